@@ -1,0 +1,53 @@
+# `make` lists the targets. Each sets up what it needs: .venv is made once, and again when the pinned versions change.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint ui serve clean
+SHELL := /bin/sh
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.thinner-installed
+
+# The first of these that is Python 3.11 or newer; `make run PYTHON=/path/to/python` chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+help: ## list the targets
+	@echo "make run      set up once, then bring every stage up to date: data to small model to report"
+	@echo "make test     set up once, then run the fast tests   (make test ARGS='-m integration' for the long ones)"
+	@echo "make ui       MLflow and Prefect in the browser, on this machine only; Ctrl-C ends both"
+	@echo "make serve    the nightly schedule: Prefect server and worker on this machine; Ctrl-C ends both"
+	@echo "make lint     ruff and mypy"
+	@echo "make setup    only the set-up"
+	@echo "make clean    remove .venv and caches; data, results and records stay"
+
+setup: $(STAMP) ## make .venv with the pinned versions
+
+run: $(STAMP) ## the whole pipeline
+	@$(BIN)/python -m flows.pipeline $(ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "not integration and not gpu")
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+ui: $(STAMP)
+	@$(BIN)/python -m flows.serve ui
+
+serve: $(STAMP)
+	@$(BIN)/python -m flows.serve serve
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage *.egg-info
+
+# The stamp is written last, so a set-up that was interrupted is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found. Install it, or name it:" \
+		"make run PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON); the libraries are large, so the first time takes some minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Could not make a virtual environment." \
+		"On Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)

@@ -1,0 +1,214 @@
+"""The `thinner` command: the Makefile's verbs, and a few more, for an activated environment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.console import console, few, print_results
+from tasks import lineage
+from tasks.environment import repository_root
+from thinner.config import load_params
+from thinner.errors import UserError
+
+app = typer.Typer(
+    name="thinner",
+    help="Make a pretrained vision model small, with proof: fine-tune, distil, prune, export, evaluate.\n\n"
+    "Run it in the repository's root. Choices are in params.yaml, the graph of stages in dvc.yaml.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+Jobs = Annotated[
+    int, typer.Option(min=1, help="How many stages may compute side by side, where the graph allows.")
+]
+
+
+def _for_people(command: Callable[..., None]) -> Callable[..., None]:
+    """What a person can mend is one message and exit code 1."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return guarded
+
+
+@app.command()
+@_for_people
+def run(jobs: Jobs = 2) -> None:
+    """Bring every stage up to date. Nothing to do takes seconds and trains nothing."""
+    from flows import pipeline
+
+    raise typer.Exit(pipeline.run(None, jobs))
+
+
+@app.command()
+@_for_people
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, for example distill.")], jobs: Jobs = 2
+) -> None:
+    """Bring one stage, and what it needs, up to date."""
+    from flows import pipeline
+
+    raise typer.Exit(pipeline.run([name], jobs))
+
+
+@app.command()
+@_for_people
+def status() -> None:
+    """Say of each stage whether it is up to date, and if not, why."""
+    root = repository_root()
+    load_params()
+    nodes = lineage.graph(root)
+    why = {node.name: lineage.reasons(root, node.name) for node in nodes}
+    stale: set[str] = set()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "state", "why"):
+        table.add_column(heading)
+    for node in nodes:
+        if why[node.name]:
+            stale.add(node.name)
+            table.add_row(node.name, "out of date", few(why[node.name]))
+        elif after := sorted(stale.intersection(node.upstream)):
+            # Its inputs have not changed yet, but will: DVC sees that only once the upstream stage has run.
+            stale.add(node.name)
+            table.add_row(node.name, "out of date", f"follows {', '.join(after)}")
+        else:
+            table.add_row(node.name, "up to date", "")
+    console.print(table)
+
+
+@app.command()
+@_for_people
+def report() -> None:
+    """Show the last results as a table, and where the whole report is."""
+    root = repository_root()
+    if not (root / "reports" / "metrics.json").is_file():
+        raise UserError("there is no reports/metrics.json yet. Make it: thinner run")
+    print_results(root)
+
+
+@app.command()
+@_for_people
+def ui() -> None:
+    """MLflow and Prefect in the browser, on this machine only; Ctrl-C ends both."""
+    from flows import serve as servers
+
+    raise typer.Exit(servers.ui())
+
+
+@app.command()
+@_for_people
+def serve() -> None:
+    """Run the nightly schedule of prefect.yaml: server and worker on this machine; Ctrl-C ends both."""
+    from flows import serve as servers
+
+    raise typer.Exit(servers.serve())
+
+
+@app.command()
+@_for_people
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    candidate: Annotated[
+        str,
+        typer.Option(
+            help="A network that the pipeline made: finetune, scratch, distill, prune, prune_onnx, ..."
+        ),
+    ] = "prune",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per picture instead of a table.")
+    ] = False,
+) -> None:
+    """Name the class of pictures with one of the candidates. Confidence is the softmax probability,
+    uncalibrated."""
+    root = repository_root()
+    files = find_pictures(images)
+    folder = candidate_folder(root, candidate)
+    from PIL import Image
+
+    from thinner import store
+    from thinner.predict import predict as name_classes
+
+    data = load_params().data
+    arrays = []
+    for path in files:
+        try:
+            arrays.append(
+                store.decode(lambda path=path: Image.open(path), data.image_size, data.channels, data.fit)
+            )
+        except store.UnreadableError as error:
+            raise UserError(f"{path}: cannot be read as a picture: {error}") from error
+    found = list(zip(files, name_classes(folder, arrays), strict=True))
+    if as_json:
+        for path, prediction in found:
+            print(
+                json.dumps(
+                    {"image": str(path), "label": prediction.label, "confidence": prediction.confidence}
+                )
+            )
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("picture")
+    table.add_column("class")
+    table.add_column("confidence", justify="right")
+    for path, prediction in found:
+        table.add_row(str(path), prediction.label, f"{prediction.confidence:.1%}")
+    console.print(table)
+
+
+def find_pictures(paths: list[Path]) -> list[Path]:
+    """The files named, and all pictures in the folders named, sorted.
+
+    Raises:
+        UserError: a path does not exist, or a folder has no pictures.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+            if not inside:
+                raise UserError(f"{path}: no pictures in this folder ({', '.join(sorted(PICTURES))})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    return found
+
+
+def candidate_folder(root: Path, name: str) -> Path:
+    """Where the candidate lies: data/NAME, or data/export/NAME for an export.
+
+    Raises:
+        UserError: it has not been made; names those that have.
+    """
+    made = {
+        path.parent.name: path.parent
+        for pattern in ("data/*/model.json", "data/export/*/model.json")
+        for path in sorted(root.glob(pattern))
+    }
+    if name not in made:
+        choices = f"Choose one of: {', '.join(made)}" if made else "None has been made yet: thinner run"
+        raise UserError(f"no candidate '{name}'. {choices}")
+    return made[name]
+
+
+if __name__ == "__main__":
+    app()

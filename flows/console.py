@@ -1,0 +1,169 @@
+"""What the person at the keyboard sees of a run: a line per event, a bar per running stage, a table at the
+end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from tasks.stage import bar_columns, numbers_text, progress_text
+
+QUIET = {"quiet": True}  # `extra` of a log record that Prefect keeps and the console leaves out
+LINE_SECONDS = 10.0  # how often a running stage is worth a line of a log
+
+console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=120)  # a log has no edge to wrap at
+_bars: Bars | None = None
+_rows: dict[str, Any] = {}  # stage -> the rich task that shows it
+_lines: dict[str, tuple[float, float]] = {}  # bar -> when it began, when it was last written to the log
+
+
+class _ForPeople(logging.Handler):
+    """Prefect's and the stages' log lines as `23:01:07 distill    text`; above the bars when there are
+    any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if getattr(record, "quiet", False) and _bars is not None:
+            return
+        if record.name.startswith("prefect") and record.levelno < logging.WARNING and not _is_ours(record):
+            return  # "Beginning flow run 'ruby-fox'", "Created task run", "Finished in state Completed()"
+        style = (
+            "red"
+            if record.levelno >= logging.ERROR
+            else "yellow"
+            if record.levelno >= logging.WARNING
+            else None
+        )
+        name = getattr(record, "task_run_name", "")
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        for line in message.rstrip().splitlines():
+            console.print(f"{moment} {name:<9} {line}", style=style, markup=False)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return Path(record.pathname).parent.name == "flows"
+
+
+def take_over() -> None:
+    """Send what is logged to this console instead of Prefect's, for a run that somebody started in a
+    terminal."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    root.addHandler(_ForPeople())
+
+
+def start_bars() -> None:
+    global _bars  # noqa: PLW0603 - a terminal is one
+    if console.is_terminal and _bars is None:
+        _bars = Bars(*bar_columns(), console=console, transient=True)
+        _bars.start()
+
+
+def stop_bars() -> None:
+    global _bars  # noqa: PLW0603
+    if _bars is not None:
+        _bars.stop()
+        _bars = None
+        _rows.clear()
+
+
+def stage_started(stage: str) -> None:
+    if _bars is not None:
+        _rows[stage] = _bars.add_task(stage, total=None, numbers="starting")
+
+
+def stage_ended(stage: str) -> None:
+    if _bars is not None and stage in _rows:
+        _bars.remove_task(_rows.pop(stage))
+
+
+def show_progress(event: Mapping[str, Any], logger: Any) -> None:
+    """Move the stage's bar; now and then write it to the log, for those who read that instead."""
+    stage, what = event["stage"], event["description"]
+    if _bars is not None and stage in _rows:
+        inner = "" if what == stage else f"{what}  "
+        _bars.update(
+            _rows[stage],
+            total=event["total"],
+            completed=event["done"],
+            numbers=inner + numbers_text(event["numbers"]),
+        )
+    now = time.monotonic()
+    began, written = _lines.get(what + stage, (now, now))
+    if event["last"] or now - written >= LINE_SECONDS:
+        logger.info(
+            progress_text(what, event["done"], event["total"], event["numbers"], now - began), extra=QUIET
+        )
+        written = now
+    _lines[what + stage] = (began, written)
+    if event["last"]:
+        del _lines[what + stage]
+
+
+def few(texts: Sequence[str], most: int = 4) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def print_results(root: Path) -> None:
+    """The candidates as evaluate measured them, where to look, and what to do next."""
+    path = root / "reports" / "metrics.json"
+    if path.is_file():
+        console.print(results_table(json.loads(path.read_text())))
+    report = root / "reports" / "report.html"
+    if report.is_file():
+        console.print(f"\nReport   {report.relative_to(root)}  (open it in a browser)", markup=False)
+    console.print(
+        "\nNext     make ui                      compare runs in MLflow, see this one in Prefect\n"
+        "         . .venv/bin/activate         then, for example:\n"
+        "         dvc repro                    the same pipeline without Prefect\n"
+        "         dvc metrics diff             what changed since the last commit",
+        markup=False,
+    )
+
+
+def results_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row per candidate of reports/metrics.json."""
+    # Fits into 80 columns with the longest of our names, prune_onnx_int8.
+    table = Table(
+        title="Candidates, on the test split; ms: one batch of 1 and of 64 images",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("candidate", no_wrap=True)
+    for heading in ("accuracy", "macro-F1", "params", "MACs", "file", "ms b1", "ms b64"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in metrics.items():
+        if not isinstance(row, Mapping) or "accuracy" not in row:
+            continue
+        table.add_row(
+            name,
+            _show(row, "accuracy", "{:.2%}"),
+            _show(row, "macro_f1", "{:.4f}"),
+            _show(row, "params", "{:,}"),
+            _show(row, "macs", "{:.2f} M", 1e6),
+            _show(row, "file_bytes", "{:,.0f} kB", 1e3),
+            _show(row, "latency_ms_b1", "{:.2f}"),
+            _show(row, "latency_ms_b64", "{:.2f}"),
+        )
+    return table
+
+
+def _show(row: Mapping[str, Any], key: str, form: str, unit: float = 1) -> str:
+    value = row.get(key)
+    return "-" if value is None else form.format(value if unit == 1 else value / unit)

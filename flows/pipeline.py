@@ -1,0 +1,416 @@
+"""The pipeline: DVC's graph as a Prefect flow, one task run per stage, branches side by side.
+
+For each stage the flow asks DVC whether it is up to date and, if not, has DVC run it in a process of its
+own. So the graph is written once (dvc.yaml), there is one judge of what is up to date, and `dvc repro` walks
+the same road.
+
+    python -m flows.pipeline            everything that is out of date
+    python -m flows.pipeline distill    this stage and what it needs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prefect import flow, get_run_logger, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.futures import wait
+from prefect.runtime import flow_run
+from prefect.states import Completed, Crashed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import console
+from tasks import lineage
+from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, child_environment, repository_root
+from tasks.stage import params_digest
+from tasks.tracking import is_alive
+from thinner.config import load_params
+from thinner.errors import UserError
+
+GRACE_SECONDS = 10.0  # between asking a stage to end and making it
+BUSY_RETRIES, BUSY_SECONDS = 20, 3.0  # somebody's `dvc status` takes a moment, their `dvc repro` a while
+
+# DVC's own talk around a stage's output: the flow has said it better, or it is for people without a flow.
+_TALK = (
+    "Running stage '",
+    "> python -m tasks.",
+    "Updating lock file",
+    "Generating lock file",
+    "Use `dvc push`",
+    "To track the changes with git",
+    "To enable auto staging",
+    "git add ",
+    "dvc config core.autostage",
+    "Stage '",
+    "ERROR: failed to reproduce",
+    "Data and pipelines are up to date",
+)
+
+_processes: dict[str, subprocess.Popen[str]] = {}  # stage -> the dvc that runs it now
+_guard = threading.Lock()
+_cancelled = threading.Event()
+
+
+def _is_busy(task: Any, task_run: Any, state: State) -> bool:
+    """Worth a retry: another process holds the files. A failed training fails again."""
+    return lineage.BUSY in (state.message or "")
+
+
+@flow(
+    name="thinner",
+    flow_run_name=lambda: datetime.now().strftime("pipeline %Y-%m-%d %H:%M:%S"),
+    task_runner=ThreadPoolTaskRunner(max_workers=64),  # threads only wait; `jobs` bounds what computes
+    persist_result=False,
+    validate_parameters=True,
+)
+def pipeline(stages: list[str] | None = None, jobs: int = 2) -> State:
+    """Bring the stages (all by default; else these and what they need) up to date, at most `jobs` at a
+    time."""
+    try:
+        return _conduct(stages, jobs)
+    except UserError as error:  # a state with a message, not a traceback
+        return Failed(message=str(error))
+
+
+def _conduct(stages: list[str] | None, jobs: int) -> State:
+    root = repository_root()
+    with _only_run(root):
+        _end_leftovers(root)
+        nodes = select(lineage.graph(root), stages)
+        stale = {node.name: why for node in nodes if (why := lineage.reasons(root, node.name))}
+        environment = _before_first_stage(stale) if stale else {}
+        _cancelled.clear()
+        slots = threading.BoundedSemaphore(jobs)
+        futures: dict[str, Any] = {}
+        states: dict[str, State] = {}
+        status = "KILLED"
+        console.start_bars()
+        try:
+            for node in nodes:
+                run = stage.with_options(name=node.name, task_run_name=node.name)
+                futures[node.name] = run.submit(
+                    root,
+                    node,
+                    environment,
+                    slots,
+                    wait_for=[futures[up] for up in node.upstream if up in futures],
+                )
+            wait(list(futures.values()))
+            states = {name: future.state for name, future in futures.items()}
+            status = "FINISHED" if all(state.is_completed() for state in states.values()) else "FAILED"
+        except (
+            BaseException
+        ):  # cancelled, Ctrl-C, SIGTERM: without this the stages would run on by themselves
+            kill_stages()
+            raise
+        finally:
+            console.stop_bars()
+            if PARENT in environment:
+                _close_record(root, environment[PARENT], status, states)
+    return _verdict(states)
+
+
+@task(
+    cache_policy=None,
+    persist_result=False,
+    retries=BUSY_RETRIES,
+    retry_delay_seconds=BUSY_SECONDS,
+    retry_condition_fn=_is_busy,
+)
+def stage(root: Path, node: lineage.Node, environment: dict[str, str], slots: threading.Semaphore) -> State:
+    """Ask DVC about one stage; have DVC run it if it is out of date.
+
+    Ends as `Cached` (was up to date), `Restored` (DVC had the result in its cache), `Completed`, `Failed` or
+    `TimedOut`.
+    """
+    logger = get_run_logger()
+    why = lineage.reasons(root, node.name)
+    if not why:
+        logger.info("up to date")
+        return Completed(name="Cached", message="up to date")
+    with slots:
+        if _cancelled.is_set():
+            return Failed(name="Cancelled", message="cancelled before it started")
+        logger.info("out of date: %s", console.few(why))
+        console.stage_started(node.name)
+        try:
+            return _reproduce(root, node, environment, logger)
+        finally:
+            console.stage_ended(node.name)
+
+
+def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logger: Any) -> State:
+    began = time.monotonic()
+    process = subprocess.Popen(
+        lineage.reproduce_command(node.name),
+        cwd=root,
+        env=child_environment(**environment, THINNER_PROGRESS="json", **{FLOW: _this_process()}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        # its own process group: one kill reaches dvc, its shell, the stage and its workers
+        start_new_session=True,
+    )
+    with _guard:
+        _processes[node.name] = process
+    timed_out = threading.Event()
+    timer = None
+    if node.timeout_seconds is not None:
+        # Prefect's timeout_seconds cannot interrupt a thread: DVC went on and committed while Prefect said
+        # TimedOut.
+        timer = threading.Timer(node.timeout_seconds, lambda: (timed_out.set(), kill_group(process)))
+        timer.daemon = True
+        timer.start()
+    said: list[str] = []
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            _pass_on(line.rstrip(), said, logger)
+        code = process.wait()
+    finally:
+        if timer is not None:
+            timer.cancel()
+        with _guard:
+            _processes.pop(node.name, None)
+    took = f"{time.monotonic() - began:.0f} s"
+    everything = "\n".join(said)
+    if timed_out.is_set():
+        message = f"{node.name} took longer than {node.meta['timeout_minutes']} minutes (dvc.yaml, meta)"
+        logger.error(message)
+        return Failed(name="TimedOut", message=message)
+    if code == 0:
+        restored = any(mark in everything for mark in lineage.RESTORED)
+        logger.info("restored from DVC's cache" if restored else f"done in {took}")
+        return Completed(name="Restored" if restored else "Completed", message=took)
+    if lineage.BUSY in everything:
+        raise lineage.BusyError(everything[-500:])
+    tail = [line for line in said if line and not line.startswith(_TALK)]
+    message = f"{node.name} failed after {took}: {tail[-1] if tail else f'exit code {code}'}"
+    logger.error("failed after %s. To see it alone: dvc repro --single-item %s", took, node.name)
+    return Failed(message=message)
+
+
+def _pass_on(line: str, said: list[str], logger: Any) -> None:
+    if line.startswith(PROGRESS):
+        with contextlib.suppress(json.JSONDecodeError, KeyError):
+            console.show_progress(json.loads(line.removeprefix(PROGRESS)), logger)
+        return
+    said.append(line)
+    if line.strip() and not line.strip().startswith(_TALK):
+        logger.info(line)
+
+
+def select(nodes: list[lineage.Node], names: list[str] | None) -> list[lineage.Node]:
+    """The named stages and all upstream of them, in order.
+
+    Raises:
+        UserError: dvc.yaml has no stage of that name.
+    """
+    if not names:
+        return nodes
+    by_name = {node.name: node for node in nodes}
+    wanted: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in by_name:
+            raise UserError(f"unknown stage '{name}'. Choose one of: {', '.join(by_name)}")
+        if name not in wanted:
+            wanted.add(name)
+            waiting += by_name[name].upstream
+    return [node for node in nodes if node.name in wanted]
+
+
+def _before_first_stage(stale: dict[str, list[str]]) -> dict[str, str]:
+    """Check params.yaml in depth and open MLflow's run, side by side: each takes seconds, in a process of
+    its own."""
+    load_params()
+    env = child_environment(**{FLOW: _this_process(), "THINNER_PREFECT_RUN": str(flow_run.id or "")})
+    digest = params_digest()
+
+    def start(*module: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", *module],
+            env=env,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    check = None if os.environ.get(CHECKED) == digest else start("tasks.check")
+    record = start("tasks.tracking", "open")
+    check_error = check.communicate()[1] if check else ""
+    run_id, record_error = record.communicate()
+    if check and check.returncode:
+        raise UserError(check_error.strip())
+    if record.returncode:
+        raise UserError(record_error.strip())
+    return {PARENT: run_id.split()[-1], CHECKED: digest}
+
+
+def _close_record(root: Path, run_id: str, status: str, states: dict[str, State]) -> None:
+    hashes = lineage.locked_hashes(root)
+    stages = {
+        name: {"state": state.name or "", "hash": hashes.get(name, "") if state.is_completed() else ""}
+        for name, state in states.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.tracking", "close", run_id, status],
+        env=child_environment(),
+        input=json.dumps(stages),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:  # what was computed stands; only its summary in MLflow is missing
+        get_run_logger().warning(
+            "MLflow's run of this pipeline was not closed: %s", done.stderr.strip()[-300:]
+        )
+
+
+def _verdict(states: dict[str, State]) -> State:
+    """The flow's own state. Names what failed and what therefore did not run."""
+    failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
+    waiting = [name for name, state in states.items() if not state.is_completed() and name not in failed]
+    if failed:
+        first = states[failed[0]].message or failed[0]
+        return Failed(message=first + (f". Not run: {', '.join(waiting)}" if waiting else ""))
+    done = [name for name, state in states.items() if state.name != "Cached"]
+    if not done:
+        return Completed(name="Cached", message="every stage is up to date")
+    return Completed(message=f"ran: {', '.join(done)}")
+
+
+# --- processes ---
+
+
+def kill_stages() -> None:
+    """End every running stage, with all that it started, and wait until they are gone."""
+    _cancelled.set()
+    with _guard:
+        running = list(_processes.values())
+    killers = [threading.Thread(target=kill_group, args=(process,)) for process in running]
+    for killer in killers:
+        killer.start()
+    for killer in killers:
+        killer.join()
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGTERM to the process's group, so that a stage can tidy up; SIGKILL to whatever is left after a grace
+    period."""
+    give_up = time.monotonic() + GRACE_SECONDS
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            while number == signal.SIGTERM and time.monotonic() < give_up:
+                process.poll()  # reaps dvc, which would else count as a member for ever
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+        except (ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+            return
+
+
+def _this_process() -> str:
+    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+@contextlib.contextmanager
+def _only_run(root: Path) -> Iterator[None]:
+    """One pipeline run per working copy; the kernel drops the lock when the process ends, however it ends."""
+    path = root / ".thinner" / "locks" / "pipeline.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                "another run of the pipeline is at work in this folder. "
+                "Wait for it, or stop it with Ctrl-C there"
+            ) from None
+        yield
+
+
+def _end_leftovers(root: Path) -> None:
+    """What a run killed with -9 leaves behind: its embedded Prefect server, and flow runs that seem to be
+    running."""
+    note = root / ".thinner" / "run.json"
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, KeyError, psutil.Error):
+        for pid, started in json.loads(note.read_text())["servers"]:
+            if is_alive(pid, started):
+                psutil.Process(pid).terminate()
+    servers = [
+        (child.pid, child.create_time())
+        for child in psutil.Process().children()
+        if "prefect.server.api.server:create_app" in " ".join(child.cmdline())
+    ]
+    note.write_text(json.dumps({"servers": servers}))
+    if not servers:
+        return  # a shared server: others' runs are none of our business
+    from prefect.client.schemas.filters import (
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=["thinner"])),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+            ),
+        ):
+            if str(run.id) != str(flow_run.id):
+                client.set_flow_run_state(run.id, Crashed(message="the process was killed"), force=True)
+
+
+def run(stages: list[str] | None = None, jobs: int = 2) -> int:
+    """What `make run` does: plan, flow, table. Returns the exit code."""
+    try:
+        root = repository_root()
+        load_params()  # before Prefect takes its seconds to start: a typo is told at once
+        nodes = select(lineage.graph(root), stages)
+        stale = [node.name for node in nodes if lineage.reasons(root, node.name)]
+        console.console.print(
+            f"Out of date: {', '.join(stale)}, and what follows from it"
+            if stale
+            else "Every stage is up to date",
+            markup=False,
+        )
+        console.take_over()
+        state = pipeline(stages, jobs, return_state=True)
+    except UserError as error:
+        console.console.print(str(error), style="red", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        console.console.print("Stopped. The next run goes on from the last checkpoint.", style="yellow")
+        return 130
+    if not state.is_completed():
+        console.console.print(state.message or state.name or "", style="red", markup=False)
+        return 1
+    console.print_results(root)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:] or None))

@@ -1,0 +1,30 @@
+"""distill: the student learns from the teacher's signals on every training image, labelled or not."""
+
+from tasks import learning, lessons
+from tasks.stage import Stage, run_stage
+from thinner import models, store
+
+
+def distill(stage: Stage) -> None:
+    params, plan = stage.params, stage.params.student.training
+    data = store.open_store(learning.PREPARED)
+    fabric = learning.fabric_of(params)
+    model, network = learning.new_student(params, data)
+    preprocessing = learning.preprocessing_of(params.student)
+    stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
+
+    batches = learning.batches_of(
+        stage, data, learning.training_pool(data), preprocessing, params.student.augment, plan.batch_size, fabric,
+        number_of_views=params.teach.views,
+    )
+    lesson = lessons.lesson(params, data, model.to(fabric.device), len(batches), fabric.device)
+    history = learning.learn(
+        stage, "distill", model, batches, lesson.step, plan, data, preprocessing, fabric,
+        resume=stage.resume, head=models.head_of(model)[0], extra=lesson.extra,
+    )
+    spec = learning.spec_of("distill", network, preprocessing, data, {"finetune": learning.parent("data/finetune")})
+    learning.finish(stage, model, spec, history)
+
+
+if __name__ == "__main__":
+    run_stage("distill", distill)

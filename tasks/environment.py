@@ -1,0 +1,94 @@
+"""What every process of the project has in its environment, in one place.
+
+Two things are decided here and nowhere else: no tool phones home, and a tool that keeps a folder of its own
+keeps it inside this repository. A variable that the person has set already always wins.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from thinner.errors import UserError
+
+# Between the flow and the stage programs it starts.
+PARENT = (
+    "THINNER_PARENT_RUN_ID"  # the pipeline's MLflow run; not MLFLOW_RUN_ID: stages would write into that run
+)
+FLOW = "THINNER_FLOW"  # "PID:SECONDS", the flow's process and when it started: stages end when it is gone
+CHECKED = "THINNER_CHECKED"  # SHA-256 of the params.yaml that has been checked in depth
+PROGRESS = "::progress "  # begins a line of JSON about a bar, when THINNER_PROGRESS=json
+
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+# With MLflow's defaults a call to a server that is down hangs for four minutes; with these, three seconds.
+MLFLOW_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+
+TORCH = {
+    # cuBLAS is deterministic only with a fixed workspace, and reads this once, before its first call.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    # An operator that Apple's GPU lacks runs on the CPU instead of stopping the stage.
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",
+}
+
+
+def set_environment(root: Path | None = None) -> None:
+    """Put the settings above into `os.environ`, for this process and those it starts.
+
+    `root` also keeps Prefect's database, profiles and logs in `root/.prefect`, so that neither the person's
+    other flows nor ours see each other; not when PREFECT_HOME or PREFECT_API_URL say that a server is to be
+    shared.
+    """
+    for name, value in {**TELEMETRY_OFF, **MLFLOW_PATIENCE, **TORCH}.items():
+        os.environ.setdefault(name, value)
+    if root is not None and "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
+
+
+def repository_root() -> Path:
+    """The current folder, if it is the project's root.
+
+    All paths in params.yaml and dvc.yaml are relative to it. `dvc exp run --temp` works in a copy of the
+    repository: then this is the copy, while `DVC_ROOT` names the original.
+
+    Raises:
+        UserError: the current folder has no dvc.yaml and params.yaml.
+    """
+    here = Path.cwd()
+    missing = [name for name in ("dvc.yaml", "params.yaml") if not (here / name).is_file()]
+    if missing:
+        above = next((p for p in here.parents if (p / "dvc.yaml").is_file()), None)
+        hint = f" Try: cd {above}" if above else " Go to the folder that `git clone` made."
+        raise UserError(
+            f"run this from the repository's root: {here} has no {' and no '.join(missing)}.{hint}"
+        )
+    return here
+
+
+def home_root() -> Path:
+    """The repository that the person sees: the original one, also inside `dvc exp run --temp`'s copy."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """The environment for a process we start, with this interpreter's folder first on PATH.
+
+    DVC runs a stage's `python -m tasks.NAME` in a shell: without this it would find another `python` when the
+    virtual environment has not been activated.
+    """
+    folder = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", os.defpath)
+    if path.split(os.pathsep)[0] != folder:
+        path = folder + os.pathsep + path
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}

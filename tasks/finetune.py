@@ -1,0 +1,40 @@
+"""finetune: the pretrained network, with a new head, adapted to the labelled images: the baseline and the teacher."""
+
+import torch
+
+from tasks import learning
+from tasks.stage import Stage, run_stage
+from thinner import models, store, training
+
+
+def finetune(stage: Stage) -> None:
+    params, section = stage.params, stage.params.finetune
+    data = store.open_store(learning.PREPARED)
+    fabric = learning.fabric_of(params)
+    network = learning.network_of(section, len(data.classes))
+    preprocessing = learning.preprocessing_of(section)
+
+    torch.manual_seed(params.run.seed)
+    model = models.create(network)
+    source = models.load_pretrained(model, network, section.weights)
+    frozen = models.freeze(model, section.freeze)
+    stage.say(f"finetune: {section.network}, weights {source}, {len(frozen)} frozen parts")
+    stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
+
+    batches = learning.batches_of(
+        stage, data, data.splits["labelled"], preprocessing, section.augment, section.training.batch_size, fabric
+    )
+    plan = section.training
+    mixed = lambda batch, number: training.mix(  # noqa: E731
+        batch, mixup=plan.mixup, cutmix=plan.cutmix, classes=len(data.classes), seed=params.run.seed, step=number
+    )
+    history = learning.learn(
+        stage, "finetune", model, batches, training.supervised_step(plan.label_smoothing, mixed), plan, data,
+        preprocessing, fabric, resume=stage.resume, head=models.head_of(model)[0],
+    )
+    spec = learning.spec_of("finetune", network, preprocessing, data, {"weights": source})
+    learning.finish(stage, model, spec, history)
+
+
+if __name__ == "__main__":
+    run_stage("finetune", finetune)

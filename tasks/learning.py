@@ -1,0 +1,193 @@
+"""What the four training stages share: params.yaml's words turned into thinner's plain arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from tasks.stage import Stage
+from thinner import checkpoint, models, store, training, views
+from thinner.config import Augmentation, Network, Params, Training, steps_of
+
+PREPARED = "data/prepared"
+
+
+def network_of(section: Network, classes: int) -> dict[str, Any]:
+    """The entry ``network`` of a checkpoint's spec."""
+    network: dict[str, Any] = {"name": section.network, "classes": classes, "channels": section.channels}
+    if section.width is not None:
+        network |= {"width": section.width, "stem_stride": section.stem_stride}
+    return network
+
+
+def preprocessing_of(section: Network) -> dict[str, Any]:
+    return {
+        "image_size": section.image_size,
+        "channels": section.channels,
+        "mean": list(section.mean),
+        "std": list(section.std),
+    }
+
+
+def policy_of(augment: Augmentation) -> views.Policy:
+    return views.Policy(**augment.model_dump())
+
+
+def spec_of(
+    stage: str, network: dict[str, Any], preprocessing: dict[str, Any], data: store.Store, parents: dict[str, str]
+) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "network": network,
+        "classes": list(data.classes),
+        "preprocessing": preprocessing,
+        "parents": parents,
+        "data_sha256": data.sha256,
+    }
+
+
+def batches_of(
+    stage: Stage,
+    data: store.Store,
+    pool: npt.NDArray[np.int64],
+    preprocessing: dict[str, Any],
+    augment: Augmentation,
+    batch_size: int,
+    fabric: Any,
+    number_of_views: int | None = None,
+) -> training.Batches:
+    run = stage.params.run
+    return training.Batches(
+        images=data.images,
+        labels=data.labels,
+        pool=pool,
+        batch_size=batch_size,
+        seed=run.seed,
+        size=preprocessing["image_size"],
+        mean=tuple(preprocessing["mean"]),
+        std=tuple(preprocessing["std"]),
+        policy=policy_of(augment),
+        views=number_of_views,
+        device=fabric.device,
+        channels_last=run.channels_last,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+
+
+def fabric_of(params: Params) -> Any:
+    return training.make_fabric(params.run.device, params.run.devices, params.run.precision)
+
+
+def learn(
+    stage: Stage,
+    name: str,
+    model: nn.Module,
+    batches: training.Batches,
+    step: Callable[[nn.Module, training.Batch, int], dict[str, Tensor]],
+    plan: Training,
+    data: store.Store,
+    preprocessing: dict[str, Any],
+    fabric: Any,
+    *,
+    resume: Path,
+    record_prefix: str = "",
+    head: str = "",
+    extra: nn.Module | None = None,
+) -> list[training.Row]:
+    """Train as ``plan`` says, shown and recorded; returns the rows of the learning curve."""
+    run = stage.params.run
+    steps, validate_every = steps_of(plan, len(batches.pool))
+    if run.channels_last:
+        model.to(memory_format=torch.channels_last)
+    with stage.progress(name, steps) as bar:
+
+        def on_validation(row: training.Row) -> None:
+            stage.record.metrics(
+                {record_prefix + _metric(key): value for key, value in row.items() if key != "step"}, step=int(row["step"])
+            )
+
+        history = training.fit(
+            model,
+            batches,
+            step,
+            steps=steps,
+            validate_every=validate_every,
+            optimizer=training.make_optimizer(
+                model, plan.optimizer, lr=plan.lr, weight_decay=plan.weight_decay, head=head, head_lr=plan.head_lr,
+                extra=extra,
+            ),
+            factor=lambda number: training.learning_rate_factor(plan.schedule, number, steps, plan.warmup),
+            validate=training.validation(
+                data.images, data.labels, data.splits["validation"], preprocessing, device=fabric.device
+            ),
+            fabric=fabric,
+            seed=run.seed,
+            clip_norm=plan.clip_norm,
+            ema=plan.ema,
+            patience=plan.patience,
+            compiled=run.compile,
+            extra=extra,
+            resume=resume,
+            on_step=lambda number, row: bar.update(number, **row),
+            on_validation=on_validation,
+        )
+    return history
+
+
+def _metric(key: str) -> str:
+    """``val/accuracy``, ``train/loss``: the same names and steps in every run, so that MLflow lays curves over another."""
+    return f"val/{key.removeprefix('val_')}" if key.startswith("val_") else f"train/{key}"
+
+
+def best_of(history: list[training.Row]) -> training.Row:
+    return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+
+
+def write_history(stage: Stage, path: str, history: list[training.Row]) -> None:
+    with stage.output(path) as temporary:
+        pd.DataFrame(history).astype({"step": int}).to_csv(temporary, index=False)
+    stage.record.artifact(path)
+
+
+def finish(
+    stage: Stage, model: nn.Module, spec: dict[str, Any], history: list[training.Row]
+) -> None:
+    """Write the stage's checkpoint and learning curve, record both, and say what came out."""
+    folder = f"data/{stage.name}"
+    with stage.output(folder) as temporary:
+        checkpoint.save(temporary, model, spec)
+    write_history(stage, f"reports/{stage.name}/history.csv", history)
+    best = best_of(history)
+    stage.record.metrics({"val/best_accuracy": best["val_accuracy"]})
+    stage.record.artifact(f"{folder}/{checkpoint.WEIGHTS}", "checkpoint")
+    stage.record.artifact(f"{folder}/{checkpoint.SPEC}", "checkpoint")
+    stage.say(
+        f"{stage.name}: best validation accuracy {best['val_accuracy']:.2%} at step {int(best['step'])}; weights in {folder}"
+    )
+
+
+def training_pool(data: store.Store) -> npt.NDArray[np.int64]:
+    """Every image that a student may see: labelled and unlabelled, sorted."""
+    return np.sort(np.concatenate([data.splits["labelled"], data.splits["unlabelled"]]))
+
+
+def new_student(params: Params, data: store.Store) -> tuple[nn.Module, dict[str, Any]]:
+    """The student's network as it starts, the same for scratch and distill."""
+    network = network_of(params.student, len(data.classes))
+    torch.manual_seed(params.run.seed)
+    model = models.create(network)
+    models.load_pretrained(model, network, params.student.weights)
+    return model, network
+
+
+def parent(folder: str) -> str:
+    """SHA-256 of the weights of the checkpoint in ``folder``."""
+    return checkpoint.file_sha256(Path(folder) / checkpoint.WEIGHTS)

@@ -1,0 +1,203 @@
+"""The only file that talks to DVC: the graph, what is up to date and why not, and what a stage reads.
+
+DVC owns these answers. Nothing here caches them or keeps a second ledger. DVC *runs* a stage only as a
+process of its own (`reproduce_command`): its locks know process ids, so two threads of one process would run
+a stage twice.
+
+`root` is always the current folder as well, because DVC reads the names of stages relative to that.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from thinner.errors import UserError
+
+# Repo objects are cheap (10 ms), but their lock is per process: two of our threads must take turns.
+_turn = threading.Lock()
+
+BUSY = "is busy"  # in the message of DVC's LockError when another process works on the same paths
+
+# What DVC prints when it fetched a stage's results from its run-cache instead of running the command.
+RESTORED = ("is cached - skipping run", "didn't change, skipping")
+
+
+class BusyError(UserError):
+    """Another process works on the same files; it is worth trying again a little later."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of dvc.yaml."""
+
+    name: str
+    upstream: tuple[str, ...]
+    command: str
+    outs: tuple[str, ...]
+    meta: Mapping[str, Any]
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """`meta: {timeout_minutes: N}` in dvc.yaml; None means that the stage may take as long as it
+        likes."""
+        minutes = self.meta.get("timeout_minutes")
+        return None if minutes is None else 60 * float(minutes)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage reads, hashed by DVC (files through its state database, so unchanged ones are not read
+    again)."""
+
+    hash: str  # the key of DVC's run-cache: command, dependencies, parameters, names of the outs
+    deps: Mapping[str, str]  # path -> md5
+    params: Mapping[str, Any]  # "prune.ratio" -> value
+    outs: tuple[str, ...]
+    upstream: Mapping[str, str]  # stage -> the hash of its inputs when it last ran
+
+    def changes(self, later: Inputs) -> list[str]:
+        """The paths and parameters that differ, by name."""
+        before, after = {**self.deps, **self.params}, {**later.deps, **later.params}
+        return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def graph(root: Path) -> list[Node]:
+    """All stages of dvc.yaml, each after its upstream ones; ties in the order of dvc.yaml."""
+    with _repo(root) as repo, repo.lock:
+        dag = repo.index.graph
+        stages = [stage for stage in repo.index.stages if stage.cmd]
+        nodes = {
+            stage.addressing: Node(
+                name=stage.addressing,
+                upstream=tuple(sorted(up.addressing for up in dag.successors(stage) if up.cmd)),
+                command=str(stage.cmd),
+                outs=tuple(out.def_path for out in stage.outs),
+                meta=dict(stage.meta or {}),
+            )
+            for stage in stages
+        }
+    ordered: dict[str, Node] = {}
+
+    def visit(name: str) -> None:
+        for upstream in nodes[name].upstream:
+            visit(upstream)
+        ordered.setdefault(name, nodes[name])
+
+    for name in nodes:
+        visit(name)
+    return list(ordered.values())
+
+
+def reasons(root: Path, name: str) -> list[str]:
+    """Why the stage is out of date, one short phrase each; empty when it is up to date."""
+    with _repo(root) as repo:
+        status = repo.status(name)
+    if status and name not in locked_hashes(root):
+        return ["has not run yet"]  # DVC would list every file as modified
+    found: list[str] = []
+    for entry in status.get(name, []):
+        if isinstance(entry, str):  # "changed command", "always changed"
+            found.append(entry)
+            continue
+        for kind, paths in entry.items():
+            for path, change in paths.items():
+                if isinstance(change, dict):  # {"params.yaml": {"prune.ratio": "modified"}}
+                    found += [f"{key} {what}" for key, what in change.items()]
+                else:
+                    found.append(f"{path} {change}" + (" (output)" if kind == "changed outs" else ""))
+    return found
+
+
+def reproduce_command(name: str) -> list[str]:
+    """The command that has DVC run (or restore) this one stage, whose upstream stages are up to date."""
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+
+
+def inputs(root: Path, name: str) -> Inputs:
+    """Hash what the stage reads as it is now. Takes no lock of DVC's: `dvc repro` holds some while the stage
+    runs.
+
+    Raises:
+        UserError: dvc.yaml has no such stage, or something that the stage reads is missing.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.stage.cache import _get_stage_hash
+
+    with _repo(root) as repo:
+        try:
+            stage = repo.stage.load_one(name=name)
+            for dep in stage.deps:
+                dep.save()  # "save" into the object that we throw away: dvc.lock is not written
+        except DvcException as error:
+            raise UserError(f"{name}: {error}. To make what is missing: dvc repro {name}") from error
+        params: dict[str, Any] = {}
+        deps: dict[str, str] = {}
+        for dep in stage.deps:
+            value = dep.hash_info.value
+            if isinstance(value, dict):
+                params.update(value)
+            else:
+                deps[dep.def_path] = str(value)
+        dag = repo.index.graph
+        here = next(node for node in dag if node.addressing == name)
+        upstream = [up.addressing for up in dag.successors(here) if up.cmd]
+        digest = _get_stage_hash(stage)
+    locked = locked_hashes(root)
+    return Inputs(
+        hash=digest,
+        deps=deps,
+        params=params,
+        outs=tuple(out.def_path for out in stage.outs),
+        upstream={up: locked[up] for up in upstream if up in locked},
+    )
+
+
+def locked_hashes(root: Path) -> dict[str, str]:
+    """For each stage of dvc.lock, the `Inputs.hash` that it had when it ran."""
+    from dvc.stage.cache import _get_cache_hash
+
+    path = root / "dvc.lock"
+    for attempt in range(5):
+        try:
+            entries = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
+            break
+        except FileNotFoundError:
+            return {}
+        except (yaml.YAMLError, AttributeError):
+            # DVC rewrites the file in place; a reader beside it can see half of it, for milliseconds.
+            if attempt == 4:
+                raise UserError(
+                    f"{path} cannot be read: it is not YAML. To make it anew: dvc repro"
+                ) from None
+            time.sleep(0.1)
+    return {name: _get_cache_hash(copy.deepcopy(entry), key=True) for name, entry in entries.items()}
+
+
+@contextmanager
+def _repo(root: Path) -> Iterator[Any]:
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        # The root is named outright: inside `dvc exp run --temp` DVC_ROOT points at another repository.
+        with _turn, Repo(str(root), _wait_for_lock=True) as repo:
+            yield repo
+    except NotDvcRepoError as error:
+        raise UserError(f"{root} is not under DVC: dvc init makes it so") from error
+    except LockError as error:
+        if BUSY in str(error):
+            raise BusyError(f"DVC: {error}") from error
+        raise UserError(f"DVC: {error}") from error
+    except DvcException as error:
+        raise UserError(f"DVC: {error}") from error

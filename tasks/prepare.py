@@ -1,0 +1,61 @@
+"""prepare: the images of `data.source`, decoded, split and checked -> data/prepared, reports/prepare.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tasks.stage import Stage, run_stage, thread_count
+from thinner.sources import list_source
+from thinner.store import SPLITS, open_store, write_store
+
+
+def prepare(stage: Stage) -> None:
+    run, data = stage.params.run, stage.params.data
+    listing = list_source(data.source, data.root, stage.say)
+    stage.say(f"{len(listing)} images of {len(listing.classes)} classes: {listing.origin}")
+    choices = data.model_dump(exclude={"root"})
+    with stage.output("data/prepared") as folder:
+        with stage.progress("prepare", total=len(listing)) as bar:
+            report = write_store(
+                folder, listing, **choices,
+                seed=run.seed, workers=thread_count(run.threads), progress=bar.update,
+            )  # fmt: skip
+        with stage.output("reports/prepare.json") as file:
+            file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for line in warnings(report):
+        stage.say(line)
+    store = open_store("data/prepared")
+    counts = {name: len(store.splits[name]) for name in SPLITS}
+    stage.record.dataset(data.source, store.sha256, "data/prepared", counts)
+    stage.record.tags({"data_origin": listing.origin})
+    stage.record.metrics(
+        {
+            **{f"images_{name}": float(count) for name, count in report["images"].items()},
+            **{f"{key}_count": float(report[key]["count"]) for key in ("unreadable", "duplicates")},
+        }
+    )
+    stage.record.artifact("reports/prepare.json")
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """A line for each thing that a person should look at."""
+
+    def some(part: dict[str, Any]) -> str:
+        return ", ".join(list(part["files"])[:5])
+
+    images, leaks = report["images"], report["leakage"]["count"]
+    seen = leaks["labelled_test"] + leaks["unlabelled_test"]
+    found = [
+        (report["unreadable"]["count"], f"could not be read: {some(report['unreadable'])}"),
+        (report["ignored"]["count"], f"files are of a kind we do not read: {some(report['ignored'])}"),
+        (report["duplicates"]["count"], "images have an identical twin"),
+        (report["duplicates"]["with_other_label"], "groups of identical images carry different labels"),
+        (seen, "test images have an identical twin among the training images: the test flatters"),
+        (images["unused"], "images are in no split"),
+    ]
+    return [f"note: {count} {text} (reports/prepare.json)" for count, text in found if count]
+
+
+if __name__ == "__main__":
+    run_stage("prepare", prepare)

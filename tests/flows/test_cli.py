@@ -1,0 +1,137 @@
+"""flows/cli.py: the `thinner` command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from flows import cli, console, serve
+from tests.toy import PROJECT
+from thinner.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
+
+runner = CliRunner()
+VERBS = ("run", "stage", "status", "report", "ui", "serve", "predict")
+
+
+def test_help_names_every_verb_and_each_explains_itself() -> None:
+    text = runner.invoke(cli.app, ["--help"]).output
+    for verb in VERBS:
+        assert verb in text
+        own = runner.invoke(cli.app, [verb, "--help"])
+        assert own.exit_code == 0
+        assert f"thinner {verb}" in own.output or f"{verb} [OPTIONS]" in own.output
+
+
+def test_help_starts_without_torch_mlflow_or_prefect() -> None:
+    script = (
+        "import sys\nimport flows.cli\n"
+        "print(sorted({'torch', 'mlflow', 'prefect', 'dvc'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], text=True, capture_output=True, check=True, cwd=PROJECT
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", ["status", "report", "ui", "serve", "run"])
+def test_outside_of_the_repository_each_verb_says_where_to_go(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = runner.invoke(cli.app, [verb])
+    assert done.exit_code != 0
+    assert "root" in done.output
+
+
+def test_status_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  first: {cmd: echo 1 > a, outs: [a]}\n  second: {cmd: cp a b, deps: [a], outs: [b]}\n"
+    )
+    for command in (["init", "--no-scm", "--quiet"], ["repro", "--quiet"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    rows = {line.split()[0]: line for line in runner.invoke(cli.app, ["status"]).output.splitlines()}
+    assert "up to date" in rows["first"]
+    assert "up to date" in rows["second"]
+    (tmp_path / "a").unlink()
+    rows = {line.split()[0]: line for line in runner.invoke(cli.app, ["status"]).output.splitlines()}
+    assert "a deleted" in rows["first"]
+    assert "out of date" in rows["second"]
+
+
+def test_report_says_what_to_do_when_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    done = runner.invoke(cli.app, ["report"])
+    assert done.exit_code == 1
+    assert "thinner run" in done.output
+
+
+def test_results_table_has_a_row_per_candidate_in_the_units_of_its_headings() -> None:
+    table = console.results_table(
+        {
+            "prune_onnx_int8": {
+                "accuracy": 0.8841,
+                "macro_f1": 0.884,
+                "params": 3_384_000,
+                "macs": 30_000_000,
+                "file_bytes": 13_600_000,
+                "latency_ms_b1": 5.25,
+                "latency_ms_b64": None,
+            },
+            "note": {"not": "a candidate"},
+        }
+    )
+    page = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    page.print(table)
+    text = page.export_text()
+    for cell in ("prune_onnx_int8", "88.41%", "0.8840", "3,384,000", "30.00 M", "13,600 kB", "5.25"):
+        assert cell in text
+    assert "note" not in text
+    page.file.close()
+
+
+def test_few_names_the_first_and_counts_the_rest() -> None:
+    assert console.few(["a", "b"]) == "a, b"
+    assert console.few(list("abcdef"), most=2) == "a, b and 4 more"
+
+
+def test_pictures_are_found_in_folders_and_named_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.PNG", "a.jpg", "notes.txt", "sub/c.webp"):
+        (tmp_path / name).touch()
+    assert [p.name for p in cli.find_pictures([tmp_path])] == ["a.jpg", "b.PNG", "c.webp"]
+    assert cli.find_pictures([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]
+    with pytest.raises(UserError, match="no such file or folder"):
+        cli.find_pictures([tmp_path / "missing"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no pictures"):
+        cli.find_pictures([tmp_path / "empty"])
+
+
+def test_an_unknown_candidate_names_those_that_were_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="None has been made yet"):
+        cli.candidate_folder(tmp_path, "prune")
+    for folder in ("data/prune", "data/export/prune_onnx"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.json").write_text(json.dumps({}))
+    assert cli.candidate_folder(tmp_path, "prune_onnx") == tmp_path / "data/export/prune_onnx"
+    with pytest.raises(UserError, match=r"no candidate 'pruned'\. Choose one of: prune, prune_onnx"):
+        cli.candidate_folder(tmp_path, "pruned")
+
+
+def test_a_server_that_has_gone_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / ".thinner").mkdir()
+    assert serve.running_server(tmp_path) is None
+    (tmp_path / ".thinner/prefect-server.json").write_text(
+        json.dumps({"url": "http://x", "pid": 1, "started": 0})
+    )
+    assert serve.running_server(tmp_path) is None

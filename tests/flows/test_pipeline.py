@@ -1,0 +1,355 @@
+"""flows/pipeline.py: the joining of Prefect, DVC and MLflow, on a small repository with real stages
+(tests/toy.py)."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.states import Completed, Failed, Pending
+
+from flows import pipeline
+from tasks.lineage import Node
+from tests.toy import PROJECT, Toy, eventually
+from thinner.errors import UserError
+
+STAGES = ["prepare", "finetune", "scratch", "distill"]
+
+
+def _node(name: str, *upstream: str) -> Node:
+    return Node(name, upstream, "true", (), {})
+
+
+NODES = [_node("a"), _node("b", "a"), _node("c", "a"), _node("d", "b", "c")]
+
+
+def test_select_takes_what_a_stage_needs_and_keeps_the_order() -> None:
+    assert [node.name for node in pipeline.select(NODES, None)] == ["a", "b", "c", "d"]
+    assert [node.name for node in pipeline.select(NODES, ["c"])] == ["a", "c"]
+
+
+def test_select_names_the_choices() -> None:
+    with pytest.raises(UserError, match=r"unknown stage 'e'\. Choose one of: a, b, c, d"):
+        pipeline.select(NODES, ["e"])
+
+
+def test_verdict_of_nothing_to_do() -> None:
+    state = pipeline._verdict({"a": Completed(name="Cached"), "b": Completed(name="Cached")})
+    assert (state.is_completed(), state.name) == (True, "Cached")
+
+
+def test_verdict_names_what_failed_and_what_did_not_run() -> None:
+    state = pipeline._verdict(
+        {
+            "a": Completed(),
+            "b": Failed(message="b failed after 3 s: no images"),
+            "d": Pending(name="NotReady"),
+        }
+    )
+    assert state.is_failed()
+    assert state.message == "b failed after 3 s: no images. Not run: d"
+
+
+@pytest.mark.parametrize(
+    ("message", "worth"), [("x Busy: 'data/a' is busy, it is being blocked", True), ("b failed", False)]
+)
+def test_only_a_busy_workspace_is_worth_a_retry(message: str, worth: bool) -> None:
+    assert pipeline._is_busy(None, None, Failed(message=message)) is worth
+
+
+class _Log:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, message: str, *args: Any, **_: Any) -> None:
+        self.lines.append(message % args if args else message)
+
+
+def test_dvcs_own_talk_is_left_out_of_the_log() -> None:
+    log, said = _Log(), []
+    for line in (
+        "Running stage 'distill':",
+        "> python -m tasks.distill",
+        "epoch 1",
+        "",
+        "Updating lock file 'dvc.lock'",
+        '::progress {"stage": "distill", "description": "x", "done": 1, "total": 1, '
+        '"numbers": {}, "last": true}',
+        "\tgit add dvc.lock",
+        "Use `dvc push` to send your updates to remote storage.",
+    ):
+        pipeline._pass_on(line, said, log)
+    assert log.lines == ["epoch 1", "x  100%"]
+
+
+def test_kill_group_ends_children_and_grandchildren(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        ["sh", "-c", "sh -c 'sleep 60 & echo $! > pid; wait'; true"],
+        cwd=tmp_path,
+        text=True,
+        start_new_session=True,
+    )
+    eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    pipeline.kill_group(process)
+    grandchild = int((tmp_path / "pid").read_text())
+    eventually(lambda: not _alive(grandchild), 10)
+    assert process.wait(5) != 0
+
+
+def test_kill_group_does_not_wait_for_the_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "GRACE_SECONDS", 0.3)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import signal, time; signal.signal(15, signal.SIG_IGN)\n"
+            "print('deaf', flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process.stdout as out:
+        assert out.readline() == "deaf\n"
+        pipeline.kill_group(process)
+        assert process.wait(5) == -signal.SIGKILL
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path("/proc").exists() else True
+
+
+# --- with everything real ---
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """The toy after its first pipeline run."""
+    toy = Toy(tmp_path_factory.mktemp("pipeline") / "toy")
+    done = toy.pipeline()
+    assert sorted(toy.ran()) == sorted(STAGES), done.stdout
+    return toy
+
+
+@pytest.fixture
+def toy(made: Toy, tmp_path: Path) -> Toy:
+    copy = object.__new__(Toy)
+    copy.root = Path(shutil.copytree(made.root, tmp_path / "toy", symlinks=True))
+    copy.env = made.env | {
+        "PREFECT_HOME": str(copy.root / ".prefect"),
+        "DVC_SITE_CACHE_DIR": str(tmp_path / "site-cache"),
+    }
+    return copy
+
+
+def _runs(toy: Toy) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{toy.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("thinner")
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
+
+
+@pytest.mark.integration
+def test_dvc_agrees_that_everything_is_up_to_date(toy: Toy) -> None:
+    assert "up to date" in toy.run("dvc", "status").stdout
+    toy.run("dvc", "repro")
+    assert toy.ran() == []
+
+
+@pytest.mark.integration
+def test_second_run_does_nothing_records_nothing_and_imports_neither_torch_nor_mlflow(toy: Toy) -> None:
+    before = len(_runs(toy))
+    script = (
+        "import sys\nfrom flows import pipeline\ncode = pipeline.run()\n"
+        "print('HEAVY', sorted({'torch', 'mlflow', 'torchvision', 'timm'} & set(sys.modules)))\n"
+        "sys.exit(code)"
+    )
+    done = toy.run(sys.executable, "-c", script)
+    assert toy.ran() == []
+    assert "HEAVY []" in done.stdout
+    assert "Every stage is up to date" in done.stdout
+    assert len(_runs(toy)) == before
+
+
+@pytest.mark.integration
+def test_flow_finds_up_to_date_what_dvc_repro_ran(toy: Toy) -> None:
+    toy.change_param("temperature: ", "temperature: 1")
+    toy.run("dvc", "repro")
+    assert toy.ran() == ["distill"]
+    assert "Every stage is up to date" in toy.pipeline().stdout
+    assert toy.ran() == []
+    newest = _runs(toy)[0]  # what DVC ran by itself is recorded, without a parent
+    assert newest.data.tags["stage"] == "distill"
+    assert "mlflow.parentRunId" not in newest.data.tags
+
+
+@pytest.mark.integration
+def test_a_changed_parameter_runs_what_follows_and_changing_it_back_restores(toy: Toy) -> None:
+    before = (toy.root / "data/distill/model.json").read_text()
+    toy.change_param("temperature: ", "temperature: 1")
+    toy.pipeline()
+    assert toy.ran() == ["distill"]
+    assert (toy.root / "data/distill/model.json").read_text() != before
+    toy.change_param("temperature: 1", "temperature: ")
+    done = toy.pipeline()
+    assert toy.ran() == []
+    assert "restored from DVC's cache" in done.stdout
+    assert (toy.root / "data/distill/model.json").read_text() == before
+
+
+@pytest.mark.integration
+def test_record_links_stages_to_the_runs_that_made_them(toy: Toy) -> None:
+    toy.change_param("temperature: ", "temperature: 1")
+    toy.pipeline()
+    runs = _runs(toy)
+    parent = next(run for run in runs if run.data.tags["stage"] == "pipeline")
+    by_id = {run.info.run_id: run for run in runs}
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert [run.info.run_name for run in children] == ["distill"]
+    linked = {name: by_id[parent.data.tags[f"stage.{name}"]] for name in STAGES}
+    assert {name: run.data.tags["stage"] for name, run in linked.items()} == {name: name for name in STAGES}
+    assert linked["distill"] is by_id[children[0].info.run_id]
+    assert linked["distill"].data.tags["upstream.finetune"] == linked["finetune"].info.run_id
+    assert all(run.info.status == "FINISHED" for run in runs)
+    assert linked["distill"].data.metrics["loss"] == pytest.approx(0.2)
+    assert "| finetune | Cached |" in parent.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.integration
+def test_a_failure_is_told_once_and_what_follows_does_not_run(toy: Toy) -> None:
+    (toy.root / "raw/one.txt").write_text("two")
+    done = toy.pipeline(check=False, TOY_FAIL="finetune")
+    assert done.returncode == 1
+    assert "finetune: asked to fail. Not run: distill" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert sorted(toy.ran()) == ["finetune", "prepare", "scratch"]  # the other branch goes on
+    statuses = {run.info.run_name.split()[0]: run.info.status for run in reversed(_runs(toy))}
+    assert statuses["finetune"] == statuses["pipeline"] == "FAILED"
+    toy.pipeline()
+    assert toy.ran() == ["finetune", "distill"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_cancelling_the_flow_ends_the_stage(toy: Toy, number: signal.Signals) -> None:
+    process = _start_slow(toy)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert toy.stage_processes() == []
+    assert not (toy.root / "data/distill").exists()
+    assert not (toy.root / "data/.partial-distill").exists(), output
+    assert [run.info.status for run in _runs(toy)[:2]] == ["KILLED", "KILLED"]
+    toy.ran()
+    toy.pipeline()
+    assert toy.ran() == ["distill"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("victim", ["flow", "dvc", "stage"])
+def test_after_kill_9_of_anything_the_next_run_just_works(toy: Toy, victim: str) -> None:
+    process = _start_slow(toy)
+    (stage,) = toy.stage_processes()
+    dvc = next(parent for parent in stage.parents() if "dvc" in parent.cmdline())
+    os.kill({"flow": process.pid, "dvc": dvc.pid, "stage": stage.pid}[victim], signal.SIGKILL)
+    eventually(lambda: toy.stage_processes() == [], 20)
+    process.communicate(timeout=60)
+    toy.ran()
+    done = toy.pipeline()
+    assert toy.ran() == ["distill"], done.stdout
+    assert "up to date" in toy.run("dvc", "status").stdout
+    assert all(run.info.status != "RUNNING" for run in _runs(toy))
+
+
+@pytest.mark.integration
+def test_a_second_run_at_the_same_time_is_told_so(toy: Toy) -> None:
+    process = _start_slow(toy)
+    try:
+        done = toy.pipeline(check=False)
+        assert done.returncode != 0
+        assert "another run of the pipeline is at work" in done.stdout
+    finally:
+        os.kill(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+@pytest.mark.integration
+def test_a_stage_that_takes_too_long_is_ended_and_dvc_records_nothing(toy: Toy) -> None:
+    graph = toy.graph()
+    graph["stages"]["distill"]["meta"] = {"timeout_minutes": 0.3}
+    toy.write_graph(graph)
+    toy.change_param("temperature: ", "temperature: 1")
+    done = toy.pipeline(check=False, TOY_SLOW="distill:600")
+    assert done.returncode == 1
+    assert "distill took longer than 0.3 minutes" in done.stdout
+    assert toy.stage_processes() == []
+    assert "distill.temperature" in toy.run("dvc", "status").stdout
+
+
+@pytest.mark.integration
+def test_an_input_edited_while_the_stage_ran_is_not_recorded_as_read(toy: Toy) -> None:
+    (toy.root / "raw/one.txt").write_text("two")
+    done = toy.run("dvc", "repro", "prepare", check=False, TOY_EDIT="prepare")
+    assert done.returncode != 0
+    assert "changed while the stage ran: raw" in done.stderr
+    assert "prepare" in toy.run("dvc", "status", "prepare").stdout
+
+
+@pytest.mark.integration
+def test_an_experiment_in_a_copy_is_recorded_in_the_repository_that_the_person_sees(toy: Toy) -> None:
+    toy.commit()
+    toy.run(
+        "dvc", "exp", "run", "--temp", "--name", "warm", "--set-param", "distill.temperature=7", "distill"
+    )
+    assert "warm" in toy.run("dvc", "exp", "show", "--csv").stdout
+    newest = _runs(toy)[0]
+    assert newest.data.params["distill.temperature"] == "7"
+    assert newest.data.tags["dvc.experiment"] == "warm"
+    assert "up to date" in toy.run("dvc", "status").stdout  # the workspace was not touched
+
+
+@pytest.mark.integration
+def test_wrong_parameters_and_a_dead_mlflow_are_told_before_anything_runs(toy: Toy) -> None:
+    toy.change_param("temperature: ", "temperature: 1")
+    done = toy.pipeline(check=False, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in done.stdout
+    toy.change_param("temperature: ", "temperatur: ")
+    done = toy.pipeline(check=False)
+    assert done.returncode == 2
+    assert "temperatur" in done.stdout
+    assert toy.ran() == []
+
+
+def _start_slow(toy: Toy) -> "subprocess.Popen[str]":
+    """A run of the flow that is in the middle of distill."""
+    toy.change_param("temperature: ", "temperature: 1")
+    process = toy.start(sys.executable, "-m", "flows.pipeline", TOY_SLOW="distill:600")
+    eventually(lambda: (toy.root / "ran.txt").exists() and "distill" in (toy.root / "ran.txt").read_text())
+    time.sleep(0.5)
+    assert process.poll() is None
+    return process
+
+
+def test_flow_does_not_run_elsewhere(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.pipeline"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "run this from the repository's root" in done.stdout

@@ -1,0 +1,282 @@
+"""export, evaluate and report as stages, on tiny real networks and a tiny real store."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.evaluate import evaluate
+from tasks.export import export
+from tasks.report import report
+from tasks.stage import Stage
+from thinner import checkpoint, models
+from thinner.config import load_params
+from thinner.export import open_session
+from thinner.predict import open_candidate, predict, predict_logits
+from thinner.store import open_store
+from thinner.views import preprocess
+
+CLASSES = ("dark", "medium", "bright")
+TEST = 30
+PREPROCESSING = {"image_size": 12, "channels": 1, "mean": [0.5], "std": [0.25]}
+CANDIDATES = {"finetune", "scratch", "distill", "prune", "prune_onnx", "prune_onnx_int8"}
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+SMALL = PARAMS.model_copy(
+    update={
+        "run": PARAMS.run.model_copy(update={"device": "cpu"}),
+        "export": PARAMS.export.model_copy(
+            update={"formats": ["onnx", "onnx_int8"], "calibration_images": 6}
+        ),
+        "evaluate": PARAMS.evaluate.model_copy(
+            update={"batch_size": 7, "latency_batches": [1, 4], "latency_repeats": 3, "latency_threads": 1}
+        ),
+        "report": PARAMS.report.model_copy(update={"samples": 2}),
+    }
+)
+
+
+def write_store(folder: Path) -> None:
+    """10x10 grey images, brighter with each class."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = (labels[:, None, None, None] * 80 + rng.integers(0, 80, (60, 10, 10, 1))).astype(np.uint8)
+    splits = {
+        "labelled": np.arange(0, 12),
+        "unlabelled": np.arange(12, 18),
+        "validation": np.arange(18, 30),
+        "test": np.arange(30, 60),
+    }
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    np.savez(folder / "splits.npz", **splits)  # type: ignore[arg-type]
+    info = {
+        "classes": list(CLASSES),
+        "sha256": "0" * 64,
+        "source": "made here",
+        "counts": {name: len(values) for name, values in splits.items()},
+    }
+    (folder / "info.json").write_text(json.dumps(info))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which export, evaluate and report have run."""
+    root = tmp_path_factory.mktemp("project")
+    write_store(root / "data" / "prepared")
+    for seed, (name, width) in enumerate({"finetune": 8, "scratch": 4, "distill": 4, "prune": 4}.items()):
+        torch.manual_seed(seed)
+        network = {"name": "resnet8", "classes": 3, "channels": 1, "width": width, "stem_stride": 1}
+        checkpoint.save(
+            root / "data" / name, models.create(network),
+            {"stage": name, "network": network, "classes": list(CLASSES), "preprocessing": PREPROCESSING,
+             "parents": {}, "data_sha256": "0" * 64},
+        )  # fmt: skip
+    (root / "reports").mkdir()
+    (root / "reports" / "prepare.json").write_text(
+        json.dumps(
+            {
+                "origin": "made here",
+                "unreadable": {"count": 0},
+                "duplicates": {"count": 0},
+                "leakage": {"count": {}},
+            }
+        )
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for name, stage in (("export", export), ("evaluate", evaluate), ("report", report)):
+            stage(Stage(name, SMALL))
+    return root
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def results(finished: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads((finished / "reports" / "metrics.json").read_text())
+    return found
+
+
+def test_every_candidate_has_every_number(results: dict[str, dict[str, Any]]) -> None:
+    assert set(results) == CANDIDATES
+    for row in results.values():
+        assert set(row) == {
+            "accuracy", "macro_f1", "agreement", "params", "params_nonzero", "macs", "file_bytes", "runtime",
+            "device", "threads", "latency_ms_b1", "latency_ms_b1_p95", "latency_ms_b4", "latency_ms_b4_p95",
+        }  # fmt: skip
+        assert all(0 <= row[key] <= 1 for key in ("accuracy", "macro_f1", "agreement"))
+        assert all(row[key] > 0 for key in ("params", "macs", "file_bytes", "latency_ms_b1", "latency_ms_b4"))
+
+
+def test_the_docs_explain_every_number(results: dict[str, dict[str, Any]]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    for key in results["prune"]:
+        assert f"`{key.replace('_b4', '_b1')}`" in text
+
+
+def test_accuracy_is_that_of_the_test_split_and_an_odd_last_batch_counts(
+    finished: Path, results: dict[str, dict[str, Any]]
+) -> None:
+    store = open_store(finished / "data" / "prepared")
+    for name in ("finetune", "prune"):
+        loaded = checkpoint.load(finished / "data" / name)
+        with torch.inference_mode():  # all 30 at once; evaluate took batches of 7
+            predicted = (
+                loaded.model(preprocess(np.array(store.images[30:60]), PREPROCESSING)).argmax(1).numpy()
+            )
+        assert results[name]["accuracy"] == float((predicted == np.arange(30, 60) % 3).mean())
+
+
+def test_the_teacher_agrees_with_itself_and_the_onnx_export_with_its_source(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    assert results["finetune"]["agreement"] == 1.0
+    for key in ("accuracy", "macro_f1", "agreement", "params", "macs"):
+        assert results["prune_onnx"][key] == results["prune"][key]
+
+
+def test_sizes_are_those_of_the_files(finished: Path, results: dict[str, dict[str, Any]]) -> None:
+    assert results["prune"]["file_bytes"] == (finished / "data/prune/model.safetensors").stat().st_size
+    assert (
+        results["prune_onnx"]["file_bytes"] == (finished / "data/export/prune_onnx/model.onnx").stat().st_size
+    )
+    assert results["prune"]["params"] < results["finetune"]["params"]
+
+
+def test_predictions_of_every_candidate_are_kept_image_by_image(
+    finished: Path, results: dict[str, dict[str, Any]]
+) -> None:
+    with np.load(finished / "data" / "evaluate" / "predictions.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["index"], np.arange(30, 60))
+        np.testing.assert_array_equal(arrays["labels"], np.arange(30, 60) % 3)
+        for name in CANDIDATES:
+            logits = arrays[f"logits.{name}"]
+            assert (logits.shape, logits.dtype) == ((TEST, 3), np.float32)
+            np.testing.assert_array_equal(arrays[f"predictions.{name}"], logits.argmax(1))
+            assert (arrays[f"predictions.{name}"] == arrays["labels"]).mean() == results[name]["accuracy"]
+            expected = torch.from_numpy(logits).double().softmax(1).amax(1).numpy()
+            np.testing.assert_allclose(arrays[f"confidences.{name}"], expected, rtol=1e-12)
+
+
+def test_every_latency_sample_is_kept_for_later_tests(
+    finished: Path, results: dict[str, dict[str, Any]]
+) -> None:
+    rows = read_csv(finished / "data" / "evaluate" / "latency.csv")
+    assert len(rows) == len(CANDIDATES) * 2 * 3
+    mine = [float(r["latency_ms"]) for r in rows if (r["candidate"], r["batch"]) == ("prune", "4")]
+    assert results["prune"]["latency_ms_b4"] == sorted(mine)[1]
+
+
+def test_tables_for_dvc_plots(finished: Path, results: dict[str, dict[str, Any]]) -> None:
+    folder = finished / "reports" / "evaluate"
+    confusion = read_csv(folder / "confusion.csv")
+    assert len(confusion) == TEST
+    assert sum(r["actual"] == r["predicted"] for r in confusion) / TEST == results["prune"]["accuracy"]
+    per_class = read_csv(folder / "per_class.csv")
+    assert len(per_class) == len(CANDIDATES) * len(CLASSES)
+    mean = (
+        sum(float(r["accuracy"]) * int(r["images"]) for r in per_class if r["candidate"] == "scratch") / TEST
+    )
+    assert mean == pytest.approx(results["scratch"]["accuracy"], rel=1e-12)
+    pareto = {r["candidate"]: r for r in read_csv(folder / "pareto.csv")}
+    best = max(results, key=lambda name: results[name]["accuracy"])
+    equals = [name for name in results if results[name]["accuracy"] == results[best]["accuracy"]]
+    assert any(pareto[name]["front_macs"] == "1" for name in equals)
+
+
+def test_labels_outside_the_test_split_change_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    labels = tmp_path / "copy" / "data" / "prepared" / "labels.npy"
+    nonsense = np.load(labels)
+    nonsense[:30] = -1
+    np.save(labels, nonsense)
+    monkeypatch.chdir(tmp_path / "copy")
+    evaluate(Stage("evaluate", SMALL))
+    before, after = (
+        json.loads((root / "reports/metrics.json").read_text()) for root in (finished, tmp_path / "copy")
+    )
+    for name in CANDIDATES:
+        for key in ("accuracy", "macro_f1", "agreement", "params", "macs", "file_bytes"):
+            assert after[name][key] == before[name][key]
+    predictions = Path("data/evaluate/predictions.npz")
+    assert (tmp_path / "copy" / predictions).read_bytes() == (finished / predictions).read_bytes()
+
+
+def test_exports_carry_the_spec_of_their_source(finished: Path) -> None:
+    for format_ in ("onnx", "onnx_int8"):
+        folder = finished / "data" / "export" / f"prune_{format_}"
+        spec = json.loads((folder / "model.json").read_text())
+        source = checkpoint.load(finished / "data" / "prune")
+        assert spec["format"] == format_
+        assert spec["parents"] == {"prune": source.sha256}
+        assert (spec["classes"], spec["preprocessing"]) == (
+            source.spec["classes"],
+            source.spec["preprocessing"],
+        )
+        assert open_session(folder / "model.onnx").get_inputs()[0].shape == ["batch", 1, 12, 12]
+
+
+def test_exporting_int8_alone_leaves_no_other_export_and_gives_the_same_bytes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    only = SMALL.model_copy(update={"export": SMALL.export.model_copy(update={"formats": ["onnx_int8"]})})
+    export(Stage("export", only))
+    assert [path.name for path in (tmp_path / "data" / "export").iterdir()] == ["prune_onnx_int8"]
+    for file in (finished / "data" / "export" / "prune_onnx_int8").iterdir():
+        assert (tmp_path / file.relative_to(finished)).read_bytes() == file.read_bytes()
+
+
+def test_report_holds_the_numbers_of_evaluate(finished: Path, results: dict[str, dict[str, Any]]) -> None:
+    page = (finished / "reports" / "report.html").read_text()
+    table = (finished / "reports" / "results.md").read_text()
+    assert f"{results['prune']['params']:,} parameters" in page
+    assert f"{100 * results['finetune']['accuracy']:.1f} %" in table
+    assert len([line for line in table.splitlines() if line.startswith("|")]) == 2 + len(CANDIDATES)
+
+
+def test_reporting_again_gives_the_same_bytes(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = finished / "reports" / "report.html"
+    before = page.read_bytes()
+    monkeypatch.chdir(finished)
+    report(Stage("report", SMALL))
+    assert page.read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["data/prune", "data/export/prune_onnx"])
+def test_predict_names_the_class_of_images_of_any_size(finished: Path, folder: str) -> None:
+    images = [np.full((side, side, 1), 200, dtype=np.uint8) for side in (10, 31)]
+    predictions = predict(finished / folder, images)
+    assert len(predictions) == 2
+    assert all(p.label in CLASSES and 1 / 3 <= p.confidence <= 1 for p in predictions)
+    # the same flat grey at two sizes is the same picture
+    assert predictions[0].confidence == pytest.approx(predictions[1].confidence, abs=1e-5)
+
+
+def test_pytorch_and_onnx_runtime_give_the_same_logits(finished: Path) -> None:
+    store = open_store(finished / "data" / "prepared")
+    index = np.arange(30, 60)
+    torch_, onnx_ = (
+        predict_logits(open_candidate(finished / folder), store.images, index, batch_size=11)
+        for folder in ("data/prune", "data/export/prune_onnx")
+    )
+    np.testing.assert_allclose(torch_, onnx_, atol=1e-4)
+
+
+def test_a_folder_without_weights_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(
+        Exception, match=r"neither model\.safetensors nor model\.onnx here\. Make it: thinner run"
+    ):
+        open_candidate(tmp_path)

@@ -1,0 +1,157 @@
+"""tasks/lineage.py against a real DVC repository whose stages are shell commands."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks import lineage
+from thinner.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
+
+GRAPH = {
+    "stages": {
+        "last": {
+            "cmd": "mkdir -p out && cat a.txt b/x > out/last",
+            "deps": ["a.txt", "b"],
+            "outs": ["out/last"],
+        },
+        "first": {
+            "cmd": "cat raw/* > a.txt",
+            "deps": ["raw"],
+            "params": ["first.number"],
+            "outs": ["a.txt"],
+            "meta": {"timeout_minutes": 2},
+        },
+        "second": {
+            "cmd": "mkdir -p b && cp a.txt b/x",
+            "deps": ["a.txt"],
+            "params": ["second"],
+            "outs": ["b"],
+        },
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which everything has run once."""
+    root = tmp_path_factory.mktemp("lineage") / "repo"
+    (root / "raw").mkdir(parents=True)
+    (root / "raw" / "x").write_text("x")
+    (root / "params.yaml").write_text(
+        "first: {number: 0.001, other: 1}\nsecond: {list: [1, 2.5, null], flag: true}\n"
+    )
+    (root / "dvc.yaml").write_text(yaml.safe_dump(GRAPH))
+    _dvc(root, "init", "--no-scm", "--quiet")
+    _dvc(root, "repro", "--quiet")
+    return root
+
+
+@pytest.fixture
+def repo(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = Path(shutil.copytree(made, tmp_path / "repo"))
+    monkeypatch.chdir(root)
+    return root
+
+
+def _dvc(root: Path, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, check=True, capture_output=True)
+
+
+def test_graph_puts_each_stage_after_its_upstream_ones(repo: Path) -> None:
+    nodes = lineage.graph(repo)
+    assert [node.name for node in nodes] == ["first", "second", "last"]
+    assert {node.name: node.upstream for node in nodes} == {
+        "first": (),
+        "second": ("first",),
+        "last": ("first", "second"),
+    }
+    assert nodes[0].timeout_seconds == 120
+    assert nodes[1].timeout_seconds is None
+
+
+def test_nothing_is_out_of_date_after_repro(repo: Path) -> None:
+    assert [lineage.reasons(repo, name) for name in ("first", "second", "last")] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("edit", "stage", "reason"),
+    [
+        (lambda root: (root / "raw" / "x").write_text("y"), "first", "raw modified"),
+        (lambda root: (root / "a.txt").unlink(), "first", "a.txt deleted (output)"),
+        (lambda root: _replace(root / "params.yaml", "0.001", "0.002"), "first", "first.number modified"),
+        (lambda root: _replace(root / "dvc.yaml", "cp a.txt", "cp -p a.txt"), "second", "changed command"),
+        (lambda root: (root / "dvc.lock").unlink(), "last", "has not run yet"),
+    ],
+)
+def test_a_reason_names_what_changed(repo: Path, edit, stage: str, reason: str) -> None:
+    edit(repo)
+    assert reason in lineage.reasons(repo, stage)
+
+
+def test_a_parameter_that_no_stage_reads_changes_nothing(repo: Path) -> None:
+    _replace(repo / "params.yaml", "other: 1", "other: 2")
+    assert lineage.reasons(repo, "first") == []
+
+
+@pytest.mark.parametrize("name", ["first", "second", "last"])
+def test_hash_of_the_inputs_equals_the_one_in_dvc_lock(repo: Path, name: str) -> None:
+    # The running stage hashes its files; for a stage that was up to date only dvc.lock is read. MLflow's tag
+    # must agree.
+    assert lineage.inputs(repo, name).hash == lineage.locked_hashes(repo)[name]
+
+
+def test_hash_changes_with_a_dependency_and_with_a_parameter(repo: Path) -> None:
+    before = lineage.inputs(repo, "first")
+    (repo / "raw" / "x").write_text("y")
+    edited = lineage.inputs(repo, "first")
+    assert edited.hash != before.hash
+    assert before.changes(edited) == ["raw"]
+    _replace(repo / "params.yaml", "0.001", "0.002")
+    assert edited.changes(lineage.inputs(repo, "first")) == ["first.number"]
+
+
+def test_inputs_name_the_upstream_stages_with_their_hashes(repo: Path) -> None:
+    assert lineage.inputs(repo, "last").upstream == {
+        name: value for name, value in lineage.locked_hashes(repo).items() if name != "last"
+    }
+
+
+def test_hashing_leaves_dvc_lock_alone(repo: Path) -> None:
+    before = (repo / "dvc.lock").read_bytes()
+    (repo / "raw" / "x").write_text("y")
+    lineage.inputs(repo, "first")
+    assert (repo / "dvc.lock").read_bytes() == before
+
+
+def test_a_missing_dependency_says_what_to_do(repo: Path) -> None:
+    (repo / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"second: .*a\.txt.*dvc repro second"):
+        lineage.inputs(repo, "second")
+
+
+def test_an_unknown_stage_is_an_error_for_people(repo: Path) -> None:
+    with pytest.raises(UserError, match="third"):
+        lineage.inputs(repo, "third")
+
+
+def test_a_folder_without_dvc_is_an_error_for_people(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dvc init"):
+        lineage.graph(tmp_path)
+
+
+def test_a_torn_lock_file_is_an_error_for_people(repo: Path) -> None:
+    (repo / "dvc.lock").write_text("stages: {first: [")
+    with pytest.raises(UserError, match="not YAML"):
+        lineage.locked_hashes(repo)
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))

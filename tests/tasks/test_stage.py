@@ -1,0 +1,236 @@
+"""tasks/stage.py without DVC and MLflow; with both it is tested in tests/flows/test_pipeline.py."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import stage as module
+from tasks.lineage import Inputs
+from tasks.stage import Stage, numbers_text, progress_text, thread_count
+from tests.toy import PROJECT, eventually
+from thinner.config import load_params
+from thinner.errors import UserError
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("THINNER_PROGRESS", raising=False)
+    return Stage("distill", load_params(PROJECT / "params.yaml"), inputs_hash="0123456789abcdef0123")
+
+
+def test_section_is_the_one_named_like_the_stage(stage: Stage) -> None:
+    assert stage.section is stage.params.distill
+
+
+def test_a_folder_appears_whole_under_its_name(stage: Stage) -> None:
+    with stage.output("data/distill") as folder:
+        (folder / "one").write_text("1")
+        assert not Path("data/distill").exists()
+    assert sorted(p.name for p in Path("data").rglob("*")) == ["distill", "one"]
+
+
+def test_a_file_appears_whole_under_its_name(stage: Stage) -> None:
+    with stage.output("reports/distill/history.csv") as path:
+        path.write_text("a")
+        assert path.suffix == ".csv"  # writers that go by the suffix must see the same one
+        assert not Path("reports/distill/history.csv").exists()
+    assert [p.name for p in Path("reports/distill").iterdir()] == ["history.csv"]
+
+
+def test_an_old_output_is_replaced_whole(stage: Stage) -> None:
+    Path("data/distill").mkdir(parents=True)
+    Path("data/distill/old").write_text("old")
+    with stage.output("data/distill") as folder:
+        (folder / "new").write_text("new")
+    assert [p.name for p in Path("data/distill").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("path", ["data/distill", "reports/distill.csv"])
+def test_a_failure_leaves_neither_the_output_nor_the_partial_one(stage: Stage, path: str) -> None:
+    def write(partial: Path) -> None:
+        (partial / "x" if partial.is_dir() else partial).write_text("x")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), stage.output(path) as partial:
+        write(partial)
+    assert list(Path(path).parent.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_not_mixed_into_the_output(stage: Stage) -> None:
+    Path("data/.partial-distill").mkdir(parents=True)
+    Path("data/.partial-distill/half").write_text("half")
+    with stage.output("data/distill") as folder:
+        assert list(folder.iterdir()) == []
+
+
+def test_resume_folder_is_named_by_the_inputs(stage: Stage) -> None:
+    assert stage.resume.is_dir()
+    assert stage.resume != Stage("distill", stage.params, inputs_hash="other").resume
+    assert stage.resume != Stage("scratch", stage.params, inputs_hash=stage.inputs_hash).resume
+
+
+def test_progress_for_the_flow_is_json_lines(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THINNER_PROGRESS", "json")
+    with stage.progress("epochs", total=4) as bar:
+        bar.update(2, loss=0.5)
+        bar.update(4, val_accuracy=0.75)
+    lines = capsys.readouterr().out.splitlines()
+    events = [json.loads(line.removeprefix("::progress ")) for line in lines]
+    assert events[0] == {
+        "stage": "distill",
+        "description": "epochs",
+        "done": 0,
+        "total": 4,
+        "numbers": {},
+        "last": False,
+    }
+    assert events[-1] == {
+        "stage": "distill",
+        "description": "epochs",
+        "done": 4,
+        "total": 4,
+        "numbers": {"loss": 0.5, "val_accuracy": 0.75},
+        "last": True,
+    }
+
+
+def test_progress_in_a_log_is_a_plain_line(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    with stage.progress("epochs", total=4) as bar:
+        bar.update(4, loss=0.123456)
+    assert capsys.readouterr().out == "epochs  100%  loss 0.1235\n"
+
+
+def test_nested_progress_on_a_terminal_shares_one_display(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with stage.progress("rounds", total=2) as outer:
+        with stage.progress("epochs", total=3) as inner:
+            inner.update(3)
+        outer.update(1)
+        assert module.Progress._live is not None
+    assert module.Progress._live is None
+
+
+def test_texts_of_progress() -> None:
+    assert numbers_text({"loss": 0.41234, "val_accuracy": 0.9}) == "loss 0.4123  val_accuracy 0.9"
+    # a quarter done in 30 s leaves 90 s
+    assert progress_text("x", 1, 4, {}, 30) == "x   25%  1:30 left"
+    assert progress_text("x", 0, 0, {}, 30) == "x  100%"
+
+
+def test_auto_threads_are_the_cores_of_this_process() -> None:
+    assert thread_count(3) == 3
+    assert 1 <= thread_count("auto") <= (os.cpu_count() or 1)
+
+
+def test_an_input_that_changed_meanwhile_fails_by_name_and_forgets_the_resume_folder(stage: Stage) -> None:
+    before = Inputs("a", {"data/teach": "1", "thinner/losses.py": "2"}, {"run.seed": 1}, (), {})
+    after = Inputs("b", {"data/teach": "1", "thinner/losses.py": "3"}, {"run.seed": 2}, (), {})
+    folder = stage.resume
+    with pytest.raises(UserError, match=r"run\.seed, thinner/losses\.py.*dvc repro distill"):
+        module._compare(stage, before, after)
+    assert not folder.exists()
+
+
+def _program(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_a_second_process_of_the_same_stage_is_told_who_holds_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = subprocess.Popen(
+        _program("from tasks.stage import _only_one\nimport time\nwith _only_one('distill'): time.sleep(60)"),
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )
+    try:
+        lock = Path(".thinner/locks/distill.lock")
+        eventually(lambda: lock.exists() and lock.read_text() == str(holder.pid))
+        monkeypatch.setattr(module, "LOCK_SECONDS", 0.0)
+        with pytest.raises(UserError, match=f"already running.*{holder.pid}"), module._only_one("distill"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_lock_dies_with_its_holder(stage: Stage) -> None:
+    text = "import os\nfrom tasks.stage import _only_one\nwith _only_one('distill'): os.kill(os.getpid(), 9)"
+    done = subprocess.run(_program(text), env=os.environ | {"PYTHONPATH": str(PROJECT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with module._only_one("distill"):
+        pass
+
+
+def test_a_stage_ends_when_the_flow_that_started_it_is_gone(stage: Stage) -> None:
+    gone = subprocess.Popen(_program("import time; time.sleep(60)"))
+    import psutil
+
+    flow = f"{gone.pid}:{psutil.Process(gone.pid).create_time():.2f}"
+    child = subprocess.Popen(
+        _program(
+            "import time\nfrom tasks.stage import _die_with_parents\n_die_with_parents()\n"
+            "print('watching', flush=True)\ntime.sleep(60)"
+        ),
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "THINNER_FLOW": flow},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    with child.stdout as out:
+        assert out.readline() == "watching\n"
+        assert child.poll() is None
+        gone.kill()
+        gone.wait()
+        began = time.monotonic()
+        assert child.wait(timeout=30) == -signal.SIGTERM
+    assert time.monotonic() - began < 10
+
+
+def _run(name: str, body: Any) -> int:
+    """The exit code of a stage's life up to the point where it would talk to DVC."""
+    return module._run(name, body)
+
+
+def test_outside_of_the_repository_the_message_says_where_to_go(
+    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert _run("distill", lambda stage: None) == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "run this from the repository's root" in capsys.readouterr().err
+
+
+def test_wrong_parameters_end_with_code_2_and_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text() + "\nbogus: 1\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    done = subprocess.run(
+        _program("from tasks.stage import run_stage\nrun_stage('distill', print)"),
+        cwd=tmp_path,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "bogus" in done.stderr
+    assert "Traceback" not in done.stderr

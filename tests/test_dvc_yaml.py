@@ -1,0 +1,144 @@
+"""dvc.yaml says what is true: stages, programs, code, parameters; one word per thing."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = GRAPH["stages"]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+# They decide what is recorded or refused, never what is computed: a better message must not train a network
+# again.
+ONLY_WATCH = {"tasks.lineage", "tasks.tracking", "thinner.checks"}
+SHARED_SECTIONS = {"run", "data", "student"}  # sections that are not a stage's
+
+
+def _file(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    return path if path.is_file() else None
+
+
+class _Imports(ast.NodeVisitor):
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def visit_If(self, node: ast.If) -> None:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return  # not imported when it runs
+        self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found |= {alias.name for alias in node.names}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+
+
+def code_of(module: str) -> list[str]:
+    """The files of this repository that the module imports, directly or not, with itself."""
+    seen, waiting = {module}, [module]
+    while waiting:
+        path = _file(waiting.pop())
+        assert path is not None
+        visitor = _Imports()
+        visitor.visit(ast.parse(path.read_text()))
+        for name in visitor.found - seen - ONLY_WATCH:
+            if name.split(".")[0] in ("tasks", "thinner") and _file(name):
+                seen.add(name)
+                waiting.append(name)
+    return sorted(str(path.relative_to(ROOT)) for name in seen if (path := _file(name)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_are_the_imports(stage: str) -> None:
+    declared = sorted(dep for dep in STAGES[stage]["deps"] if dep.endswith(".py"))
+    wanted = code_of(f"tasks.{stage}")
+    lines = "\n".join(f"      - {path}" for path in wanted)
+    assert declared == wanted, f"in dvc.yaml, the code that `{stage}` depends on should be:\n{lines}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_one_word(stage: str) -> None:
+    assert STAGES[stage]["cmd"] == f"python -m tasks.{stage}"
+    assert (ROOT / "tasks" / f"{stage}.py").is_file()
+    outs = STAGES[stage]["outs"]
+    folder = {"prepare": ["data/prepared"], "report": ["reports/report.html"]}.get(stage, [f"data/{stage}"])
+    assert outs == folder
+    if stage != "prepare":  # its section is `data`, which others read as well
+        assert stage in PARAMS
+
+
+def test_each_task_file_and_each_section_is_a_stage_or_shared() -> None:
+    tasks = {path.stem: path.read_text() for path in (ROOT / "tasks").glob("*.py") if path.stem != "stage"}
+    programs = {name for name, text in tasks.items() if 'run_stage("' in text}
+    assert programs == set(STAGES), "a new stage needs an entry in dvc.yaml"
+    assert set(PARAMS) == (set(STAGES) | SHARED_SECTIONS) - {"prepare"}, (
+        "a new stage needs a section in params.yaml"
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_declared_parameters_exist(stage: str) -> None:
+    for key in STAGES[stage]["params"]:
+        section = PARAMS
+        for word in key.split("."):
+            assert word in section, f"{stage}: {key} is not in params.yaml"
+            section = section[word]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_declared_parameters_are_those_that_the_program_reads(stage: str) -> None:
+    """Whatever `params.SECTION` the stage's own file mentions has to be declared, whole or in part."""
+    sections = {
+        node.attr
+        for node in ast.walk(ast.parse((ROOT / "tasks" / f"{stage}.py").read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in PARAMS
+        and (getattr(node.value, "attr", "") == "params" or getattr(node.value, "id", "") == "params")
+    }
+    assert sections <= {key.split(".")[0] for key in STAGES[stage]["params"]}
+
+
+def test_small_results_are_in_git_and_large_ones_in_dvc() -> None:
+    for name, stage in STAGES.items():
+        for kind in ("metrics", "plots"):
+            for entry in stage.get(kind, []):
+                ((path, options),) = entry.items()
+                assert path.startswith("reports/"), name
+                assert options == {"cache": False}, name
+        assert all(isinstance(out, str) for out in stage["outs"]), name
+
+
+def test_changing_the_pruning_ratio_concerns_only_what_comes_after() -> None:
+    """By the graph alone; that DVC agrees is shown by tests/flows/test_pipeline.py."""
+    readers = {name for name, stage in STAGES.items() if {"prune", "prune.ratio"} & set(stage["params"])}
+    makers = {out: name for name, stage in STAGES.items() for out in stage["outs"]}
+    makers |= {
+        path: name
+        for name, stage in STAGES.items()
+        for kind in ("metrics", "plots")
+        for entry in stage.get(kind, [])
+        for path in entry
+    }
+    concerned, grown = set(readers), True
+    while grown:
+        more = {
+            name
+            for name, stage in STAGES.items()
+            if any(makers.get(dep) in concerned for dep in stage["deps"])
+        }
+        grown = not more <= concerned
+        concerned |= more
+    assert concerned == {"prune", "export", "evaluate", "report"}
+
+
+def test_curves_in_the_plots_are_written_by_a_stage() -> None:
+    written = {path for stage in STAGES.values() for entry in stage.get("plots", []) for path in entry}
+    for plot in GRAPH["plots"]:
+        ((title, options),) = plot.items()
+        for path in options["y"]:
+            assert any(path == out or path.startswith(f"{out}/") for out in written), title

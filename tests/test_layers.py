@@ -1,0 +1,73 @@
+"""Imports point down only: flows -> tasks -> thinner; each tool is spoken to in one place."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted(p for package in ("thinner", "tasks", "flows") for p in (ROOT / package).rglob("*.py"))
+
+FORBIDDEN = {
+    "thinner": {"tasks", "flows", "prefect", "mlflow", "dvc"},
+    "tasks": {"flows", "prefect"},
+    "flows": {"mlflow", "dvc"},
+}
+ONLY = {"dvc": {"tasks/lineage.py"}, "mlflow": {"tasks/tracking.py"}}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that the file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, (
+                f"{path}:{node.lineno} imports relatively; the other files name their package"
+            )
+            found.add(str(node.module).split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    assert not imported(path) & FORBIDDEN[package]
+
+
+@pytest.mark.parametrize("tool", sorted(ONLY))
+def test_one_file_talks_to_each_tool(tool: str) -> None:
+    assert {str(p.relative_to(ROOT)) for p in MODULES if tool in imported(p)} == ONLY[tool]
+
+
+def test_leaves_of_thinner_import_no_module_above_them() -> None:
+    above = {"config", "checks", "training", "checkpoint", "report", "predict"}
+    leaves = {
+        "sources",
+        "store",
+        "views",
+        "models",
+        "losses",
+        "pruning",
+        "profiling",
+        "metrics",
+        "statistics",
+        "export",
+    }
+    for path in (ROOT / "thinner").glob("*.py"):
+        if path.stem in leaves:
+            names = {
+                f"{node.module}.{alias.name}"
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+            }
+            assert not {name.split(".")[1] for name in names if name.startswith("thinner.")} & above, path
+
+
+@pytest.mark.parametrize("package", ["thinner", "tasks"])
+def test_importing_a_package_does_nothing(package: str) -> None:
+    # dvc.yaml names modules as dependencies, not __init__.py; so there must be no code in there
+    body = ast.parse((ROOT / package / "__init__.py").read_text()).body
+    assert all(isinstance(node, ast.Expr | ast.Assign) for node in body)

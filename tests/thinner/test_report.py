@@ -1,0 +1,451 @@
+"""thinner.report: every number on the page and in the table is computed, and the page stands alone."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thinner.errors import UserError
+from thinner.report import (
+    BEGIN,
+    END,
+    Evidence,
+    headline,
+    main,
+    points,
+    read_evidence,
+    read_metrics,
+    render_html,
+    render_markdown,
+    si,
+    times,
+    update_readme,
+)
+
+CLASSES = ["bag", "</script><b>coat", "boot"]
+LABELS = np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 0])
+TEACHER = np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 1])  # 9 of 10
+SMALL = np.array([1, 0, 1, 2, 2, 2, 0, 1, 2, 1])  # 7 of 10: wrong on 0, 3 and, like the teacher, on 9
+CONFIDENCE = np.array([0.6, 0.9, 0.9, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 0.99])
+INDEX = np.arange(100, 110)
+
+
+def row(accuracy: float, size: int, latency_ms: float, runtime: str = "pytorch") -> dict[str, Any]:
+    return {
+        "accuracy": accuracy,
+        "macro_f1": accuracy,
+        "agreement": 0.8,
+        "params": size,
+        "params_nonzero": size,
+        "macs": 10 * size,
+        "file_bytes": 4 * size,
+        "latency_ms_b1": latency_ms / 8,
+        "latency_ms_b1_p95": latency_ms / 7,
+        "latency_ms_b64": latency_ms,
+        "latency_ms_b64_p95": 2 * latency_ms,
+        "runtime": runtime,
+        "device": "cpu",
+        "threads": 1,
+    }
+
+
+METRICS = {
+    "finetune": row(0.9, 3_000_000, 120.0),
+    "distill": row(0.8, 60_000, 8.0),
+    "prune": row(0.7, 30_000, 4.0),
+    "prune_onnx": row(0.7, 30_000, 3.0, "onnxruntime"),
+}
+ENVIRONMENT = {
+    "cpu": "Some CPU",
+    "cores": 2,
+    "memory_gib": 8,
+    "accelerator": None,
+    "system": "Linux x86_64",
+    "python": "3.11.9",
+    "libraries": {"torch": "2.14.1"},
+    "device": "cpu",
+    "latency_threads": 1,
+    "latency_repeats": 50,
+    "test_images": 10,
+    "data_sha256": "ab" * 32,
+}
+INTEGRITY = {
+    "origin": "made by hand",
+    "unreadable": {"count": 0},
+    "duplicates": {"count": 4},
+    "leakage": {"count": {"labelled_test": 3}},
+}
+
+
+@pytest.fixture
+def evidence() -> Evidence:
+    steps = pd.DataFrame({"step": [10.0, 20.0], "loss": [1.0, 0.5], "val_accuracy": [0.5, 0.75]})
+    return Evidence(
+        metrics=METRICS,
+        environment=ENVIRONMENT,
+        history={"finetune": steps, "prune": pd.concat([steps, steps])},
+        rounds=pd.DataFrame(
+            {
+                "round": [0, 1],
+                "macs": [600_000, 300_000],
+                "params": [60_000, 30_000],
+                "accuracy_before": [0.8, 0.5],
+                "accuracy_after": [0.8, 0.75],
+                "chosen": [False, True],
+            }
+        ),
+        index=INDEX,
+        labels=LABELS,
+        predictions={"finetune": TEACHER, "distill": SMALL, "prune": SMALL, "prune_onnx": SMALL},
+        confidences=dict.fromkeys(METRICS, CONFIDENCE),
+        images=np.random.default_rng(0).integers(0, 255, (110, 8, 8, 1), dtype=np.uint8),
+        classes=CLASSES,
+        data={"source": "folder:data/raw", "counts": {"labelled": 5, "test": 10}},
+        integrity=INTEGRITY,
+        params={"run": {"seed": 7}},
+    )
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the visible text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._hidden = 0
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._hidden += tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def test_headline_worked_by_hand() -> None:
+    assert headline(METRICS, 10_000) == (
+        "prune is right on 70.0 % of 10,000 test images (−20.0 points against finetune's 90.0 %) "
+        "with 30,000 parameters: "
+        "100x fewer, 100x fewer MACs and a file 100x smaller. "
+        "Measured in PyTorch at batch 64, it is 30.0x faster (4 ms against 120 ms, 1 thread)."
+    )
+
+
+def test_headline_tells_the_truth_about_a_small_model_that_is_larger_and_slower() -> None:
+    measured = {**METRICS, "prune": row(0.95, 6_000_000, 240.0)}
+    text = headline(measured, 10)
+    assert "+5.0 points" in text
+    assert "2.0x more, 2.0x more MACs and a file 2.0x larger" in text
+    assert "2.0x slower" in text
+
+
+@pytest.mark.parametrize(
+    ("large", "small", "text"), [(99.6, 1, "100x"), (12.34, 1, "12.3x"), (3, 2, "1.5x"), (5, 5, "1.0x")]
+)
+def test_times(large: float, small: float, text: str) -> None:
+    assert times(large, small) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (7, "7"),
+        (999, "999"),
+        (1000, "1 k"),
+        (78_042, "78 k"),
+        (1_234_567, "1.23 M"),
+        (999_600, "1000 k"),
+        (2.5e9, "2.5 G"),
+    ],
+)
+def test_si(count: float, text: str) -> None:
+    assert si(count) == text
+
+
+def test_points_have_a_sign_and_no_negative_zero() -> None:
+    assert (points(0.012), points(-0.012), points(-0.0001), points(0.0)) == (
+        "+1.2",
+        "\N{MINUS SIGN}1.2",
+        "0.0",
+        "0.0",
+    )
+
+
+def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:
+    lines = render_markdown(METRICS, ENVIRONMENT).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1
+    assert [line.split("|")[1].strip() for line in rows[2:]] == [
+        "finetune",
+        "distill",
+        "**prune**",
+        "prune_onnx",
+    ]
+    assert [cell.strip() for cell in rows[4].split("|")[2:-1]] == [
+        "70.0 %",
+        "\N{MINUS SIGN}20.0",
+        "0.700",
+        "80.0 %",
+        "30 k",
+        "300 k",
+        "120 kB",
+        "0.5",
+        "4",
+        "PyTorch",
+    ]
+
+
+def test_page_is_the_same_for_the_same_evidence(evidence: Evidence) -> None:
+    assert render_html(evidence, 3) == render_html(evidence, 3)
+
+
+def test_page_stands_alone_and_stays_below_6_mb(evidence: Evidence) -> None:
+    html = render_html(evidence, 3)
+    page = Page(html)
+    assert len(html.encode()) < 6_000_000
+    assert not page.all("link")
+    assert not page.all("iframe")
+    assert not page.all("object")
+    assert all("src" not in script for script in page.all("script"))
+    assert all((image["src"] or "").startswith("data:image/png;base64,") for image in page.all("img"))
+    assert all((link["href"] or "").startswith("#") for link in page.all("a"))
+    policy = next(meta for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in (policy["content"] or "")
+
+
+def test_page_can_be_read_by_a_screen_reader(evidence: Evidence) -> None:
+    page = Page(render_html(evidence, 3))
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(image["alt"] for image in page.all("img"))
+    assert len(page.all("caption")) == len(page.all("table")) >= 4
+    assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
+    plots = [div for div in page.all("div") if div.get("class") == "plot"]
+    assert len(plots) >= 9
+    assert all(div["role"] == "img" and div["aria-label"] for div in plots)
+    identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    targets = {(link["href"] or "")[1:] for link in page.all("a")}
+    assert targets <= set(identifiers)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_page_starts_with_what_came_out_and_names_what_was_run(evidence: Evidence) -> None:
+    words = Page(render_html(evidence, 3)).words
+    assert headline(METRICS, 10) in words
+    for fact in (
+        "Some CPU",
+        "torch 2.14.1",
+        "ab" * 32,
+        "made by hand",
+        "labelled and test 3",
+        "seed: 7",
+        "make run",
+    ):
+        assert fact in words
+
+
+def test_page_never_calls_a_ratio_of_macs_a_speed_up(evidence: Evidence) -> None:
+    words = Page(render_html(evidence, 3)).words.lower()
+    assert "speed-up" not in words
+    assert "speedup" not in words
+    assert not re.search(r"faster[^.]*macs|macs[^.]*faster", words.replace("macs and a file", ""))
+
+
+def test_class_names_are_text_and_never_markup(evidence: Evidence) -> None:
+    html = render_html(evidence, 3)
+    assert "</script><b>coat" not in html
+    assert "</script><b>coat" in Page(html).words
+
+
+def test_every_chart_is_valid_json_for_plotly(evidence: Evidence) -> None:
+    html = render_html(evidence, 3)
+    charts = re.findall(
+        r'<script type="application/json" class="chart" data-plot="plot-([\w-]+)">(.*?)</script>',
+        html,
+        re.DOTALL,
+    )
+    assert {
+        "macs",
+        "latency-ms-b1",
+        "latency-ms-b64",
+        "val-accuracy",
+        "loss",
+        "pruning",
+        "per-class",
+        "confusion-prune",
+    } <= {key for key, _ in charts}
+    assert all(json.loads(text)["data"] for _, text in charts)
+
+
+def test_mistakes_show_what_the_teacher_knew_first_and_the_surest_before_others(evidence: Evidence) -> None:
+    page = Page(render_html(evidence, 3))
+    # the small one is surest on image 109, but there the teacher errs as well
+    assert [re.findall(r"image (\d+)", image["alt"] or "")[0] for image in page.all("img")] == [
+        "103",
+        "100",
+        "109",
+    ]
+
+
+def test_as_many_mistakes_are_shown_as_asked(evidence: Evidence) -> None:
+    assert len(Page(render_html(evidence, 1)).all("img")) == 1
+    assert len(Page(render_html(evidence, 0)).all("img")) == 0
+
+
+def test_a_run_without_pruning_rounds_and_curves_still_has_a_page(evidence: Evidence) -> None:
+    page = Page(render_html(replace(evidence, rounds=None, history={}), 3))
+    assert "Pruning" not in page.words
+    assert "Learning curves" not in page.words
+
+
+def test_many_classes_leave_the_big_matrices_out(evidence: Evidence) -> None:
+    many = replace(evidence, classes=[*CLASSES, *(f"class {k}" for k in range(97))])
+    html = render_html(many, 0)
+    assert "plot-confusion" not in html
+    assert "The most frequent mistakes" in html
+
+
+def write_inputs(folder: Path, evidence: Evidence) -> tuple[Path, Path]:
+    reports, evaluated = folder / "reports", folder / "evaluate"
+    for path in (reports / "evaluate", reports / "finetune", reports / "prune", evaluated):
+        path.mkdir(parents=True)
+    (reports / "metrics.json").write_text(json.dumps(evidence.metrics, sort_keys=True))
+    (reports / "evaluate" / "environment.json").write_text(json.dumps(evidence.environment))
+    (reports / "prepare.json").write_text(json.dumps(evidence.integrity))
+    for name, frame in evidence.history.items():
+        frame.to_csv(reports / name / "history.csv", index=False)
+    assert evidence.rounds is not None
+    evidence.rounds.to_csv(reports / "prune" / "rounds.csv", index=False)
+    np.savez(
+        evaluated / "predictions.npz",
+        index=evidence.index,
+        labels=evidence.labels,
+        **{f"predictions.{name}": values for name, values in evidence.predictions.items()},
+        **{f"confidences.{name}": values for name, values in evidence.confidences.items()},
+    )
+    return reports, evaluated
+
+
+def test_evidence_is_read_back_from_the_files_that_stages_write(evidence: Evidence, tmp_path: Path) -> None:
+    reports, evaluated = write_inputs(tmp_path, evidence)
+    read = read_evidence(
+        reports,
+        evaluated,
+        images=evidence.images,
+        classes=CLASSES,
+        data=evidence.data,
+        params=evidence.params,
+    )
+    assert list(read.metrics) == list(METRICS)  # in the order of the pipeline, not of the alphabet
+    assert render_html(read, 3) == render_html(evidence, 3)
+
+
+def test_missing_metrics_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.json: no such file\. Make it: thinner run"):
+        read_metrics(tmp_path / "metrics.json")
+
+
+def test_readme_gets_the_table_between_its_marks_and_only_there(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe rest.\n")
+    assert update_readme(readme, "| a |\n")
+    assert readme.read_text() == f"# Title\n\n{BEGIN}\n| a |\n{END}\n\nThe rest.\n"
+    assert not update_readme(readme, "| a |\n")
+
+
+@pytest.mark.parametrize("text", ["no marks", f"{END} {BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_readme_without_its_marks_is_left_alone(tmp_path: Path, text: str) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(UserError, match="needs one line"):
+        update_readme(readme, "| a |")
+    assert readme.read_text() == text
+
+
+def test_command_updates_a_readme_and_check_says_whether_it_is_todays(
+    evidence: Evidence, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports, _ = write_inputs(tmp_path, evidence)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    options = ["--readme", str(readme), "--reports", str(reports)]
+    assert main([*options, "--check"]) == 1
+    assert "Run: python -m thinner.report --readme" in capsys.readouterr().err
+    assert main(options) == 0
+    assert main([*options, "--check"]) == 0
+    readme.write_text(readme.read_text().replace("70.0 %", "99.0 %"))
+    assert main([*options, "--check"]) == 1
+
+
+def test_command_explains_a_missing_readme(
+    evidence: Evidence, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports, _ = write_inputs(tmp_path, evidence)
+    assert main(["--readme", str(tmp_path / "none.md"), "--reports", str(reports)]) == 1
+    assert "none.md" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_a_real_browser_draws_every_chart_sorts_the_table_and_has_nothing_to_complain_of(
+    evidence: Evidence, tmp_path: Path
+) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    click = "<script>document.querySelectorAll('th button')[5].click();</script>"  # by parameters, rising
+    (tmp_path / "page.html").write_text(render_html(evidence, 3).replace("</body>", f"{click}</body>"))
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=10000",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            (tmp_path / "page.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr
+    dom = Page(done.stdout)
+    drawn = [svg for svg in dom.all("svg") if svg.get("class") == "main-svg"]
+    assert len(drawn) >= 9
+    table = done.stdout.split("<tbody>")[1].split("</tbody>")[0]
+    assert re.findall(r'<th scope="row" data-value="(\w+)"', table) == [
+        "prune",
+        "prune_onnx",
+        "distill",
+        "finetune",
+    ]

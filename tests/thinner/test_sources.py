@@ -1,0 +1,440 @@
+"""Real files in temporary folders; torchvision's own classes read layouts written here by hand."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import shutil
+import struct
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thinner import sources
+from thinner.sources import (
+    FASHION_MNIST_SHA256,
+    TORCHVISION,
+    DataError,
+    Listing,
+    Part,
+    bring_fashion_mnist,
+    list_source,
+    unpack_deb,
+)
+
+
+def picture(path: Path, grey: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4), grey).save(path)
+    return path
+
+
+def table(listing: Listing) -> list[tuple[str, int, str]]:
+    rows = range(len(listing))
+    return [(listing.name(i), int(listing.labels[i]), Part(listing.parts[i]).name) for i in rows]
+
+
+# ---------------------------------------------------------------- folder
+
+
+def test_a_folder_of_class_folders_is_one_training_part(tmp_path: Path) -> None:
+    for name in ("dog/b.png", "dog/deep/er/a.JPG", "cat/1.bmp", "unlabelled/x.webp", "unlabelled/y/z.png"):
+        picture(tmp_path / "photos" / name)
+    listing = list_source(f"folder:{tmp_path}/photos", tmp_path)
+    assert listing.classes == ("cat", "dog")
+    assert table(listing) == [
+        ("cat/1.bmp", 0, "TRAIN"),
+        ("dog/b.png", 1, "TRAIN"),
+        ("dog/deep/er/a.JPG", 1, "TRAIN"),
+        ("unlabelled/x.webp", -1, "UNLABELLED"),
+        ("unlabelled/y/z.png", -1, "UNLABELLED"),
+    ]
+
+
+def test_ready_made_splits_and_either_spelling_of_unlabelled_are_respected(tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "train/b/2.png", "val/a/3.png", "test/b/4.png", "unlabeled/5.png"):
+        picture(tmp_path / name)
+    assert table(list_source(f"folder:{tmp_path}", tmp_path)) == [
+        ("test/b/4.png", 1, "TEST"),
+        ("train/a/1.png", 0, "TRAIN"),
+        ("train/b/2.png", 1, "TRAIN"),
+        ("val/a/3.png", 0, "VALIDATION"),
+        ("unlabeled/5.png", -1, "UNLABELLED"),
+    ]
+
+
+def test_files_that_are_no_images_are_named_not_dropped_silently(tmp_path: Path) -> None:
+    picture(tmp_path / "a/1.png")
+    (tmp_path / "a/notes.txt").write_text("x")
+    picture(tmp_path / "a/old.gif")
+    assert list_source(f"folder:{tmp_path}", tmp_path).ignored == ("a/notes.txt", "a/old.gif")
+
+
+def test_listing_decodes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/broken.jpg").write_bytes(b"no image")
+    assert len(list_source(f"folder:{tmp_path}", tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "has no class folders. Make one folder per class"),
+        (["1.png", "a/2.png"], r"1 images lie in .* outside of a class folder \(1.png"),
+        (["train/1.png", "train/a/2.png"], "1 images lie in '.*train' outside"),
+        (["test/a/1.png", "cats/2.png"], r"mixes splits \(test\) with class folders \(cats\)"),
+        (["val/a/1.png"], "has val but no train"),
+        (["a/notes.txt"], "holds no images"),
+    ],
+)
+def test_a_folder_that_cannot_be_understood_says_how_to_mend_it(
+    tmp_path: Path, files: list[str], message: str
+) -> None:
+    for name in files:
+        if name.endswith(".txt"):
+            (tmp_path / name).parent.mkdir()
+            (tmp_path / name).write_text("x")
+        else:
+            picture(tmp_path / name)
+    with pytest.raises(DataError, match=rf"^data.source: .*{message}"):
+        list_source(f"folder:{tmp_path}", tmp_path)
+
+
+def test_a_missing_folder_names_a_near_one(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=r"folder '.*/photo' does not exist. Did you mean '.*/photos'"):
+        list_source(f"folder:{tmp_path}/photo", tmp_path)
+    with pytest.raises(DataError, match=r"'.*' holds: photos"):
+        list_source(f"folder:{tmp_path}/zebra", tmp_path)
+
+
+@pytest.mark.parametrize("source", ["zip:photos", "folder:", "photos"])
+def test_an_unknown_kind_lists_the_kinds(source: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Choose one of: torchvision:NAME, folder:PATH, csv:PATH"):
+        list_source(source, tmp_path)
+
+
+# ---------------------------------------------------------------- csv
+
+
+def test_a_csv_gives_labels_splits_and_unlabelled_images(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(
+        "\ufeffpath, label ,split,note\n"
+        "p/1.png,dog,train,x\n"
+        "p/2.png,cat,,\n"
+        '"p/a, b.png",dog,VAL,\n'
+        "p/4.png,cat,test,\n"
+        "p/5.png,,,\n"
+        "p/6.png,dog,unlabelled,\n",
+        encoding="utf-8",
+    )
+    listing = list_source(f"csv:{tmp_path}/list.csv", tmp_path)
+    assert listing.classes == ("cat", "dog")
+    assert table(listing) == [
+        ("p/1.png", 1, "TRAIN"),
+        ("p/2.png", 0, "TRAIN"),
+        ("p/a, b.png", 1, "VALIDATION"),
+        ("p/4.png", 0, "TEST"),
+        ("p/5.png", -1, "TRAIN"),
+        ("p/6.png", -1, "UNLABELLED"),
+    ]
+    picture(tmp_path / "p/1.png", 7)
+    with listing.read(0) as image:
+        assert image.getpixel((0, 0)) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"file,label\na.png,x\n", "has no column path; its columns are: file, label"),
+        (b"", "has no column path and label; its columns are: none"),
+        (b"path,label,split\na.png,x,dev\n", "line 2: unknown split 'dev'. Choose one of: train"),
+        (b"path,label\n,x\n", "line 2: no path"),
+        (b"path,label\n../../a.png,x\n", "line 2: '../../a.png' lies outside of"),
+        (b"path,label\n\xff.png,x\n", "is not UTF-8 with commas"),
+        (b"path,label\n", "holds no images"),
+    ],
+)
+def test_a_wrong_csv_names_line_and_mend(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "list.csv").write_bytes(text)
+    with pytest.raises(DataError, match=message):
+        list_source(f"csv:{tmp_path}/list.csv", tmp_path)
+
+
+def test_a_missing_csv_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"csv '.*none.csv' does not exist. '.*' holds: nothing"):
+        list_source(f"csv:{tmp_path}/none.csv", tmp_path)
+
+
+# ---------------------------------------------------------------- torchvision
+
+
+def idx(array: np.ndarray) -> bytes:
+    """MNIST's format: magic number (0x08 = uint8, then the dimensions' count), sizes, bytes."""
+    head = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+def mnist_files(seed: int = 0) -> dict[str, bytes]:
+    rng = np.random.default_rng(seed)
+    files = {}
+    for name, count in (("train", 30), ("t10k", 10)):
+        files[f"{name}-images-idx3-ubyte"] = idx(rng.integers(0, 256, (count, 28, 28)))
+        files[f"{name}-labels-idx1-ubyte"] = idx(np.arange(count) % 10)
+    return files
+
+
+def test_an_array_set_is_read_where_it_lies(tmp_path: Path) -> None:
+    raw = tmp_path / "torchvision/MNIST/raw"
+    raw.mkdir(parents=True)
+    for name, content in mnist_files().items():
+        (raw / name).write_bytes(content)
+    said: list[str] = []
+    listing = list_source("torchvision:MNIST", tmp_path, said.append)
+    assert listing.classes[:2] == ("0 - zero", "1 - one")
+    assert (np.bincount(listing.parts) == [30, 0, 10]).all()
+    assert listing.labels[:12].tolist() == [*range(10), 0, 1]
+    expected = np.frombuffer(mnist_files()["t10k-images-idx3-ubyte"], np.uint8, offset=16).reshape(10, 28, 28)
+    assert (np.asarray(listing.read(33)) == expected[3]).all()
+    assert listing.name(33) == "test[3]"
+    assert said == [f"MNIST: found in {tmp_path / 'torchvision'}"]
+
+
+def test_sets_of_files_are_listed_by_path_with_their_own_splits(tmp_path: Path) -> None:
+    base = tmp_path / "torchvision/dtd/dtd"
+    for name in ("banded/banded_1.jpg", "dotted/dotted_1.jpg", "dotted/dotted_2.jpg"):
+        picture(base / "images" / name)
+    (base / "labels").mkdir()
+    (base / "labels/train1.txt").write_text("dotted/dotted_1.jpg\nbanded/banded_1.jpg\n")
+    for part in ("val", "test"):
+        (base / f"labels/{part}1.txt").write_text("dotted/dotted_2.jpg\nbanded/banded_1.jpg\n")
+    listing = list_source("torchvision:DTD", tmp_path, lambda line: None)
+    assert listing.classes == ("banded", "dotted")
+    assert [(label, part) for _, label, part in table(listing)] == [
+        (0, "TRAIN"), (1, "TRAIN"), (0, "TEST"), (1, "TEST"), (0, "VALIDATION"), (1, "VALIDATION"),
+    ]  # fmt: skip
+    assert listing.name(1) == "dtd/dtd/images/dotted/dotted_1.jpg"
+    with listing.read(1) as image:
+        assert image.size == (4, 4)
+    (base / "labels/val1.txt").write_text("dotted/dotted_2.jpg\n")  # which torchvision would number 0 there
+    with pytest.raises(DataError, match="splits of torchvision:DTD have different classes"):
+        list_source("torchvision:DTD", tmp_path, lambda line: None)
+
+
+def test_a_set_without_splits_or_class_names_counts_its_labels(tmp_path: Path) -> None:
+    base = tmp_path / "torchvision/gtsrb"
+    for number in (0, 2):
+        path = base / f"GTSRB/Training/{number:05d}/1.ppm"
+        picture(path)
+    (base / "GTSRB/Final_Test/Images").mkdir(parents=True)
+    picture(base / "GTSRB/Final_Test/Images/9.ppm")
+    (base / "GT-final_test.csv").write_text("Filename;ClassId\n9.ppm;1\n")
+    listing = list_source("torchvision:GTSRB", tmp_path, lambda line: None)
+    assert listing.classes == ("0", "1")
+    assert listing.labels.tolist() == [0, 1, 1]
+
+    for name in ("Forest/Forest_1.jpg", "River/River_1.jpg"):
+        picture(tmp_path / "torchvision/eurosat/2750" / name)
+    listing = list_source("torchvision:EuroSAT", tmp_path, lambda line: None)
+    assert listing.classes == ("Forest", "River")
+    assert set(listing.parts) == {Part.TRAIN}
+
+
+def test_lists_of_a_json_set_come_in_the_order_of_paths(tmp_path: Path) -> None:
+    base = tmp_path / "torchvision/food-101"
+    (base / "meta").mkdir(parents=True)
+    names = {"pie": ["pie/2", "pie/1"], "cake": ["cake/9"]}
+    for name in (*names["pie"], *names["cake"]):
+        picture(base / "images" / f"{name}.jpg")
+    for part in ("train", "test"):
+        (base / f"meta/{part}.json").write_text(json.dumps(names))
+    listing = list_source("torchvision:Food101", tmp_path, lambda line: None)
+    assert listing.classes == ("cake", "pie")
+    assert [Path(listing.name(i)).stem for i in range(3)] == ["9", "1", "2"]
+
+
+def test_every_listed_set_exists_and_takes_the_arguments_it_is_given() -> None:
+    import inspect
+
+    from torchvision import datasets
+
+    for name, (parts, where) in TORCHVISION.items():
+        known = inspect.signature(getattr(datasets, name).__init__).parameters
+        free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        for arguments in parts.values():
+            assert free or set(arguments) <= set(known), name
+        assert where != "files" or free or "loader" in known, name
+        assert free or "download" in known or name in sources._BY_HAND, name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("FasionMNIST", "Did you mean FashionMNIST"),
+        ("cifar10", "Did you mean CIFAR10"),
+        ("zzz", "Choose one of: Calt"),
+    ],
+)
+def test_an_unknown_set_names_near_ones(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"unknown torchvision set '{name}'. {message}"):
+        list_source(f"torchvision:{name}", tmp_path)
+
+
+def test_a_set_that_nobody_can_download_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"StanfordCars is not in .* torchvision cannot download it"):
+        list_source("torchvision:StanfordCars", tmp_path, lambda line: None)
+
+
+# ---------------------------------------------------------------- Fashion-MNIST
+
+TINY = mnist_files(seed=1)
+SUMS = {name: hashlib.sha256(TINY[name]).hexdigest() for name in FASHION_MNIST_SHA256}
+PLACE = "torchvision/FashionMNIST/raw"
+
+
+def put(folder: Path, zipped: bool = False) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in TINY.items():
+        if zipped:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("where", "zipped", "origin"),
+    [
+        (f"raw/{PLACE}", False, "data/raw: "),
+        (f"raw/{PLACE}", True, "data/raw: "),
+        ("raw", False, "data/raw: "),
+        ("raw", True, "data/raw: "),
+        ("system/usr/share/datasets/fashion-mnist", True, "the installed Debian package"),
+    ],
+)
+def test_fashion_mnist_is_found_checked_and_put_in_place(
+    tmp_path: Path, where: str, zipped: bool, origin: str
+) -> None:
+    put(tmp_path / where, zipped)
+    said: list[str] = []
+    found = bring_fashion_mnist(tmp_path / "raw", said.append, tmp_path / "system", SUMS)
+    assert found.startswith(origin)
+    assert said == [f"FashionMNIST: from {found}"]
+    files = {path.name: path.read_bytes() for path in (tmp_path / "raw" / PLACE).iterdir()}
+    assert {name: files[name] for name in TINY} == TINY
+    assert not [name for name in files if name.startswith(".partial")]
+
+
+def test_raw_data_go_before_the_installed_package(tmp_path: Path) -> None:
+    put(tmp_path / "raw")
+    put(tmp_path / "system/usr/share/datasets/fashion-mnist", zipped=True)
+    origin = bring_fashion_mnist(tmp_path / "raw", lambda line: None, tmp_path / "system", SUMS)
+    assert origin == f"data/raw: {tmp_path / 'raw'}"
+
+
+def test_the_second_run_finds_what_the_first_put_in_place(tmp_path: Path) -> None:
+    put(tmp_path / "system/usr/share/datasets/fashion-mnist", zipped=True)
+    bring_fashion_mnist(tmp_path / "raw", lambda line: None, tmp_path / "system", SUMS)
+    shutil.rmtree(tmp_path / "system")
+    again = bring_fashion_mnist(tmp_path / "raw", lambda line: None, tmp_path / "system", SUMS)
+    assert again == f"data/raw: {tmp_path / 'raw' / PLACE}"
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_wrong_file_stops_it_with_file_and_both_sums_and_nothing_is_put(
+    tmp_path: Path, zipped: bool
+) -> None:
+    put(tmp_path / "raw", zipped)
+    name = "t10k-labels-idx1-ubyte"
+    bad = TINY[name][:-1] + b"\x07"
+    path = tmp_path / "raw" / (f"{name}.gz" if zipped else name)
+    path.write_bytes(gzip.compress(bad) if zipped else bad)
+    with pytest.raises(DataError) as caught:
+        bring_fashion_mnist(tmp_path / "raw", lambda line: None, tmp_path / "system", SUMS)
+    for part in (str(path), SUMS[name], hashlib.sha256(bad).hexdigest()):
+        assert part in str(caught.value)
+    assert list((tmp_path / "raw" / PLACE).iterdir()) == []
+
+
+def test_a_cut_gz_file_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "raw", zipped=True)
+    path = tmp_path / "raw/train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is a damaged .gz file"):
+        bring_fashion_mnist(tmp_path / "raw", lambda line: None, tmp_path / "system", SUMS)
+
+
+def test_when_no_way_leads_there_all_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(folder: Path) -> Path:
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setenv("PATH", "")  # a machine without apt
+    monkeypatch.setattr(sources, "_torchvision_fashion_mnist", no_network)
+    with pytest.raises(
+        DataError, match=r"(?s)no apt-get on this machine.*no route to host.*Install the Debian"
+    ):
+        bring_fashion_mnist(tmp_path / "raw", lambda line: None, tmp_path / "system", SUMS)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A Debian package as deb(5) describes it, built here byte by byte."""
+    put(tmp_path / "tree/usr/share/datasets/fashion-mnist", zipped=True)
+    with tarfile.open(tmp_path / "data.tar.xz", "w:xz") as data:
+        data.add(tmp_path / "tree", ".")
+    with tarfile.open(tmp_path / "control.tar.xz", "w:xz") as control:
+        (tmp_path / "control").write_text("Package: x\nVersion: 1\nArchitecture: all\n")
+        control.add(tmp_path / "control", "./control")
+    content = b"!<arch>\n"
+    for name, body in (
+        ("debian-binary", b"2.0\n"),
+        ("control.tar.xz", (tmp_path / "control.tar.xz").read_bytes()),
+        ("data.tar.xz", (tmp_path / "data.tar.xz").read_bytes()),
+    ):
+        content += f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(body):<10}`\n".encode() + body
+        content += b"\n" * (len(body) % 2)
+    (tmp_path / "x.deb").write_bytes(content)
+    return tmp_path / "x.deb"
+
+
+@pytest.mark.parametrize("path", [None, ""], ids=["dpkg-deb where there is one", "our own reading"])
+def test_a_package_is_unpacked_without_root(
+    package: Path, tmp_path: Path, path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path is not None:
+        monkeypatch.setenv("PATH", path)
+    unpack_deb(package, tmp_path / "out")
+    unpacked = tmp_path / "out/usr/share/datasets/fashion-mnist"
+    assert {name: gzip.decompress((unpacked / f"{name}.gz").read_bytes()) for name in TINY} == TINY
+
+
+def test_what_is_no_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "x.deb").write_bytes(b"<html>")
+    with pytest.raises(RuntimeError, match="not a Debian package"):
+        unpack_deb(tmp_path / "x.deb", tmp_path / "out")
+
+
+@pytest.mark.integration
+def test_fashion_mnist_comes_by_apt_and_is_the_real_one(tmp_path: Path) -> None:
+    if shutil.which("apt-get") is None:
+        pytest.skip("no apt-get on this machine")
+    known = subprocess.run(
+        ["apt-get", "download", "--print-uris", sources.PACKAGE], capture_output=True, check=False
+    )
+    if known.returncode:
+        pytest.skip("apt-get has no package lists here")
+    said: list[str] = []
+    bring_fashion_mnist(tmp_path, said.append, system=tmp_path / "no system")
+    assert said[-1].endswith("brought by apt-get download")
+    listing = list_source("torchvision:FashionMNIST", tmp_path, said.append)
+    assert len(listing) == 70_000
+    assert listing.classes[0] == "T-shirt/top"
+    # the header says which file holds the images, independently of our table of sums
+    head = (tmp_path / PLACE / "train-images-idx3-ubyte").read_bytes()[:16]
+    assert struct.unpack(">4I", head) == (0x803, 60_000, 28, 28)
+    assert np.bincount(listing.labels[listing.parts == Part.TEST]).tolist() == [1000] * 10

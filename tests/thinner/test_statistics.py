@@ -1,0 +1,467 @@
+"""thinner.statistics: the grammar, published worked examples, coverage by simulation, verdicts."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from thinner import statistics
+from thinner.errors import UserError
+from thinner.statistics import (
+    Claim,
+    ClaimError,
+    Evidence,
+    accuracy_difference,
+    agreement_share,
+    judge,
+    mcnemar_exact,
+    parse_claim,
+    parse_claims,
+    speed_ratio,
+)
+
+Bools = NDArray[np.bool_]
+CANDIDATES = ["finetune", "scratch", "distill", "prune", "prune_onnx_int8"]
+
+
+def paired(both: int, candidate_only: int, reference_only: int, neither: int) -> tuple[Bools, Bools]:
+    cells = [both, candidate_only, reference_only, neither]
+    return np.repeat([True, True, False, False], cells), np.repeat([True, False, True, False], cells)
+
+
+# --------------------------------------------------------------------------------------------------- grammar
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("distill beats scratch on accuracy", ("beats", "distill", "scratch", 0.0, "accuracy", None, None)),
+        (
+            "distill beats scratch on accuracy by 3.0 points",
+            ("beats", "distill", "scratch", 0.03, "accuracy", None, None),
+        ),
+        (
+            "prune is within 1.0 points of distill on accuracy",
+            ("within", "prune", "distill", 0.01, "accuracy", None, None),
+        ),
+        (
+            "prune is faster than distill at batch 64 in onnxruntime",
+            ("faster", "prune", "distill", 1.0, "latency", 64, "onnxruntime"),
+        ),
+        (
+            "prune is faster than distill by 1.5x at batch 1",
+            ("faster", "prune", "distill", 1.5, "latency", 1, "pytorch"),
+        ),
+        (
+            "prune is smaller than finetune by 50x in parameters",
+            ("smaller", "prune", "finetune", 50.0, "parameters", None, None),
+        ),
+        ("prune is smaller than distill in bytes", ("smaller", "prune", "distill", 1.0, "bytes", None, None)),
+        (
+            "prune_onnx_int8 agrees with prune on 98 % of images",
+            ("agrees", "prune_onnx_int8", "prune", 0.98, "agreement", None, None),
+        ),
+    ],
+)
+def test_each_kind_of_claim_is_understood(text: str, expected: tuple[object, ...]) -> None:
+    c = parse_claim(text, CANDIDATES)
+    assert c.text == text
+    assert (c.kind, c.candidate, c.reference, c.amount, c.metric, c.batch, c.runtime) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "message"),
+    [
+        ("distill beat scratch on accuracy", "beat", "expected one of: agrees, beats, is"),
+        ("prune is quicker than distill", "quicker", "expected one of: faster, smaller, within"),
+        ("distill beats scratch on accurcy by 3 points", "accurcy", "expected accuracy"),
+        ("distill beats scratch on accuracy by x points", "x points", "expected a number"),
+        ("distill beats scratch on accuracy by 3 percent", "percent", "expected points"),
+        (
+            "distill beats scratch on accuracy please",
+            "please",
+            "expected one of: by, the end of the sentence",
+        ),
+        (
+            "prune is faster than distill at batch 64 in tensorrt",
+            "tensorrt",
+            "expected one of: pytorch, onnxruntime",
+        ),
+        ("prune is smaller than distill in size", "size", "expected one of: parameters, macs, bytes"),
+        ("?? beats distill", "??", "expected the name of a candidate"),
+        (
+            "prune beats distil on accuracy",
+            "distil",
+            r"unknown candidate (did you mean 'distill'?). Choose one of: ",
+        ),
+        ("prune beats prune on accuracy", "prune on", "a candidate cannot be compared with itself"),
+        ("prune is within 0 points of distill on accuracy", "0", "a margin above 0 is needed"),
+        (
+            "prune agrees with distill on 100 % of images",
+            "100",
+            "a share above 0 % and below 100 % is needed",
+        ),
+        ("prune is smaller than distill by 0.5x in macs", "0.5", "a factor of 1 or more is needed"),
+        (
+            "prune is faster than distill at batch 1.5",
+            "1.5",
+            "a whole number of images, 1 or more, is needed",
+        ),
+    ],
+)
+def test_a_mistake_is_pointed_at_by_word_with_the_choices(text: str, word: str, message: str) -> None:
+    with pytest.raises(ClaimError) as caught:
+        parse_claim(text, CANDIDATES)
+    sentence, pointer = str(caught.value).split("\n")
+    assert sentence == text
+    assert text[pointer.index("^") :].startswith(word)
+    assert message in pointer
+
+
+def test_an_unfinished_sentence_is_pointed_at_its_end() -> None:
+    with pytest.raises(ClaimError) as caught:
+        parse_claim("prune is ")
+    assert str(caught.value).split("\n")[1] == "        ^ expected one of: faster, smaller, within"
+
+
+def test_all_mistakes_are_shown_together_and_are_errors_of_the_user() -> None:
+    with pytest.raises(UserError, match=r"(?s)distill beat scratch.*\^.*prune is quick.*\^"):
+        parse_claims(["distill beat scratch", "prune beats distill on accuracy", "prune is quick"])
+
+
+# --------------------------------------------------------------------------------- published worked examples
+
+
+def test_mcnemar_on_agrestis_approval_ratings() -> None:
+    # Agresti, Categorical Data Analysis (2002), table 10.1: of 1600 people asked twice, 794 approved both
+    # times, 150 only the first and 86 only the second time. z^2 = 17.36; the interval there is (-0.06,
+    # -0.02). Exact p from the definition: 2 * sum_{k <= 86} C(236, k) / 2^236.
+    exact = 2 * sum(math.comb(236, k) for k in range(87)) / 2**236
+    second, first = paired(794, 86, 150, 570)
+    estimate = accuracy_difference(second, first)
+    assert estimate.p_value == pytest.approx(exact, rel=1e-9)
+    assert estimate.effect == -0.04
+    assert (round(estimate.low, 2), round(estimate.high, 2)) == (-0.06, -0.02)
+    assert estimate.count == 1600
+    # Wald's interval from the book's formula: d +- 1.96 sqrt(b + c - (b - c)^2 / n) / n
+    half = 1.96 * math.sqrt(236 - 64**2 / 1600) / 1600
+    assert (estimate.low, estimate.high) == pytest.approx((-0.04 - half, -0.04 + half), abs=6e-4)
+
+
+def test_mcnemar_agrees_with_rs_binomial_test_of_a_cabinets_approval() -> None:
+    # Aoki, http://aoki2.si.gunma-u.ac.jp/lecture/Hiritu/McNemar-test-r.html: table 48 28 / 35 53, binom.test:
+    # 0.45
+    assert mcnemar_exact(28, 35) == pytest.approx(0.45, abs=5e-4)
+
+
+def test_mcnemar_by_hand_for_small_counts() -> None:
+    assert mcnemar_exact(0, 5) == pytest.approx(2 / 32)
+    assert mcnemar_exact(1, 5) == pytest.approx(2 * (1 + 6) / 64)
+    assert mcnemar_exact(3, 3) == 1.0
+    assert mcnemar_exact(0, 0) == 1.0
+
+
+def test_holm_on_the_four_p_values_of_the_textbook_example() -> None:
+    # p = 0.01, 0.04, 0.03, 0.005 -> 0.03, 0.06, 0.06, 0.02 (sorted: 4 x 0.005, 3 x 0.01, 2 x 0.03, max with 1
+    # x 0.04)
+    adjusted = statistics.holm([0.01, 0.04, 0.03, 0.005])
+    assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_agreement_interval_is_clopper_and_pearsons() -> None:
+    # 98 of 100: limits from the beta quantiles of the definition
+    same = np.zeros(100, dtype=np.int64)
+    other = same.copy()
+    other[:2] = 1
+    estimate = agreement_share(same, other, share=0.9)
+    low, high = stats.beta.ppf(0.025, 98, 3), stats.beta.ppf(0.975, 99, 2)
+    assert (estimate.effect, estimate.low, estimate.high) == pytest.approx((0.98, low, high))
+    # twice the binomial tail P(X >= 98) at 0.9
+    tail = sum(math.comb(100, k) * 0.9**k * 0.1 ** (100 - k) for k in range(98, 101))
+    assert estimate.p_value == pytest.approx(2 * tail)
+
+
+def test_the_bootstrap_of_tables_is_the_bootstrap_of_images() -> None:
+    rng = np.random.default_rng(5)
+    candidate, reference = paired(700, 60, 30, 210)
+    estimate = accuracy_difference(candidate, reference, margin=0.01)
+    differences = candidate.astype(float) - reference
+    # two images are added to the table: one each way by halves, one of no difference
+    plain = stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=9999, rng=rng)
+    assert estimate.low == pytest.approx(plain.confidence_interval.low, abs=1.5e-3)
+    assert estimate.high == pytest.approx(plain.confidence_interval.high, abs=1.5e-3)
+
+
+def test_speed_is_close_to_students_interval_for_regular_times() -> None:
+    rng = np.random.default_rng(1)
+    candidate, reference = np.exp(rng.normal(0, 0.1, 60)), np.exp(rng.normal(math.log(2), 0.1, 60))
+    estimate = speed_ratio(candidate, reference, factor=1.9)
+    logs = np.log(reference / candidate)
+    expected = stats.ttest_1samp(logs, math.log(1.9))
+    interval = np.exp(expected.confidence_interval(0.95))
+    assert estimate.effect == pytest.approx(np.exp(logs.mean()))
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(interval), rel=5e-3)
+    assert estimate.p_value == pytest.approx(expected.pvalue, abs=0.02)
+
+
+# ----------------------------------------------------------------------------------- coverage, by simulation
+
+COMPARISONS = 2000
+Simulation = Callable[[np.random.Generator, int], tuple[statistics.Estimate, float]]
+
+
+def simulate_accuracy(rng: np.random.Generator, seed: int) -> tuple[statistics.Estimate, float]:
+    ahead, behind, images = 0.05, 0.04, 1000
+    plus, minus, _ = rng.multinomial(images, [ahead, behind, 1 - ahead - behind])
+    right, reference = paired(600, int(plus), int(minus), images - 600 - int(plus) - int(minus))
+    truth = ahead - behind
+    return accuracy_difference(right, reference, margin=truth, seed=seed, resamples=600), truth
+
+
+def simulate_equal_accuracy(rng: np.random.Generator, seed: int) -> tuple[statistics.Estimate, float]:
+    plus, minus, _ = rng.multinomial(1000, [0.05, 0.05, 0.9])
+    right, reference = paired(600, int(plus), int(minus), 400 - int(plus) - int(minus))
+    return accuracy_difference(right, reference, seed=seed, resamples=600), 0.0
+
+
+def simulate_seeds(rng: np.random.Generator, seed: int) -> tuple[statistics.Estimate, float]:
+    # five seeds, 200 images: each network has its own luck, each image its own difficulty for either
+    # candidate
+    seeds, images, truth = 5, 200, 0.03
+    difficulty, taste = rng.uniform(-0.08, 0.08, (2, images))
+    luck, other_luck = rng.uniform(-0.02, 0.02, (2, seeds, 1))
+    right = rng.random((seeds, images)) < 0.8 + truth + difficulty + taste + luck
+    reference = rng.random((seeds, images)) < 0.8 + difficulty + other_luck
+    return accuracy_difference(right, reference, margin=truth, seed=seed, resamples=600), truth
+
+
+def simulate_speed(rng: np.random.Generator, seed: int) -> tuple[statistics.Estimate, float]:
+    rounds = 40
+    disturbance = rng.normal(0, 0.3, rounds)  # of whole rounds: it cancels
+    reference = np.exp(disturbance + rng.normal(math.log(1.5), 0.05, rounds))
+    candidate = np.exp(disturbance + rng.normal(0, 0.05, rounds))
+    return speed_ratio(candidate, reference, factor=1.5, seed=seed, resamples=600), 1.5
+
+
+@pytest.mark.parametrize(
+    "simulate", [simulate_accuracy, simulate_equal_accuracy, simulate_seeds, simulate_speed]
+)
+def test_intervals_cover_the_truth_and_false_claims_are_rarely_proven(
+    simulate: Simulation,
+) -> None:
+    rng = np.random.default_rng(20)
+    covered = proven = 0
+    for seed in range(COMPARISONS):
+        estimate, truth = simulate(rng, seed)
+        covered += estimate.low <= truth <= estimate.high
+        # the claim "more than the truth" is false, by as little as can be
+        proven += estimate.p_value <= 0.05 and estimate.effect > truth
+    assert 0.93 <= covered / COMPARISONS <= 0.97
+    assert proven / COMPARISONS <= 0.05
+
+
+# -------------------------------------------------------------------------------------------- laws and edges
+
+
+def test_swapping_the_two_mirrors_the_estimate() -> None:
+    a, b = paired(700, 60, 30, 210)
+    one, other = accuracy_difference(a, b), accuracy_difference(b, a)
+    assert other.effect == -one.effect
+    assert other.p_value == one.p_value
+    assert (other.low, other.high) == pytest.approx((-one.high, -one.low), abs=1e-3)
+
+
+def test_two_that_never_differ_are_not_known_to_be_equal_from_few_images() -> None:
+    few, many = np.ones(20, dtype=bool), np.ones(10_000, dtype=bool)
+    assert accuracy_difference(few, few, margin=-0.01).p_value > 0.05
+    assert accuracy_difference(many, many, margin=-0.01).p_value < 0.001
+    seeds = np.ones((3, 20), dtype=bool)
+    assert accuracy_difference(seeds, seeds, margin=-0.01).p_value > 0.05
+
+
+def test_one_seed_as_a_row_is_the_same_as_one_seed() -> None:
+    a, b = paired(700, 60, 30, 210)
+    assert accuracy_difference(a[None], b[None]) == accuracy_difference(a, b)
+
+
+def test_variance_between_seeds_widens_the_interval() -> None:
+    rng = np.random.default_rng(2)
+    reference = rng.random((5, 2000)) < 0.8
+    steady = rng.random((5, 2000)) < 0.85
+    unsteady = rng.random((5, 2000)) < np.array([0.78, 0.92, 0.80, 0.90, 0.85])[:, None]
+    narrow, wide = accuracy_difference(steady, reference), accuracy_difference(unsteady, reference)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    assert (narrow.seeds, narrow.count) == (5, 2000)
+
+
+def test_an_estimate_depends_on_its_seed_alone() -> None:
+    a, b = paired(700, 60, 30, 210)
+    assert accuracy_difference(a, b, margin=0.01, seed=7) == accuracy_difference(a, b, margin=0.01, seed=7)
+    assert accuracy_difference(a, b, margin=0.01, seed=7) != accuracy_difference(a, b, margin=0.01, seed=8)
+
+
+def test_times_without_any_spread_prove_nothing_and_ties_stay_finite() -> None:
+    ones = np.ones(20)
+    assert speed_ratio(ones, 2 * ones).p_value == 1.0
+    tied = ones.copy()
+    tied[0] = 1.5
+    estimate = speed_ratio(tied, 2 * ones)
+    assert 0 < estimate.low < estimate.effect < estimate.high < math.inf
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "message"),
+    [
+        (np.ones(9), np.ones(9), "10 or more: there are 9 and 9"),
+        (np.ones(12), np.ones(11), "there are 12 and 11"),
+        (np.zeros(12), np.ones(12), "positive times"),
+    ],
+)
+def test_times_that_cannot_be_compared_are_refused(
+    candidate: NDArray[np.float64], reference: NDArray[np.float64], message: str
+) -> None:
+    with pytest.raises(ClaimError, match=message):
+        speed_ratio(candidate, reference)
+
+
+def test_predictions_that_cannot_be_paired_are_refused() -> None:
+    with pytest.raises(ClaimError, match=r"there are \(3,\) and \(4,\)"):
+        accuracy_difference(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
+    with pytest.raises(ClaimError, match="at least one"):
+        agreement_share(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), share=0.9)
+
+
+# -------------------------------------------------------------------------------------------------- verdicts
+
+
+def evidence() -> Evidence:
+    rng = np.random.default_rng(0)
+    images = 10_000
+    labels = rng.integers(10, size=images)
+
+    def predict(accuracy: float, luck: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.where(luck < accuracy, labels, (labels + 1) % 10)
+
+    common = rng.random(images)  # networks of one family fail on the same images
+    noisy = (common + 0.02 * rng.standard_normal(images)).clip(0, 1)
+    predictions = {
+        "finetune": predict(0.885, common),
+        "scratch": predict(0.83, rng.random(images)),
+        "distill": predict(0.875, noisy),
+        "prune": predict(0.8745, common),
+    }
+    rounds = np.exp(rng.normal(0, 0.05, (3, 50)))
+    return Evidence(
+        right={name: p == labels for name, p in predictions.items()},
+        predictions=predictions,
+        sizes={
+            "finetune": {"parameters": 3_400_000, "macs": 30_000_000, "bytes": 13_600_000},
+            "prune": {"parameters": 34_000, "macs": 1_800_000, "bytes": 150_000},
+            "twin": {"parameters": 34_000, "macs": 1_800_000, "bytes": 150_001},
+        },
+        latency_ms={
+            ("onnxruntime", 64): {"distill": 5 * rounds[0], "prune": 3 * rounds[1], "twin": 3 * rounds[2]}
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("distill beats scratch on accuracy", "proven"),
+        ("distill beats scratch on accuracy by 3.0 points", "proven"),
+        ("distill beats scratch on accuracy by 20 points", "refuted"),
+        ("scratch beats distill on accuracy", "refuted"),
+        ("prune beats distill on accuracy", "not shown"),
+        ("prune is within 1.0 points of distill on accuracy", "proven"),
+        ("scratch is within 1.0 points of distill on accuracy", "refuted"),
+        ("prune is within 0.1 points of distill on accuracy", "not shown"),
+        ("prune is faster than distill at batch 64 in onnxruntime", "proven"),
+        ("prune is faster than distill by 3x at batch 64 in onnxruntime", "refuted"),
+        ("prune is faster than twin at batch 64 in onnxruntime", "not shown"),
+        ("prune is smaller than finetune by 50x in parameters", "proven"),
+        ("prune is smaller than finetune by 100x in parameters", "proven"),
+        ("prune is smaller than finetune by 101x in parameters", "refuted"),
+        ("finetune is smaller than prune in macs", "refuted"),
+        ("prune is smaller than twin in macs", "refuted"),
+        ("prune is smaller than twin in bytes", "proven"),
+        ("prune agrees with finetune on 98 % of images", "proven"),
+        ("prune agrees with finetune on 99.9 % of images", "refuted"),
+    ],
+)
+def test_verdicts(text: str, outcome: str) -> None:
+    (verdict,) = judge([parse_claim(text)], evidence())
+    assert verdict.outcome == outcome, str(verdict)
+    e = verdict.estimate
+    assert e.low <= e.effect <= e.high
+    if verdict.p_value is not None and outcome == "proven":
+        assert verdict.p_value <= 0.05
+        assert e.low > verdict.threshold
+
+
+def test_more_claims_make_each_harder_to_prove_but_sizes_do_not_count() -> None:
+    texts = ["distill beats scratch on accuracy", "prune is within 0.1 points of distill on accuracy"]
+    size = "prune is smaller than finetune in bytes"
+    alone = [judge([parse_claim(text)], evidence())[0] for text in texts]
+    together = judge(parse_claims([*texts, size]), evidence())
+    raw = [verdict.estimate.p_value for verdict in alone]
+    assert None not in raw
+    assert together[0].p_value == pytest.approx(2 * raw[0])  # the smaller of two
+    assert together[1].p_value == pytest.approx(max(raw[1], 2 * raw[0]))
+    assert together[2].p_value is None
+    assert together[2].outcome == "proven"
+
+
+def test_a_verdict_reads_as_a_sentence_with_effect_interval_p_and_counts() -> None:
+    claims = [
+        "distill beats scratch on accuracy by 3.0 points",
+        "prune is smaller than finetune by 50x in parameters",
+    ]
+    beats, smaller = map(str, judge(parse_claims(claims), evidence()))
+    pattern = (
+        r"proven: distill beats .* by 3\.0 points: \+4\.\d\d points \[\+3\.\d\d, \+5\.\d\d\], asked \+3\.00, "
+        r"p = [\de.-]+, 10000 images, 1 seed \(paired bootstrap\)"
+    )
+    assert re.fullmatch(pattern, beats), beats
+    assert smaller.endswith(": 100.00x [100.00, 100.00], asked 50.00x (exact)")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prune beats resnet on accuracy", "nothing was measured for 'resnet'; there is: finetune, scratch"),
+        (
+            "prune is smaller than scratch in macs",
+            "nothing was measured for 'scratch'; there is: finetune, prune, twin",
+        ),
+        (
+            "prune is faster than distill at batch 1",
+            "no times at batch 1 in pytorch; measured were: batch 64 in onnxruntime",
+        ),
+    ],
+)
+def test_missing_evidence_is_named(text: str, message: str) -> None:
+    with pytest.raises(ClaimError, match=re.escape(message)):
+        judge([parse_claim(text)], evidence())
+
+
+def test_no_claims_give_no_verdicts() -> None:
+    assert judge([], evidence()) == []
+
+
+def test_the_docs_sentences_parse() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "claims.md").read_text(encoding="utf-8")
+    sentences = re.findall(r"^ +- ([a-z].*)$", page, re.MULTILINE)
+    assert {claim.kind for claim in parse_claims(sentences)} == {
+        "beats",
+        "within",
+        "faster",
+        "smaller",
+        "agrees",
+    }
+    assert all(isinstance(claim, Claim) for claim in parse_claims(sentences))

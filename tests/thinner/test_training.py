@@ -1,0 +1,236 @@
+"""The one loop: learns, resumes exactly, keeps the best, and depends on nothing but its arguments."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from thinner import training, views
+from torch import nn
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (120, 8, 8, 1), dtype=np.uint8)
+IMAGES[::2] = (IMAGES[::2].astype(int) // 3).astype(np.uint8)  # even images are darker: something to learn
+LABELS = np.arange(120, dtype=np.int64) % 2
+POOL, HELD_OUT = np.arange(0, 80), np.arange(80, 120)
+PREPROCESSING = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.5]}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(256, 2)
+    )
+
+
+def batches(**changes):
+    arguments = {
+        "images": IMAGES, "labels": LABELS, "pool": POOL, "batch_size": 16, "seed": 3, "size": 8, "mean": (0.5,),
+        "std": (0.5,), "policy": views.Policy(flip=True), **changes,
+    }  # fmt: skip
+    return training.Batches(**arguments)
+
+
+def fit(model, resume=None, stop_at=None, **changes):
+    class Stopped(Exception):
+        pass
+
+    seen = []
+
+    def on_validation(row):
+        seen.append(row)
+        if stop_at is not None and row["step"] >= stop_at:
+            raise Stopped
+
+    arguments = {
+        "steps": 30, "validate_every": 5, "factor": lambda s: training.learning_rate_factor("cosine", s, 30, 0.1),
+        "optimizer": training.make_optimizer(model, "adamw", lr=1e-2, weight_decay=0.01),
+        "validate": training.validation(IMAGES, LABELS, HELD_OUT, PREPROCESSING), "seed": 3, "resume": resume,
+        "fabric": training.make_fabric("cpu", 1, "fp32"), "on_validation": on_validation, **changes,
+    }  # fmt: skip
+    try:
+        return training.fit(model, batches(), training.supervised_step(), **arguments)
+    except Stopped:
+        return None
+
+
+def same_weights(one, two):
+    return all(a.equal(b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_it_learns():
+    model = network()
+    history = fit(model)
+    assert max(row["val_accuracy"] for row in history) > 0.9
+    assert [row["step"] for row in history] == [5, 10, 15, 20, 25, 30]
+
+
+def test_two_runs_end_with_identical_weights():
+    one, two = network(), network()
+    assert fit(one) == fit(two)
+    assert same_weights(one, two)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_killed_run_resumes_and_ends_with_identical_weights(tmp_path, name, ema):
+    def optimizer(model):
+        return training.make_optimizer(model, name, lr=1e-2, weight_decay=0.01)
+
+    whole, cut = network(), network()
+    history = fit(whole, optimizer=optimizer(whole), ema=ema)
+    # the exception leaves before the state of step 20 is written, as a kill in between would
+    assert fit(cut, resume=tmp_path, stop_at=20, optimizer=optimizer(cut), ema=ema) is None
+    again = network()
+    assert fit(again, resume=tmp_path, optimizer=optimizer(again), ema=ema) == history
+    assert same_weights(whole, again)
+
+
+def test_the_best_validated_weights_are_kept():
+    model = network()
+    scores = iter([0.5, 0.9, 0.7, 0.9, 0.6, 0.5])
+    states = []
+
+    def validate(judged):
+        states.append({n: t.clone() for n, t in judged.state_dict().items()})
+        return {"val_accuracy": next(scores), "val_loss": 1.0 - 0.1 * len(states) * (len(states) == 4)}
+
+    fit(model, validate=validate)
+    best = states[3]  # a tie with the second in accuracy, the lower loss decides
+    assert all(t.equal(best[n]) for n, t in model.state_dict().items())
+
+
+def test_patience_ends_the_training():
+    scores = iter([0.5, 0.9, 0.7, 0.8, 0.99, 0.99])
+    history = fit(network(), patience=2, validate=lambda m: {"val_accuracy": next(scores), "val_loss": 1.0})
+    assert [row["val_accuracy"] for row in history] == [0.5, 0.9, 0.7, 0.8]
+
+
+def test_ema_validates_the_average():
+    # with decay 1 - 1e-9 the average hardly leaves the start, so the kept weights are near those of a fresh network
+    model, fresh = network(), network()
+    fit(model, ema=1 - 1e-9)
+    weights = zip(model.parameters(), fresh.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in weights)
+
+
+def test_a_loss_that_is_no_number_stops_with_what_to_do():
+    with pytest.raises(training.TrainingError, match=r"loss is nan at step 5 of 30\. Lower training\.lr"):
+        training.fit(
+            model := network(), batches(), lambda m, b, n: {"loss": m(b.images).sum() * math.nan}, steps=30,
+            validate_every=5, optimizer=training.make_optimizer(model, "sgd", lr=0.1, weight_decay=0),
+            factor=lambda s: 1.0, validate=lambda m: {"val_accuracy": 0.0, "val_loss": 0.0}, seed=0,
+            fabric=training.make_fabric("cpu", 1, "fp32"),
+        )  # fmt: skip
+
+
+def test_every_image_comes_once_per_pass_and_every_batch_is_full():
+    source = batches(pool=np.arange(70), batch_size=16)
+    index = np.concatenate([source.numbers(step)[0] for step in range(35)])  # 560 = 8 passes of 70
+    view = np.concatenate([source.numbers(step)[1] for step in range(35)])
+    assert np.bincount(index).tolist() == [8] * 70
+    assert all(sorted(index[view == number]) == list(range(70)) for number in range(8))
+
+
+def test_view_numbers_cycle_through_the_known_views():
+    source = batches(views=3)
+    views_seen = np.concatenate([source.numbers(step)[1] for step in range(40)])
+    assert sorted(set(views_seen)) == [0, 1, 2]
+
+
+def test_two_processes_share_a_batch_without_overlap():
+    whole = batches().numbers(7)[0]
+    halves = [batches(rank=rank, world=2).numbers(7)[0] for rank in (0, 1)]
+    assert sorted(np.concatenate(halves)) == sorted(whole)
+    assert [len(half) for half in halves] == [8, 8]
+
+
+def test_a_batch_is_a_function_of_its_number():
+    one, two = batches()(11), batches()(11)
+    assert torch.equal(one.images, two.images)
+    assert np.array_equal(one.labels.numpy(), LABELS[one.index])
+
+
+@pytest.mark.parametrize("warmup", [0.1, 0.3])
+def test_onecycle_equals_pytorchs(warmup):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=50, pct_start=warmup)
+    for step in range(50):
+        ours = training.learning_rate_factor("onecycle", step, 50, warmup)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-7)
+        optimizer.step()
+        theirs.step()
+
+
+def test_cosine_without_warm_up_equals_pytorchs():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40)
+    for step in range(40):
+        ours = training.learning_rate_factor("cosine", step, 40, 0.0)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "onecycle"])
+def test_rates_rise_and_then_never_rise_again(schedule):
+    factors = [training.learning_rate_factor(schedule, step, 100, 0.2) for step in range(100)]
+    peak = factors.index(max(factors))
+    assert max(factors) == pytest.approx(1.0, abs=1e-3)
+    assert all(a <= b + 1e-12 for a, b in zip(factors[:peak], factors[1 : peak + 1], strict=True))
+    assert all(a >= b - 1e-12 for a, b in zip(factors[peak:], factors[peak + 1 :], strict=False))
+
+
+def test_norms_and_biases_are_not_decayed_and_the_head_has_its_rate():
+    optimizer = training.make_optimizer(network(), "adamw", lr=0.1, weight_decay=0.5, head="5", head_lr=1.0)
+    found = {(g["lr"], g["weight_decay"]): sorted(tuple(p.shape) for p in g["params"]) for g in optimizer.param_groups}
+    assert found == {
+        (0.1, 0.5): [(4, 1, 3, 3)], (0.1, 0.0): [(4,), (4,), (4,)], (1.0, 0.5): [(2, 256)], (1.0, 0.0): [(2,)],
+    }  # fmt: skip
+
+
+def test_mixing_leaves_batches_with_unlabelled_images_alone():
+    batch = batches(labels=np.where(LABELS == 0, -1, 1))(0)
+    assert training.mix(batch, mixup=1.0, cutmix=0.0, classes=2, seed=0, step=0) is batch
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0)])
+def test_mixed_targets_are_shares_and_a_function_of_the_step(mixup, cutmix):
+    batch = batches()(0)
+    one, two = (training.mix(batch, mixup=mixup, cutmix=cutmix, classes=2, seed=0, step=4) for _ in range(2))
+    assert torch.equal(one.images, two.images)
+    assert torch.allclose(one.targets.sum(1), torch.ones(16))
+    assert not torch.equal(one.images, batch.images)
+
+
+def test_extra_modules_train_along_and_resume(tmp_path):
+    def run(folder, stop_at=None):
+        model, extra = network(), nn.Linear(2, 2)
+        with torch.no_grad():
+            extra.weight.fill_(0.1), extra.bias.zero_()
+
+        def step(m, b, n):
+            return {"loss": nn.functional.cross_entropy(extra(m(b.images)), b.labels)}
+
+        class Stopped(Exception):
+            pass
+
+        def on_validation(row):
+            if stop_at == row["step"]:
+                raise Stopped
+
+        try:
+            training.fit(
+                model, batches(), step, steps=20, validate_every=5, seed=0, extra=extra, resume=folder,
+                optimizer=training.make_optimizer(model, "adam", lr=0.01, weight_decay=0, extra=extra),
+                factor=lambda s: 1.0, validate=training.validation(IMAGES, LABELS, HELD_OUT, PREPROCESSING),
+                fabric=training.make_fabric("cpu", 1, "fp32"), on_validation=on_validation,
+            )  # fmt: skip
+        except Stopped:
+            return None
+        return extra.weight.detach().clone()
+
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = run(tmp_path / "a")
+    assert run(tmp_path / "b", stop_at=15) is None
+    assert torch.equal(run(tmp_path / "b"), whole)

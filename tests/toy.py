@@ -1,0 +1,183 @@
+"""A git and DVC repository with four real stages that take a blink: what the joining of the tools is tested
+on.
+
+    prepare ── finetune ──┐
+        └───── scratch ───┴── distill
+
+Each stage runs `run_stage` from tasks/stage.py, writes what it read, and can be told through the environment
+to fail (TOY_FAIL=NAME), to be slow (TOY_SLOW=NAME:SECONDS) or to edit its own input while it runs
+(TOY_EDIT=NAME).
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from tasks.stage import Stage, run_stage
+from thinner.errors import UserError
+
+def work(stage: Stage) -> None:
+    with Path("ran.txt").open("a") as ran:
+        ran.write(stage.name + "\\n")
+    read = {"prepare": ["raw"], "finetune": ["data/prepare"], "scratch": ["data/prepare"],
+            "distill": ["data/finetune", "data/scratch"]}[stage.name]
+    text = "".join(p.read_text() for folder in read for p in sorted(Path(folder).iterdir()))
+    name, _, seconds = os.environ.get("TOY_SLOW", "").partition(":")
+    steps = 5
+    with stage.output(f"data/{stage.name}") as folder, stage.progress(stage.name, total=steps) as bar:
+        for step in range(steps):
+            bar.update(step + 1, loss=1 / (step + 1))
+            stage.record.metrics({"loss": 1 / (step + 1)}, step=step)
+            if name == stage.name:
+                time.sleep(float(seconds) / steps)
+        if os.environ.get("TOY_FAIL") == stage.name:
+            raise UserError("asked to fail")
+        if os.environ.get("TOY_EDIT") == stage.name:
+            Path("raw/one.txt").write_text("edited")
+        value = stage.params.distill.temperature if stage.name == "distill" else ""
+        (folder / "model.json").write_text(f"{stage.name}({text}{value})")
+
+if __name__ == "__main__":
+    run_stage(sys.argv[1], work)
+"""
+
+GRAPH = {
+    "stages": {
+        "prepare": {
+            "cmd": "python program.py prepare",
+            "deps": ["program.py", "raw"],
+            "outs": ["data/prepare"],
+        },
+        "finetune": {
+            "cmd": "python program.py finetune",
+            "deps": ["program.py", "data/prepare"],
+            "params": ["finetune.image_size"],
+            "outs": ["data/finetune"],
+        },
+        "scratch": {
+            "cmd": "python program.py scratch",
+            "deps": ["program.py", "data/prepare"],
+            "outs": ["data/scratch"],
+        },
+        "distill": {
+            "cmd": "python program.py distill",
+            "deps": ["program.py", "data/finetune", "data/scratch"],
+            "params": ["distill.temperature"],
+            "outs": ["data/distill"],
+        },
+    }
+}
+
+
+class Toy:
+    """The repository at `root`, and what one does in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("THINNER_", "MLFLOW_", "PREFECT_API", "DVC_", "TOY_"))
+        } | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(PROJECT),
+            "PREFECT_HOME": str(root / ".prefect"),
+            "DVC_SITE_CACHE_DIR": str(root.parent / "site-cache"),
+            "DVC_NO_ANALYTICS": "1",
+            "SHELL": "/bin/sh",
+        }
+        (root / "raw").mkdir(parents=True)
+        (root / "raw" / "one.txt").write_text("one")
+        (root / "program.py").write_text(PROGRAM)
+        (root / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+        (root / ".gitignore").write_text(
+            "__pycache__/\n/.prefect/\n/.thinner/\nmlflow.db*\n/mlartifacts/\nran.txt\n.partial-*\n"
+        )
+        self.write_graph(GRAPH)
+        self.run("git", "init", "--quiet", "--initial-branch=main")
+        self.run("git", "config", "user.email", "toy@example.org")
+        self.run("git", "config", "user.name", "Toy")
+        self.run("dvc", "init", "--quiet")
+        self.commit()
+
+    def graph(self) -> dict:
+        return yaml.safe_load((self.root / "dvc.yaml").read_text())
+
+    def write_graph(self, graph: dict) -> None:
+        (self.root / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "toy")
+
+    def environment(self, **env: str) -> dict[str, str]:
+        # The deep check of params.yaml imports torch, ten seconds a stage; it has tests of its own.
+        digest = hashlib.sha256((self.root / "params.yaml").read_bytes()).hexdigest()
+        return self.env | {"THINNER_CHECKED": digest} | env
+
+    def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment(**env), text=True, capture_output=True, check=False
+        )
+        assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environment(**env),
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def pipeline(self, *stages: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "flows.pipeline", *stages, check=check, **env)
+
+    def ran(self) -> list[str]:
+        """The stages that really ran since the last time this was asked."""
+        path = self.root / "ran.txt"
+        names = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return names
+
+    def change_param(self, old: str, new: str) -> None:
+        path = self.root / "params.yaml"
+        text = path.read_text()
+        assert text.count(old) >= 1, old
+        path.write_text(text.replace(old, new))
+
+    def stage_processes(self) -> list[psutil.Process]:
+        """Stage programs of this repository that are alive."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if "program.py" in process.cmdline()[:3] and Path(process.cwd()) == self.root:
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return [
+            process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        ]
+
+
+def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until `condition()` is true; the bound is generous because the machine may be busy."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, f"not within {seconds} s"
+        time.sleep(0.05)

@@ -1,0 +1,176 @@
+"""A network on disk: ``model.safetensors`` (weights) and ``model.json`` (all that is needed to build it again).
+
+No pickle is written or read. A pruned network is built from its description, then the dimensions that pruning
+changed are set layer by layer from the spec; which channels went, and in which order, does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from thinner import models
+from thinner.errors import UserError
+
+WEIGHTS, SPEC = "model.safetensors", "model.json"
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read: missing, damaged, or not of this network."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: nn.Module  # in eval mode, on the CPU
+    spec: dict[str, Any]
+    sha256: str  # of the weights file
+
+
+def save(folder: str | Path, model: nn.Module, spec: dict[str, Any]) -> str:
+    """Write ``model`` and ``spec`` into ``folder`` (made if need be), each file whole or not at all.
+
+    ``spec`` needs ``network`` (what ``models.create`` takes), ``classes``, ``preprocessing``, ``parents``,
+    ``data_sha256`` and ``stage``; ``pruned`` is found out here. Returns the SHA-256 of the weights file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
+    spec = {**spec, "pruned": changed_dimensions(model, spec["network"])}
+    _replace(folder / WEIGHTS, lambda path: save_file(state, path))
+    _replace(folder / SPEC, lambda path: path.write_text(json.dumps(spec, indent=1, sort_keys=True) + "\n"))
+    return file_sha256(folder / WEIGHTS)
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def load(folder: str | Path) -> Loaded:
+    """Build the network from its spec and fill it strictly. Raises CheckpointError."""
+    folder = Path(folder)
+    spec = read_spec(folder)
+    weights = folder / WEIGHTS
+    try:
+        state = load_file(weights)
+    except FileNotFoundError:
+        raise CheckpointError(f"{weights}: no such file. Make it again: dvc repro, or dvc checkout") from None
+    except Exception as error:  # noqa: BLE001 - safetensors raises its own, private type for a damaged file
+        raise CheckpointError(f"{weights}: damaged ({error}). Make it again: dvc checkout --force {folder}") from error
+    return Loaded(_fill(spec, state, weights), spec, file_sha256(weights))
+
+
+def read_spec(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / SPEC
+    try:
+        spec = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file. Make it: thinner run") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}). Make it again: dvc checkout --force {folder}") from error
+    missing = {"network", "classes", "preprocessing"} - set(spec)
+    if missing:
+        raise CheckpointError(f"{path}: lacks {', '.join(sorted(missing))}. It was not written by thinner")
+    return dict(spec)
+
+
+def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) -> nn.Module:
+    # on "meta" nothing is allocated or drawn at random; every tensor then comes from the file
+    with torch.device("meta"):
+        model = models.create(spec["network"])
+    if spec.get("pruned"):
+        apply_dimensions(model, spec["pruned"])
+    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    found = {n: tuple(t.shape) for n, t in state.items()}
+    if expected != found:
+        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        name = wrong[0]
+        raise CheckpointError(
+            f"{source}: {len(wrong)} tensors do not fit the spec; first {name}: file {found.get(name)}, "
+            f"spec {expected.get(name)}. Take the two files of one folder"
+        )
+    model = _materialise(model, spec)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def _materialise(model: nn.Module, spec: dict[str, Any]) -> nn.Module:
+    """Out of "meta". Buffers that are not in the state (position tables) must be computed, so build for real."""
+    persistent = set(model.state_dict())
+    hidden = [n for n, _ in model.named_buffers() if n not in persistent]
+    if not hidden:
+        return model.to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        real = models.create(spec["network"])
+    if spec.get("pruned"):
+        with torch.device("cpu"):
+            apply_dimensions(real, spec["pruned"])
+    return real
+
+
+def _dimensions(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Per module, every plain whole number (or tuple of them) that it holds: out_channels, num_features, heads, ..."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        values = {
+            key: value
+            for key, value in vars(module).items()
+            if not key.startswith("_")
+            and (type(value) is int or (isinstance(value, tuple) and value and all(type(v) is int for v in value)))
+        }
+        if values:
+            out[name] = values
+    return out
+
+
+def changed_dimensions(model: nn.Module, network: dict[str, Any]) -> dict[str, Any] | None:
+    """What sets ``model`` apart from a fresh ``models.create(network)``: attributes and tensor shapes; None if nothing.
+
+    ``{"attributes": {module: {name: value}}, "shapes": {tensor: [sizes]}}``
+    """
+    with torch.device("meta"):
+        fresh = models.create(network)
+    before, after = _dimensions(fresh), _dimensions(model)
+    attributes = {
+        module: changed
+        for module, values in after.items()
+        if (changed := {k: v for k, v in values.items() if before.get(module, {}).get(k) != v})
+    }
+    shapes_before = {n: t.shape for n, t in _tensors(fresh)}
+    shapes = {n: list(t.shape) for n, t in _tensors(model) if shapes_before.get(n) != t.shape}
+    return {"attributes": attributes, "shapes": shapes} if attributes or shapes else None
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def apply_dimensions(model: nn.Module, pruned: dict[str, Any]) -> None:
+    """Set the attributes and give the tensors their sizes (values are left empty)."""
+    for name, values in pruned["attributes"].items():
+        module = model.get_submodule(name)
+        for key, value in values.items():
+            setattr(module, key, tuple(value) if isinstance(value, list) else value)
+    for name, shape in pruned["shapes"].items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        old = getattr(module, leaf)
+        empty = torch.empty(shape, dtype=old.dtype, device=old.device)
+        if isinstance(old, nn.Parameter):
+            module.register_parameter(leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
+        else:
+            module.register_buffer(leaf, empty)
+
+
+def file_sha256(path: str | Path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

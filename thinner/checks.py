@@ -1,0 +1,141 @@
+"""What can only be found wrong by looking: networks, weights, losses, criteria, and stages that do not fit together.
+
+Networks are built on the meta device, where nothing is allocated, so that this takes seconds and not memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from thinner import losses, models, pruning
+from thinner.errors import UserError
+from thinner.profiling import count_macs
+
+if TYPE_CHECKING:
+    from thinner.config import Network, Params
+
+_CLASSES = 10  # a stand-in where the data are not prepared yet; nothing here depends on the number
+
+
+def deep(params: Params) -> Iterator[str]:
+    """One line for each mistake: key, value, choices."""
+    built: dict[str, torch.nn.Module] = {}
+    for name in ("finetune", "student"):
+        section: Network = getattr(params, name)
+        network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
+        if section.width is not None:
+            network |= {"width": section.width, "stem_stride": section.stem_stride}
+        try:
+            with torch.device("meta"):
+                model = models.create(network)
+            built[name] = model
+        except UserError as error:
+            text = str(error)
+            yield f"{name}.{text}" if text.startswith("network:") else f"{name}.network: {text}"
+            continue
+        yield from _weights(name, section)
+        try:
+            count_macs(model, (section.channels, section.image_size, section.image_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            yield (
+                f"{name}.image_size: {section.image_size} px does not go through '{section.network}' "
+                f"({str(error).splitlines()[0]}). Choose the size that the network was made for"
+            )
+            built.pop(name)
+    if "finetune" in built:
+        parts = [n for n, _ in models.stages_of(built["finetune"])]
+        if params.finetune.freeze > len(parts):
+            yield f"finetune.freeze: {params.finetune.freeze}, but the network has {len(parts)} parts: {', '.join(parts)}"
+    yield from _losses(params, built)
+    yield from _pruning(params, built)
+    if params.run.device == "cuda" and not torch.cuda.is_available():
+        yield "run.device: 'cuda', but no CUDA device is here. Choose one of: auto, cpu"
+    if params.run.device == "mps" and not torch.backends.mps.is_available():
+        yield "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"
+    yield from _source(params.data.source)
+
+
+def _weights(name: str, section: Network) -> Iterator[str]:
+    weights = section.weights
+    if weights is None or weights == "timm":
+        return
+    kind, _, what = weights.partition(":")
+    try:
+        if kind == "package":
+            models.package_file(what)
+        elif kind == "torchvision":
+            models.check_torchvision_weights(section.network, what)
+        else:
+            models.check_weights_file(weights)
+    except UserError as error:
+        yield f"{name}.{error}"
+
+
+def _losses(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
+    for number, part in enumerate(params.distill.losses):
+        where = f"distill.losses[{number}]"
+        if part.name not in losses.LOSSES:
+            yield f"{where}.name: unknown '{part.name}'. Choose one of: {', '.join(losses.LOSSES)}"
+            continue
+        given = {k: v for k, v in part.parameters.items() if k != "warmup_epochs"}
+        try:
+            losses.check_parameters(part.name, given)
+        except UserError as error:
+            yield f"{where}: {error}"
+        needs = losses.LOSSES[part.name].needs & {"features", "pooled"}
+        if needs and params.distill.teacher == "cached":
+            yield (
+                f"{where}.name: '{part.name}' compares features, which are not cached. Set distill.teacher: live"
+            )
+        if needs:
+            for side, section in (("student", "student"), ("teacher", "finetune")):
+                names = given.get(f"{side}_layers", [])
+                if section in built and isinstance(names, list):
+                    try:
+                        models.tap(built[section], names)
+                    except UserError as error:
+                        yield f"{where}.{side}_layers: {error}"
+
+
+def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
+    prune = params.prune
+    if prune.criterion not in pruning.CRITERIA:
+        yield f"prune.criterion: unknown '{prune.criterion}'. Choose one of: {', '.join(pruning.CRITERIA)}"
+        return
+    name = "finetune" if prune.source == "finetune" else "student"
+    if name not in built:
+        return
+    section: Network = getattr(params, name)
+    network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
+    if section.width is not None:
+        network |= {"width": section.width, "stem_stride": section.stem_stride}
+    with torch.random.fork_rng(devices=[]):
+        model = models.create(network)  # the dependency graph is read off a real forward pass
+    try:
+        now, fewest = pruning.reachable_macs(
+            model, torch.zeros(1, section.channels, section.image_size, section.image_size),
+            scope=prune.scope, round_to=prune.round_to, keep=prune.keep,
+        )
+    except UserError as error:
+        yield str(error)
+        return
+    wanted = pruning.target_macs(now, prune.ratio, prune.rounds)
+    if wanted < fewest:
+        yield (
+            f"prune.ratio: {prune.ratio} over prune.rounds: {prune.rounds} asks for {wanted / now:.0%} of the MACs; "
+            f"'{section.network}' with round_to {prune.round_to} can reach {fewest / now:.0%} to 100%"
+        )
+
+
+def _source(source: str) -> Iterator[str]:
+    kind, _, name = source.partition(":")
+    if kind == "torchvision":
+        from thinner import sources
+
+        try:
+            sources.check_torchvision_name(name)
+        except UserError as error:
+            yield str(error)

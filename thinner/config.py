@@ -1,0 +1,371 @@
+"""Every choice of params.yaml as frozen models: what is wrong is named before anything runs.
+
+``load_params`` reads the file and checks all that can be checked without torch: unknown keys, types, bounds,
+keys that contradict each other. ``deep=True`` also looks networks, weights, criteria and losses up and checks
+that the stages fit together; it imports torch, so the flow leaves it to the stages and to ``tasks.check``.
+
+All errors of a file are raised together, one line each: key, value, mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from thinner.errors import UserError
+
+
+class ParamsError(UserError):
+    """params.yaml cannot be run; ``str()`` has one line per mistake."""
+
+    def __init__(self, path: str | Path, lines: Iterable[str]) -> None:
+        self.lines = list(lines)
+        count = f"{len(self.lines)} mistake" + ("s" if len(self.lines) > 1 else "")
+        super().__init__("\n".join([f"{path}: {count}", *(f"  {line}" for line in self.lines)]))
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# YAML reads 1e-3 as a string (it wants 1.0e-3) and 1 as an int; people mean numbers by both.
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return float(value)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _real(**bounds: Any) -> Any:
+    from pydantic import BeforeValidator
+
+    return Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, **bounds)]
+
+
+Ratio = _real(ge=0.0, le=1.0)
+OpenRatio = _real(gt=0.0, lt=1.0)
+Positive = _real(gt=0.0)
+NonNegative = _real(ge=0.0)
+Count = Annotated[int, Field(ge=1)]
+
+
+def _share(value: int | float) -> int | float:
+    if isinstance(value, bool) or value < 0 or (isinstance(value, float) and value > 1):
+        raise ValueError("must be a whole number of images, or a ratio between 0.0 and 1.0")
+    return value
+
+
+Share = Annotated[int | float, AfterValidator(_share)]
+
+
+class Run(Section):
+    """What holds for every stage."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    devices: Count
+    precision: Literal["fp32", "bf16", "fp16"]
+    threads: Literal["auto"] | Count
+    channels_last: bool
+    compile: bool
+
+
+class Data(Section):
+    source: Annotated[str, Field(pattern=r"^(torchvision|folder|csv):.+$")]
+    root: str
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    channels: Literal[1, 3]
+    fit: Literal["crop", "pad", "stretch"]
+    labelled: Share
+    validation: Share
+    test: Share | None
+    unlabelled: Literal["rest"] | Annotated[int, Field(ge=0)]
+    max_unreadable: Ratio
+
+    @model_validator(mode="after")
+    def _files_lie_below_root(self) -> Data:
+        kind, _, place = self.source.partition(":")
+        if kind != "torchvision":
+            root, path = Path(self.root), Path(place)
+            if root != path and root not in path.parents:
+                raise ValueError(
+                    f"root: '{self.root}' does not hold '{place}', so DVC would not notice a changed picture. "
+                    f"Set data.root: {path if kind == 'folder' else path.parent}"
+                )
+        return self
+
+
+class Augmentation(Section):
+    """How far a view may stray from its image; all zero and flip false is the image itself."""
+
+    crop: Annotated[float, Field(gt=0.0, le=1.0)]  # smallest side of the crop, ratio of the image's side
+    flip: bool
+    rotation_degrees: NonNegative
+    translation: Ratio
+    brightness: Ratio
+    contrast: Ratio
+    erase: Ratio
+
+
+class Training(Section):
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: Positive
+    head_lr: Positive | None
+    weight_decay: NonNegative
+    schedule: Literal["constant", "cosine", "linear", "onecycle"]
+    warmup: Ratio
+    epochs: Count | None
+    steps: Count | None
+    validate_every: Count | None
+    batch_size: Annotated[int, Field(ge=2)]
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
+    mixup: NonNegative
+    cutmix: NonNegative
+    clip_norm: Positive | None
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)]
+    patience: Count | None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"epochs: {self.epochs} and steps: {self.steps}. Give one of the two, and null for the other"
+            )
+        return self
+
+
+class Network(Section):
+    """A network by name, its weights, and what it wants to see."""
+
+    network: str
+    width: Count | None
+    stem_stride: Literal[1, 2] | None
+    weights: str | None
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    mean: Annotated[list[float], Field(min_length=1, max_length=3)]
+    std: Annotated[list[Positive], Field(min_length=1, max_length=3)]
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Network:
+        if len(self.mean) != len(self.std) or len(self.mean) == 2:
+            raise ValueError(
+                f"mean: {self.mean} and std: {self.std} must both have 1 value (grey) or 3 (colour)"
+            )
+        ours = self.network.startswith("resnet") and ":" not in self.network
+        for key in ("width", "stem_stride"):
+            if ours and getattr(self, key) is None:
+                raise ValueError(f"{key}: null, but network '{self.network}' needs one. Set for example {key}: "
+                                 + ("16" if key == "width" else "1"))
+            if not ours and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key}: {getattr(self, key)} belongs to the resnetN family; set {key}: null for '{self.network}'"
+                )
+        return self
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+
+class Finetune(Network):
+    freeze: Annotated[int, Field(ge=0)]
+    augment: Augmentation
+    training: Training
+
+
+class Student(Network):
+    """The small network, its views and its budget: the same for scratch and for distill."""
+
+    augment: Augmentation
+    training: Training
+
+
+class Scratch(Section):
+    """The control has the student's network, views and number of steps; what follows is its own."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
+    mixup: NonNegative
+    cutmix: NonNegative
+
+
+class Teach(Section):
+    views: Count
+    batch_size: Count
+
+
+class LossPart(BaseModel):
+    """One term of the distillation loss; keys beyond these two are the loss's own parameters (docs/losses.md)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str
+    weight: Positive
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Distill(Section):
+    teacher: Literal["cached", "live"]
+    temperature: Positive
+    losses: Annotated[list[LossPart], Field(min_length=1)]
+
+
+class Prune(Section):
+    source: Literal["distill", "finetune", "scratch"]
+    ratio: OpenRatio
+    rounds: Annotated[int, Field(ge=1, le=50)]
+    scope: Literal["global", "layer"]
+    criterion: str
+    round_to: Count
+    keep: list[str]
+    tolerance: Ratio
+    training: Training
+
+
+class Export(Section):
+    formats: list[Literal["onnx", "onnx_int8"]]
+    opset: Annotated[int, Field(ge=17)]
+    calibration_images: Count
+
+
+class Evaluate(Section):
+    batch_size: Count
+    latency_batches: Annotated[list[Count], Field(min_length=1)]
+    latency_repeats: Annotated[int, Field(ge=3)]
+    latency_threads: Count
+
+
+class Report(Section):
+    samples: Annotated[int, Field(ge=0, le=200)]
+
+
+class Params(Section):
+    run: Run
+    data: Data
+    finetune: Finetune
+    student: Student
+    scratch: Scratch
+    teach: Teach
+    distill: Distill
+    prune: Prune
+    export: Export
+    evaluate: Evaluate
+    report: Report
+
+
+def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:
+    """The choices in ``path``. Raises ParamsError with every mistake of the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ParamsError(path, ["no such file. Run from the repository's root, or restore it: git checkout params.yaml"])
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(path, ["not YAML: " + " ".join(str(error).split())]) from error
+    if not isinstance(raw, dict):
+        raise ParamsError(path, [f"must be sections with keys, found {type(raw).__name__}"])
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(path, _readable(error)) from error
+    lines = list(_contradictions(params))
+    if deep:
+        lines += _deep_contradictions(params)
+    if lines:
+        raise ParamsError(path, lines)
+    return params
+
+
+def _readable(error: ValidationError) -> list[str]:
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        # pydantic adds the branch of a union ("int", "constrained-float") to the location: not a key of the file
+        parts = [p for p in item["loc"] if isinstance(p, int) or p.isidentifier() and p not in ("int", "float", "bool", "str")]
+        key = ".".join(str(p) for p in parts)
+        value, kind, context = item["input"], item["type"], item.get("ctx", {})
+        if kind == "extra_forbidden":
+            known = _known_keys(parts[:-1])
+            near = difflib.get_close_matches(str(parts[-1]), known, 1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(known)}"
+            line = f"unknown key (value {value!r}). {hint}"
+        elif kind == "missing":
+            line = "missing. Add it; docs/params.md says what it does"
+        elif kind == "literal_error":
+            line = f"unknown {value!r}. Choose one of: {context['expected']}"
+        elif kind == "value_error":
+            text = str(context["error"])
+            if parts and parts[0] in Params.model_fields and ": " in text and " " not in text.split(": ")[0]:
+                inner, _, text = text.partition(": ")
+                key = f"{key}.{inner}"
+                line = text
+            else:
+                line = f"{value!r} {text}"
+        elif kind == "string_pattern_mismatch" and key == "data.source":
+            line = f"unknown {value!r}. Choose one of: torchvision:NAME, folder:PATH, csv:PATH"
+        else:
+            message = item["msg"][0].lower() + item["msg"][1:]
+            line = f"{value!r}: {message.replace('input ', '')}"
+        lines[key] = f"{lines[key]}; or {line}" if key in lines and lines[key] != line else line
+    return [f"{key}: {line}" for key, line in lines.items()]
+
+
+def _known_keys(loc: list[Any]) -> list[str]:
+    model: Any = Params
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            annotation = annotation.__args__[0]
+        model = annotation
+    return list(model.model_fields)
+
+
+def _contradictions(params: Params) -> Iterable[str]:
+    """What pydantic cannot see because it spans sections."""
+    for name in ("finetune", "student"):
+        network: Network = getattr(params, name)
+        if network.channels == 1 and params.data.channels == 3:
+            yield (
+                f"{name}.mean: one value (grey), but data.channels is 3. "
+                f"Give {name}.mean and {name}.std three values, or set data.channels: 1"
+            )
+    if params.run.precision == "fp16" and params.run.device == "cpu":
+        yield "run.precision: 'fp16' does not train on cpu. Choose one of: fp32, bf16"
+    if params.run.devices > 1 and params.distill.teacher == "live" and params.run.compile:
+        yield "run.compile: true does not go with run.devices > 1 and distill.teacher: live. Set run.compile: false"
+    if params.prune.training.mixup or params.prune.training.cutmix or (
+        params.student.training.mixup + params.student.training.cutmix > 0 and params.distill.teacher == "cached"
+    ):
+        key = "prune" if params.prune.training.mixup or params.prune.training.cutmix else "student"
+        yield (
+            f"{key}.training.mixup/cutmix: cached teacher signals are of single images. "
+            "Set mixup: 0 and cutmix: 0, or distill.teacher: live"
+        )
+
+
+def _deep_contradictions(params: Params) -> list[str]:
+    from thinner import checks
+
+    return list(checks.deep(params))
+
+
+def steps_of(training: Training, images: int) -> tuple[int, int]:
+    """(total steps, steps between two validations) for ``images`` training images."""
+    per_epoch = max(1, math.ceil(images / training.batch_size))
+    steps = training.steps if training.steps is not None else per_epoch * (training.epochs or 0)
+    return steps, min(steps, training.validate_every or per_epoch)

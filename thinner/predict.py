@@ -1,0 +1,157 @@
+"""Run any candidate on images: a PyTorch checkpoint or an ONNX export, behind one interface.
+
+A candidate's folder says what it is: `model.safetensors` runs in PyTorch, `model.onnx` in ONNX Runtime. Both
+come with `model.json`, and both get exactly the same preprocessed images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer, UInt8
+from scipy.special import softmax
+from torch import Tensor
+
+from thinner import checkpoint, views
+from thinner.errors import UserError
+
+Images = UInt8[np.ndarray, "images height width channels"]
+Logits = Float[np.ndarray, "images classes"]
+Runtime = Literal["pytorch", "onnxruntime"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that evaluate can measure. A whole inference is ``collect(run(place(preprocessed images)))``.
+
+    The three steps are apart so that a clock can be put around ``run`` alone, which returns when its work is
+    done.
+    """
+
+    runtime: Runtime
+    device: str
+    spec: dict[str, Any]
+    place: Callable[[Tensor], Any]
+    run: Callable[[Any], Any]
+    collect: Callable[[Any], Float[np.ndarray, "batch classes"]]
+    model: torch.nn.Module | None  # None where there is no PyTorch module behind it
+
+    def preprocess(self, images: Images) -> Float[Tensor, "images colours size size"]:
+        return views.preprocess(images, self.spec["preprocessing"])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
+    confidence: float  # softmax probability of the label, 0 to 1; not calibrated
+
+
+def open_candidate(
+    folder: str | Path, device: str = "cpu", threads: int = 0, channels_last: bool = False
+) -> Candidate:
+    """Load the candidate in ``folder``.
+
+    ``device`` and ``channels_last`` (the memory layout it was trained in) matter to PyTorch only. ``threads``
+    is fixed here for ONNX Runtime (0: all cores), while PyTorch's number belongs to the process: see
+    profiling.pinned_threads.
+    """
+    folder = Path(folder)
+    if (folder / "model.onnx").is_file():
+        return _open_onnx(folder, threads)
+    if (folder / checkpoint.WEIGHTS).is_file():
+        return _open_torch(folder, device, channels_last)
+    raise UserError(
+        f"{folder}: neither {checkpoint.WEIGHTS} nor model.onnx here. Make it: thinner run, or dvc checkout"
+    )
+
+
+def choose_device(device: str) -> str:
+    """``auto`` is the machine's accelerator where it has one that works, and its CPU otherwise."""
+    if device != "auto":
+        return device
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
+
+
+def _open_torch(folder: Path, device: str, channels_last: bool) -> Candidate:
+    loaded = checkpoint.load(folder)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = loaded.model.to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(torch.device(device).type)
+
+    def run(batch: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = model(batch)
+        if wait:  # a GPU returns at once and works later
+            wait()
+        return logits
+
+    return Candidate(
+        runtime="pytorch",
+        device=device,
+        spec=loaded.spec,
+        model=model,
+        run=run,
+        place=lambda images: images.to(device=device, memory_format=layout),
+        collect=lambda logits: logits.float().cpu().numpy(),
+    )
+
+
+def _open_onnx(folder: Path, threads: int) -> Candidate:
+    # imported here because onnx and its runtime cost a second that PyTorch candidates need not pay
+    from thinner import export
+
+    session = export.open_session(folder / "model.onnx", threads)
+    return Candidate(
+        runtime="onnxruntime",
+        device="cpu",
+        spec=checkpoint.read_spec(folder),
+        model=None,
+        place=lambda images: np.ascontiguousarray(images.numpy()),
+        run=lambda batch: export.run_session(session, batch),
+        collect=lambda logits: logits,
+    )
+
+
+def predict_logits(
+    candidate: Candidate,
+    images: Images,
+    index: Integer[np.ndarray, " chosen"],
+    batch_size: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> Float[np.ndarray, "chosen classes"]:
+    """float32 logits of ``images[index]``, a batch at a time: ``images`` may be a map larger than memory.
+
+    ``on_batch`` is told how many images are done.
+    """
+    logits = np.empty((len(index), len(candidate.spec["classes"])), dtype=np.float32)
+    for start in range(0, len(index), batch_size):
+        part = index[start : start + batch_size]
+        batch = candidate.place(candidate.preprocess(np.asarray(images[part])))
+        logits[start : start + len(part)] = candidate.collect(candidate.run(batch))
+        if on_batch:
+            on_batch(start + len(part))
+    return logits
+
+
+def confidences(logits: Logits) -> Float[np.ndarray, " images"]:
+    """The softmax probability of the class with the largest logit, in float64."""
+    return np.asarray(softmax(logits.astype(np.float64), axis=1).max(axis=1))
+
+
+def predict(
+    folder: str | Path, images: Sequence[UInt8[np.ndarray, "height width channels"]], device: str = "cpu"
+) -> list[Prediction]:
+    """Name the class of each image with the candidate in ``folder``; the images may differ in size."""
+    candidate = open_candidate(folder, device)
+    predictions = []
+    for image in images:
+        logits = candidate.collect(candidate.run(candidate.place(candidate.preprocess(image[None]))))
+        label = candidate.spec["classes"][int(logits[0].argmax())]
+        predictions.append(Prediction(label, float(confidences(logits)[0])))
+    return predictions

@@ -1,0 +1,671 @@
+"""Numbers to pictures: one HTML page that needs nothing but a browser, and one Markdown table.
+
+All that is shown is computed from what evaluate and the training stages wrote; nothing is measured here, and
+equal inputs give equal pages. A ratio of MACs is called just that. "Faster" is said of measured milliseconds
+only.
+
+    python -m thinner.report --readme README.md            # put today's table between the two marks
+    python -m thinner.report --readme README.md --check    # exit 1 if the table there is not today's
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+import plotly.offline
+import yaml
+from jaxtyping import Float, Integer, UInt8
+from PIL import Image
+
+from thinner import metrics
+from thinner.errors import UserError
+from thinner.profiling import pareto_front
+
+TEACHER, SMALLEST = "finetune", "prune"
+WHAT = {
+    "finetune": "the pretrained network, fine-tuned: the baseline and the teacher",
+    "scratch": "the student's network, trained without the teacher: the control",
+    "distill": "the student, trained on the teacher's outputs",
+    "prune": "the distilled student with channels removed",
+    "prune_onnx": "prune as ONNX",
+    "prune_onnx_int8": "prune as ONNX in 8 bits",
+}
+# readable on white and on near-black, and told apart by people with a colour-vision deficiency
+COLOURS = ("#4c8fe0", "#e69f00", "#13a37f", "#e0603c", "#a98bdc", "#cc79a7", "#8c8c8c", "#56b4e9")
+SYMBOLS = ("circle", "square", "diamond", "star", "triangle-up", "triangle-down", "cross", "x")
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+MOST_CLASSES_IN_A_CHART = 40
+SAMPLE_SIDE_PX = 96  # a larger picture is shown reduced, so that the page stays small
+
+Metrics = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a report is made of; paths and formats are docs/evaluation.md's."""
+
+    metrics: Metrics  # reports/metrics.json
+    environment: Mapping[str, Any]  # reports/evaluate/environment.json
+    history: Mapping[str, pd.DataFrame]  # reports/<stage>/history.csv
+    rounds: pd.DataFrame | None  # reports/prune/rounds.csv
+    index: Integer[np.ndarray, " test"]  # numbers of the test images in the store
+    labels: Integer[np.ndarray, " test"]
+    predictions: Mapping[str, Integer[np.ndarray, " test"]]
+    confidences: Mapping[str, Float[np.ndarray, " test"]]
+    images: UInt8[np.ndarray, "images height width channels"]
+    classes: Sequence[str]
+    data: Mapping[str, Any]  # data/prepared/info.json
+    integrity: Mapping[str, Any]  # reports/prepare.json
+    params: Mapping[str, Any]  # params.yaml
+
+
+def read_evidence(
+    reports: Path,
+    evaluated: Path,
+    *,
+    images: Any,
+    classes: Sequence[str],
+    data: Mapping[str, Any],
+    params: Mapping[str, Any],
+) -> Evidence:
+    """Gather what the stages left in ``reports`` and in ``evaluated`` (predictions.npz)."""
+    measured = read_metrics(reports / "metrics.json")
+    with np.load(evaluated / "predictions.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return Evidence(
+        metrics=measured,
+        environment=json.loads((reports / "evaluate" / "environment.json").read_text()),
+        history={
+            name: pd.read_csv(path) for name in measured if (path := reports / name / "history.csv").is_file()
+        },
+        rounds=pd.read_csv(path) if (path := reports / "prune" / "rounds.csv").is_file() else None,
+        index=arrays["index"],
+        labels=arrays["labels"],
+        predictions={name: arrays[f"predictions.{name}"] for name in measured},
+        confidences={name: arrays[f"confidences.{name}"] for name in measured},
+        images=images,
+        classes=classes,
+        data=data,
+        params=params,
+        integrity=json.loads((reports / "prepare.json").read_text()),
+    )
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The candidates' numbers, ordered from the teacher to the smallest."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Make it: thinner run, or dvc repro evaluate") from None
+    known = [name for name in WHAT if name in found]
+    return {name: found[name] for name in (*known, *sorted(set(found) - set(known)))}
+
+
+# --- words and numbers ---
+
+
+def percent(ratio: float) -> str:
+    return f"{100 * ratio:.1f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of ratios in percentage points, with its sign (a typographic minus, which lines up)."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def times(large: float, small: float) -> str:
+    """How often ``small`` goes into ``large``, to two or three digits."""
+    ratio = large / small
+    return f"{ratio:.0f}x" if ratio >= 99.5 else f"{ratio:.1f}x"
+
+
+def si(count: float, unit: str = "") -> str:
+    """1,234,567 as ``1.23 M``."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return (
+                f"{count / limit:.3g} {letter}{unit}"
+                if count / limit < 999.5
+                else f"{count / limit:.0f} {letter}{unit}"
+            )
+    return f"{count:.0f} {unit}".rstrip()
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def latency_batches(measured: Metrics) -> list[int]:
+    keys = next(iter(measured.values()))
+    return sorted(
+        int(key.removeprefix("latency_ms_b"))
+        for key in keys
+        if key.startswith("latency_ms_b") and not key.endswith("_p95")
+    )
+
+
+def headline(measured: Metrics, test_images: int) -> str:
+    """What came out, in one or two sentences that hold whatever the numbers are."""
+    small, big = measured[SMALLEST], measured[TEACHER]
+    sentence = (
+        f"{SMALLEST} is right on {percent(small['accuracy'])} of {test_images:,} test images "
+        f"({points(small['accuracy'] - big['accuracy'])} points against "
+        f"{TEACHER}'s {percent(big['accuracy'])}) "
+        f"with {small['params']:,} parameters: {_ratio(big['params'], small['params'], 'fewer', 'more')}, "
+        f"{_ratio(big['macs'], small['macs'], 'fewer', 'more')} MACs and a file "
+        f"{_ratio(big['file_bytes'], small['file_bytes'], 'smaller', 'larger')}."
+    )
+    batch = latency_batches(measured)[-1]
+    mine, its = small[f"latency_ms_b{batch}"], big[f"latency_ms_b{batch}"]
+    return sentence + (
+        f" Measured in PyTorch at batch {batch}, it is {_ratio(its, mine, 'faster', 'slower')} "
+        f"({milliseconds(mine)} ms against {milliseconds(its)} ms, {_threads(small['threads'])})."
+    )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
+def _ratio(theirs: float, mine: float, less: str, more: str) -> str:
+    return f"{times(theirs, mine)} {less}" if theirs >= mine else f"{times(mine, theirs)} {more}"
+
+
+def render_markdown(measured: Metrics, environment: Mapping[str, Any]) -> str:
+    """The candidates as a table for a README or a pull request."""
+    batches = latency_batches(measured)
+    header = [
+        "candidate",
+        "accuracy",
+        "vs teacher",
+        "macro-F1",
+        "agreement",
+        "parameters",
+        "MACs",
+        "file",
+        *(f"ms, batch {batch}" for batch in batches),
+        "runtime",
+    ]
+    lines = [
+        "| " + " | ".join(header) + " |",
+        "|---|" + "---:|" * (len(header) - 2) + "---|",
+    ]
+    teacher = measured[TEACHER]
+    for name, row in measured.items():
+        cells = [
+            f"**{name}**" if name == SMALLEST else name,
+            percent(row["accuracy"]),
+            "" if name == TEACHER else points(row["accuracy"] - teacher["accuracy"]),
+            f"{row['macro_f1']:.3f}",
+            "" if name == TEACHER else percent(row["agreement"]),
+            si(row["params"]),
+            si(row["macs"]),
+            si(row["file_bytes"], "B"),
+            *(milliseconds(row[f"latency_ms_b{batch}"]) for batch in batches),
+            RUNTIMES[row["runtime"]],
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return (
+        "\n".join(
+            [
+                headline(measured, environment["test_images"]),
+                "",
+                *lines,
+                "",
+                f"{environment['test_images']:,} test images; agreement is with the teacher ({TEACHER}); "
+                '"vs teacher" is in points. '
+                f"Latency is the median of {environment['latency_repeats']} interleaved runs "
+                f"on {environment['cpu']}, "
+                f"{_threads(teacher['threads'])}. MACs are per image.",
+            ]
+        )
+        + "\n"
+    )
+
+
+RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+
+
+def update_readme(path: Path, table: str) -> bool:
+    """Put ``table`` between the two marks in ``path``; True if that changed the file.
+
+    Raises UserError where the marks are missing, and leaves the file alone.
+    """
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(
+            f"{path}: needs one line '{BEGIN}' and, after it, one line '{END}'; the table goes between them"
+        )
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    updated = f"{before}{BEGIN}\n{table.strip()}\n{END}{after}"
+    if updated == text:
+        return False
+    path.write_text(updated, encoding="utf-8")
+    return True
+
+
+# --- the page ---
+
+
+def render_html(evidence: Evidence, samples: int) -> str:
+    """The page. ``samples``: how many images that the smallest candidate gets wrong are shown."""
+    folder = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "si": si,
+        "milliseconds": milliseconds,
+        "comma": lambda value: f"{value:,}",
+    }
+    environment.globals |= {"times": times, "zip": zip, "chart": _chart_json}
+    accuracy = evidence.metrics[SMALLEST]["accuracy"]
+    return environment.get_template("report.html.j2").render(
+        evidence=evidence,
+        metrics=evidence.metrics,
+        teacher=evidence.metrics[TEACHER],
+        teacher_name=TEACHER,
+        small_name=SMALLEST,
+        what=WHAT,
+        runtimes=RUNTIMES,
+        batches=latency_batches(evidence.metrics),
+        headline=headline(evidence.metrics, len(evidence.labels)),
+        standard_error=math.sqrt(accuracy * (1 - accuracy) / len(evidence.labels)),
+        charts=_charts(evidence),
+        confusions=_most_confused(evidence),
+        class_rows=_class_rows(evidence),
+        wrong=_wrong_samples(evidence, samples),
+        wrong_count=int((evidence.predictions[SMALLEST] != evidence.labels).sum()),
+        params_yaml=yaml.safe_dump(
+            dict(evidence.params), sort_keys=False, allow_unicode=True, default_flow_style=None
+        ),
+        plotly_js=plotly.offline.get_plotlyjs(),
+    )
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure: what it is called, what it shows in words (for those who do not see it), the picture."""
+
+    key: str
+    section: str
+    title: str
+    text: str
+    figure: go.Figure
+
+
+def _chart_json(chart: Chart) -> str:
+    # inside <script> only "</" could end the block
+    return str(plotly.io.to_json(chart.figure, validate=True)).replace("</", "<\\/")
+
+
+def _charts(evidence: Evidence) -> list[Chart]:
+    charts = [*_tradeoffs(evidence), *_learning_curves(evidence), *_pruning_curve(evidence)]
+    if len(evidence.classes) <= MOST_CLASSES_IN_A_CHART:
+        charts += [_per_class(evidence), *_confusion_matrices(evidence)]
+    return charts
+
+
+def _style(name: str, evidence: Evidence) -> tuple[str, str]:
+    number = list(evidence.metrics).index(name)
+    return COLOURS[number % len(COLOURS)], SYMBOLS[number % len(SYMBOLS)]
+
+
+def _figure(x: str, y: str, **layout: Any) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        height=layout.pop("height", 380),
+        margin={"l": 64, "r": 16, "t": 12, "b": 56},
+        legend={"orientation": "h", "y": -0.26, "x": 0, "yanchor": "top"},
+        hovermode="closest",
+        xaxis={"title": {"text": x, "standoff": 10}, "automargin": True},
+        yaxis={"title": {"text": y, "standoff": 12}, "automargin": True},
+    )
+    figure.update_layout(**layout)
+    return figure
+
+
+def _tradeoffs(evidence: Evidence) -> list[Chart]:
+    rows = evidence.metrics
+    charts = []
+    networks = {name: row for name, row in rows.items() if row["runtime"] == "pytorch"}
+    axes: list[tuple[str, str, str, Metrics]] = [
+        ("macs", "MACs per image (log scale)", "Accuracy against MACs", networks)
+    ]
+    axes += [
+        (
+            f"latency_ms_b{batch}",
+            f"median ms, batch of {batch} (log scale)",
+            f"Accuracy against measured latency, batch {batch}",
+            rows,
+        )
+        for batch in latency_batches(rows)
+    ]
+    for key, label, title, chosen in axes:
+        figure = _figure(
+            label, "test accuracy", height=420, xaxis_type="log", xaxis_dtick="D2", yaxis_tickformat=".1%"
+        )
+        figure.update_layout(legend={"entrywidth": 0.48, "entrywidthmode": "fraction"})
+        on_front = pareto_front(
+            [row[key] for row in chosen.values()], [row["accuracy"] for row in chosen.values()]
+        )
+        front = sorted(
+            (row[key], row["accuracy"]) for row, good in zip(chosen.values(), on_front, strict=True) if good
+        )
+        figure.add_scatter(
+            x=[x for x, _ in front],
+            y=[y for _, y in front],
+            mode="lines",
+            name="Pareto front",
+            hoverinfo="skip",
+            line={"color": "#8c8c8c", "dash": "dot", "width": 1.5, "shape": "hv"},
+        )
+        unit = "MACs" if key == "macs" else "ms"
+        for name, row in chosen.items():
+            colour, symbol = _style(name, evidence)
+            figure.add_scatter(
+                x=[row[key]],
+                y=[row["accuracy"]],
+                mode="markers",
+                name=name,
+                marker={"color": colour, "symbol": symbol, "size": 13},
+                hovertemplate=f"{name}<br>%{{y:.2%}}<br>%{{x:,}} {unit}<extra></extra>",
+            )
+        best = ", ".join(name for name, good in zip(chosen, on_front, strict=True) if good)
+        charts.append(
+            Chart(
+                key.replace("_", "-"),
+                "tradeoff",
+                title,
+                "Up and left is better. On the Pareto front (no other candidate is both as accurate "
+                f"and as cheap): {best}."
+                + (" MACs count arithmetic; they do not say how long it takes." if key == "macs" else ""),
+                figure,
+            )
+        )
+    return charts
+
+
+def _learning_curves(evidence: Evidence) -> list[Chart]:
+    charts = []
+    for column, label, title, fmt in (
+        ("val_accuracy", "validation accuracy", "Validation accuracy while training", ".0%"),
+        ("loss", "training loss (log scale)", "Training loss", None),
+    ):
+        figure = _figure("training step", label)
+        if fmt:
+            figure.update_yaxes(tickformat=fmt)
+        else:
+            figure.update_yaxes(type="log")
+        ends = []
+        for name, frame in evidence.history.items():
+            if column not in frame or "step" not in frame:
+                continue
+            colour, _ = _style(name, evidence)
+            # a stage with several trainings in a row (pruning's rounds) starts its steps anew: show them one
+            # after another
+            steps = frame["step"].to_numpy(dtype=float)
+            restarts = np.flatnonzero(np.diff(steps) <= 0) + 1
+            steps = steps + sum(
+                (np.where(np.arange(len(steps)) >= at, steps[at - 1], 0.0) for at in restarts), start=0.0
+            )
+            figure.add_scatter(
+                x=steps,
+                y=frame[column].to_numpy(dtype=float),
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={"size": 4},
+            )
+            last = float(frame[column].iloc[-1])
+            ends.append(f"{name} {percent(last) if fmt else f'{last:.3g}'}")
+        if ends:
+            text = f"Last values: {', '.join(ends)}."
+            if not fmt:
+                text += " Stages minimise different losses, so compare shapes and not heights."
+            charts.append(Chart(column.replace("_", "-"), "learning", title, text, figure))
+    return charts
+
+
+def _pruning_curve(evidence: Evidence) -> list[Chart]:
+    rounds = evidence.rounds
+    if rounds is None or rounds.empty:
+        return []
+    figure = _figure("MACs per image", "validation accuracy", yaxis_tickformat=".0%")
+    for column, label, dash in (
+        ("accuracy_after", "after recovery", "solid"),
+        ("accuracy_before", "before recovery", "dot"),
+    ):
+        figure.add_scatter(
+            x=rounds["macs"].to_numpy(),
+            y=rounds[column].to_numpy(dtype=float),
+            name=label,
+            mode="lines+markers",
+            line={"color": COLOURS[3], "dash": dash, "width": 2},
+            marker={"size": 8},
+            customdata=rounds["round"].to_numpy(),
+            hovertemplate="round %{customdata}<br>%{y:.2%}<br>%{x:,} MACs<extra></extra>",
+        )
+    chosen = rounds[rounds["chosen"].astype(bool)]
+    if len(chosen):
+        figure.add_scatter(
+            x=chosen["macs"].to_numpy(),
+            y=chosen["accuracy_after"].to_numpy(dtype=float),
+            name="chosen",
+            mode="markers",
+            marker={"size": 18, "symbol": "circle-open", "line": {"width": 2.5}, "color": "#8c8c8c"},
+            hoverinfo="skip",
+        )
+    figure.update_xaxes(autorange="reversed", rangemode="tozero")
+    return [
+        Chart(
+            "pruning",
+            "pruning",
+            "Accuracy as channels go, round by round",
+            "Each round removes channels (dotted: at once after the cut) and trains on (solid). "
+            "Read from left to right.",
+            figure,
+        )
+    ]
+
+
+def _per_class(evidence: Evidence) -> Chart:
+    rows = sorted(_class_rows(evidence), key=lambda row: row["small"])
+    figure = _figure(
+        "share of the class's images recognised", "", height=120 + 26 * len(rows), xaxis_tickformat=".0%"
+    )
+    for key, name in (("teacher", TEACHER), ("small", SMALLEST)):
+        colour, symbol = _style(name, evidence)
+        figure.add_scatter(
+            x=[row[key] for row in rows],
+            y=[row["class"] for row in rows],
+            name=name,
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            hovertemplate="%{y}: %{x:.1%}<extra>" + name + "</extra>",
+        )
+    figure.update_layout(legend_y=-56 / (120 + 26 * len(rows)) - 0.08, yaxis_type="category")
+    worst = rows[0]
+    return Chart(
+        "per-class",
+        "classes",
+        "Accuracy by class",
+        f"{SMALLEST} does worst on {worst['class']}: {percent(worst['small'])}, "
+        f"where {TEACHER} has {percent(worst['teacher'])}.",
+        figure,
+    )
+
+
+def _class_rows(evidence: Evidence) -> list[dict[str, Any]]:
+    count = len(evidence.classes)
+    by_name = {
+        name: metrics.per_class_accuracy(evidence.labels, evidence.predictions[name], count)
+        for name in (TEACHER, SMALLEST)
+    }
+    images = np.bincount(evidence.labels, minlength=count)
+    return [
+        {
+            "class": evidence.classes[k],
+            "images": int(images[k]),
+            "teacher": float(by_name[TEACHER][k]),
+            "small": float(by_name[SMALLEST][k]),
+        }
+        for k in range(count)
+        if images[k]
+    ]
+
+
+def _confusion_matrices(evidence: Evidence) -> list[Chart]:
+    charts = []
+    count = len(evidence.classes)
+    for name, row in evidence.metrics.items():
+        if row["runtime"] != "pytorch":
+            continue
+        counts = metrics.confusion(evidence.labels, evidence.predictions[name], count)
+        shares = np.divide(counts, np.maximum(counts.sum(axis=1, keepdims=True), 1))
+        figure = _figure("predicted", "actual", height=max(380, 150 + 26 * count))
+        figure.add_heatmap(
+            z=shares,
+            x=list(evidence.classes),
+            y=list(evidence.classes),
+            zmin=0,
+            zmax=1,
+            showscale=False,
+            colorscale=[
+                [0, "rgba(76,143,224,0)"],
+                [0.05, "rgba(76,143,224,0.25)"],
+                [1, "rgba(76,143,224,1)"],
+            ],
+            text=np.where(counts > 0, counts.astype(str), "") if count <= 15 else None,
+            texttemplate="%{text}" if count <= 15 else None,
+            customdata=counts,
+            hovertemplate="%{y} seen as %{x}: %{customdata}<extra></extra>",
+            xgap=1,
+            ygap=1,
+        )
+        figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+        figure.update_xaxes(tickangle=-45, type="category", showgrid=False)
+        wrong = counts - np.diag(np.diag(counts))
+        actual, predicted = divmod(int(wrong.argmax()), count)
+        charts.append(
+            Chart(
+                f"confusion-{name}",
+                "confusion",
+                f"Confusion matrix of {name}",
+                "Images by actual class (row) and predicted class (column); colour is the share of the row. "
+                f"Most frequent mistake: {evidence.classes[actual]} seen as {evidence.classes[predicted]}, "
+                f"{wrong[actual, predicted]} times.",
+                figure,
+            )
+        )
+    return charts
+
+
+def _most_confused(evidence: Evidence, rows: int = 10) -> list[dict[str, Any]]:
+    count = len(evidence.classes)
+    small, big = (
+        metrics.confusion(evidence.labels, evidence.predictions[name], count) for name in (SMALLEST, TEACHER)
+    )
+    wrong = small - np.diag(np.diag(small))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:rows]
+    pairs = [divmod(int(flat), count) for flat in order]
+    return [
+        {
+            "actual": evidence.classes[a],
+            "predicted": evidence.classes[p],
+            "small": int(small[a, p]),
+            "teacher": int(big[a, p]),
+        }
+        for a, p in pairs
+        if wrong[a, p]
+    ]
+
+
+def _wrong_samples(evidence: Evidence, samples: int) -> list[dict[str, Any]]:
+    """Images that the smallest candidate gets wrong: first those the teacher gets right, then by sureness."""
+    small, teacher = evidence.predictions[SMALLEST], evidence.predictions[TEACHER]
+    wrong = np.flatnonzero(small != evidence.labels)
+    teacher_wrong = teacher[wrong] != evidence.labels[wrong]
+    order = wrong[np.lexsort((evidence.index[wrong], -evidence.confidences[SMALLEST][wrong], teacher_wrong))]
+    return [
+        {
+            "number": int(evidence.index[k]),
+            "actual": evidence.classes[evidence.labels[k]],
+            "small": evidence.classes[small[k]],
+            "confidence": float(evidence.confidences[SMALLEST][k]),
+            "teacher": evidence.classes[teacher[k]],
+            "teacher_right": bool(teacher[k] == evidence.labels[k]),
+            "png": _png(np.asarray(evidence.images[evidence.index[k]])),
+        }
+        for k in order[:samples]
+    ]
+
+
+def _png(image: UInt8[np.ndarray, "height width channels"]) -> str:
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.thumbnail((SAMPLE_SIDE_PX, SAMPLE_SIDE_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m thinner.report",
+        description="Put the results table, made from reports/, into a README.",
+    )
+    parser.add_argument("--readme", type=Path, required=True, help=f"file with the marks {BEGIN} and {END}")
+    parser.add_argument(
+        "--reports", type=Path, default=Path("reports"), help="folder that evaluate wrote (reports)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 if the table is out of date"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        table = render_markdown(
+            read_metrics(options.reports / "metrics.json"),
+            json.loads((options.reports / "evaluate" / "environment.json").read_text()),
+        )
+        if options.check:
+            current = f"{BEGIN}\n{table.strip()}\n{END}" in options.readme.read_text(encoding="utf-8")
+            if not current:
+                print(  # noqa: T201 - a command speaks to a person
+                    f"{options.readme}: the results are not those of {options.reports}/. "
+                    f"Run: python -m thinner.report --readme {options.readme}",
+                    file=sys.stderr,
+                )
+            return 0 if current else 1
+        changed = update_readme(options.readme, table)
+    except (UserError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    print(f"{options.readme}: {'updated' if changed else 'was up to date'}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

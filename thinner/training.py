@@ -1,0 +1,412 @@
+"""The one training loop. Fine-tuning, the control, distillation and recovery differ only in ``step``.
+
+Everything random is a function of the step's number: which images a batch holds, which views of them, dropout,
+mixup. So a run that was killed goes on from its last validation and ends with the very same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from lightning_fabric import Fabric
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from thinner import views
+from thinner.errors import UserError
+
+Row = dict[str, float]
+
+
+class TrainingError(UserError):
+    """Training cannot go on: the loss is no number, or a saved state does not fit."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step is given, on the training device."""
+
+    images: Float[Tensor, "batch channels size size"]  # normalised
+    labels: Int[Tensor, " batch"]  # -1 where there is none
+    index: Int[np.ndarray, " batch"]  # image numbers in the store
+    view: Int[np.ndarray, " batch"]
+    targets: Float[Tensor, "batch classes"] | None = None  # in place of labels after mixup or cutmix
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batch number ``step`` as a pure function; all have ``batch_size`` images.
+
+    The stream is one permutation of ``pool`` after the other, cut into batches; an image's view number is the
+    number of its pass, modulo ``views`` where only so many are known (``None``: a new one in every pass).
+    """
+
+    images: npt.NDArray[np.uint8]  # [images, height, width, channels], usually memory-mapped
+    labels: npt.NDArray[np.int64]
+    pool: npt.NDArray[np.int64]
+    batch_size: int
+    seed: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    policy: views.Policy
+    views: int | None = None
+    device: torch.device | str = "cpu"
+    channels_last: bool = True
+    rank: int = 0  # with ``world`` processes each takes every world-th image of a batch
+    world: int = 1
+
+    def __len__(self) -> int:
+        """Batches in one pass over the pool."""
+        return math.ceil(len(self.pool) / self.batch_size)
+
+    def numbers(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(image numbers, view numbers) of batch ``step``."""
+        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.rank :: self.world]
+        passes, offset = np.divmod(position, len(self.pool))
+        index = np.empty(len(position), dtype=np.int64)
+        for number in np.unique(passes):
+            here = passes == number
+            index[here] = self.pool[permutation(self.seed, int(number), len(self.pool))[offset[here]]]
+        return index, passes if self.views is None else passes % self.views
+
+    def __call__(self, step: int) -> Batch:
+        index, view = self.numbers(step)
+        order = np.argsort(index)  # a memory map reads forwards faster, and the sum of a batch has no order
+        index, view = index[order], view[order]
+        pixels = views.draw(
+            self.images[index], index, view, size=self.size, seed=self.seed, policy=self.policy, device=self.device
+        )
+        batch = views.normalise(pixels, list(self.mean), list(self.std))
+        if self.channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        return Batch(batch, torch.from_numpy(self.labels[index]).to(self.device), index, view)
+
+
+_permutations: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}
+
+
+def permutation(seed: int, number: int, length: int) -> npt.NDArray[np.int64]:
+    """Order of pass ``number``: Philox keyed by the two numbers, so no pass depends on the ones before."""
+    key = (seed, number, length)
+    if key not in _permutations:
+        while len(_permutations) > 3:  # a batch meets two passes at the most; a stage has one or two pools
+            _permutations.pop(next(iter(_permutations)))
+        _permutations[key] = np.random.Generator(np.random.Philox(key=[seed, number])).permutation(length)
+    return _permutations[key]
+
+
+def make_fabric(device: str, devices: int, precision: str) -> Fabric:
+    """Devices, precision and data-parallel; ``device`` and ``precision`` as in params.yaml."""
+    kinds = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}
+    precisions: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    fabric = Fabric(
+        accelerator=kinds[device],
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=precisions[precision],
+    )
+    if devices > 1:
+        fabric.launch()
+    return fabric
+
+
+def make_optimizer(
+    model: nn.Module, name: str, *, lr: float, weight_decay: float, head: str = "", head_lr: float | None = None,
+    extra: nn.Module | None = None,
+) -> torch.optim.Optimizer:
+    """``sgd`` (Nesterov momentum 0.9), ``adam`` or ``adamw``; the head (a module path) may have its own rate.
+
+    Biases and normalisation weights (tensors of one dimension) are not decayed, as in He et al. 2019, section 3.1
+    (https://arxiv.org/abs/1812.01187).
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    named = [*model.named_parameters(), *(extra.named_parameters() if extra is not None else ())]
+    for path, parameter in named:
+        if parameter.requires_grad:
+            rate = head_lr if head_lr is not None and head and path.startswith(f"{head}.") else lr
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    if not groups:
+        raise TrainingError("nothing to train: every layer is frozen. Lower finetune.freeze")
+    parameters = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr)
+    raise TrainingError(f"optimizer: unknown '{name}'. Choose one of: sgd, adam, adamw")
+
+
+def learning_rate_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
+    """What the rate is multiplied by in step ``step`` of ``steps``; ``warmup`` is a ratio of the steps.
+
+    constant, linear and cosine rise linearly and then stay, or fall to zero. onecycle (Smith & Topin 2017,
+    https://arxiv.org/abs/1708.07120, in the two-phase cosine form of PyTorch's OneCycleLR) rises by a cosine
+    from 1/25 and falls to 1/250,000.
+    """
+    if schedule == "onecycle":
+        peak = max(1.0, warmup * steps - 1.0)
+        if step <= peak:
+            return _cosine(1 / 25, 1.0, step / peak)
+        return _cosine(1.0, 1 / 250_000, min(1.0, (step - peak) / max(1.0, steps - 1 - peak)))
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = min(1.0, (step - rising) / max(1, steps - rising))
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - done
+    if schedule == "cosine":
+        return _cosine(1.0, 0.0, done)
+    raise TrainingError(f"schedule: unknown '{schedule}'. Choose one of: constant, cosine, linear, onecycle")
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * done))
+
+
+def mix(batch: Batch, *, mixup: float, cutmix: float, classes: int, seed: int, step: int) -> Batch:
+    """Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412) or CutMix (Yun et al. 2019,
+    https://arxiv.org/abs/1905.04899) by torchvision, one of the two per batch where both are asked for.
+
+    Rows without a label are not mixed with others' labels: a batch that has any stays as it is.
+    """
+    if (mixup == 0 and cutmix == 0) or bool((batch.labels < 0).any()):
+        return batch
+    from torchvision.transforms import v2
+
+    choices: list[Any] = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
+    choices += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_step_seed(seed, step) ^ 0x5EED)
+        images, targets = choices[step % len(choices)](batch.images, batch.labels)
+    return replace(batch, images=images, targets=targets)
+
+
+def supervised_step(
+    label_smoothing: float = 0.0, prepare: Callable[[Batch, int], Batch] | None = None
+) -> Callable[[nn.Module, Batch, int], dict[str, Tensor]]:
+    """Cross-entropy with the labels."""
+
+    def step(model: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
+        if prepare is not None:
+            batch = prepare(batch, number)
+        target = batch.labels if batch.targets is None else batch.targets
+        return {"loss": F.cross_entropy(model(batch.images), target, label_smoothing=label_smoothing)}
+
+    return step
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step * 7_919 + 17) % 2**63
+
+
+def fit(
+    model: nn.Module,
+    batches: Callable[[int], Batch],
+    step: Callable[[nn.Module, Batch, int], dict[str, Tensor]],
+    *,
+    steps: int,
+    validate_every: int,
+    optimizer: torch.optim.Optimizer,
+    factor: Callable[[int], float],
+    validate: Callable[[nn.Module], Row],
+    fabric: Fabric,
+    seed: int,
+    clip_norm: float | None = None,
+    ema: float = 0.0,
+    patience: int | None = None,
+    compiled: bool = False,
+    extra: nn.Module | None = None,
+    resume: Path | None = None,
+    on_step: Callable[[int, Row], None] = lambda number, row: None,
+    on_validation: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Train ``model`` in place for ``steps`` steps and leave it with the weights that validated best.
+
+    ``step(model, batch, number)`` returns ``loss`` and named parts; ``batches(number)`` the batch of a step;
+    ``factor(number)`` what the optimiser's rates are multiplied by; ``validate(model)`` numbers among which
+    ``val_accuracy`` (0 to 1) decides, ``val_loss`` breaks ties. With ``ema`` > 0 the validated and kept weights
+    are the exponential moving average. ``patience`` validations without a better one end the training.
+    ``extra`` are modules that train along and are thrown away (regressors of feature losses).
+
+    After each validation the whole state goes to ``resume``; a new call with the same arguments goes on there.
+    Returns one row per validation. Raises TrainingError when the loss is not finite.
+    """
+    bare = model
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    wrapped, optimizer = fabric.setup(torch.compile(model) if compiled else model, optimizer)
+    if extra is not None:
+        extra.to(fabric.device)
+    average = _average(bare, ema) if ema > 0 else None
+    history: list[Row] = []
+    best: dict[str, Tensor] = {}
+    start = 0
+    state_file = resume / "training.safetensors" if resume is not None else None
+    if state_file is not None and state_file.exists():
+        start, history, best = _restore(state_file, bare, optimizer, average, extra, fabric)
+    sums: dict[str, Tensor] = {}
+    count = 0
+    stale = _stale(history)
+    bare.train()
+    for number in range(start, steps):
+        if patience is not None and stale >= patience:
+            break
+        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor(number)
+        # dropout and stochastic depth become functions of the step, so nothing random needs to be saved
+        torch.manual_seed(_step_seed(seed, number) + fabric.global_rank)
+        parts = step(wrapped, batches(number), number)
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(parts["loss"])
+        if clip_norm is not None:
+            fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+        optimizer.step()
+        if average is not None:
+            average.update_parameters(bare)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+        count += 1
+        done = number + 1
+        if done % validate_every == 0 or done == steps:
+            means = {name: float(total) / count for name, total in sums.items()}
+            if not math.isfinite(means["loss"]):
+                raise TrainingError(
+                    f"loss is {means['loss']} at step {done} of {steps}. Lower training.lr, set training.clip_norm: 1.0, "
+                    "or run.precision: fp32"
+                )
+            judged = bare if average is None else average.module
+            row = {"step": float(done), "lr": optimizer.param_groups[0]["lr"], **means, **validate(judged)}
+            bare.train()
+            history.append(row)
+            stale = _stale(history)
+            if stale == 0:
+                best = {n: t.detach().cpu().clone() for n, t in judged.state_dict().items()}
+            sums, count = {}, 0
+            on_validation(row)
+            on_step(done, {"loss": row["loss"], "val_accuracy": row["val_accuracy"]})
+            if state_file is not None and fabric.global_rank == 0:
+                _store(state_file, done, history, best, bare, optimizer, average, extra)
+            fabric.barrier()
+        elif done % 10 == 0:
+            on_step(done, {"loss": float(sums["loss"]) / count})
+    bare.load_state_dict(best)
+    bare.eval()
+    return history
+
+
+def _stale(history: list[Row]) -> int:
+    """Validations since the best one."""
+    if not history:
+        return 0
+    scores = [(row["val_accuracy"], -row["val_loss"]) for row in history]
+    return len(scores) - 1 - scores.index(max(scores))
+
+
+def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel:
+    return torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=False
+    )
+
+
+def _store(
+    path: Path, done: int, history: list[Row], best: dict[str, Tensor], model: nn.Module,
+    optimizer: torch.optim.Optimizer, average: nn.Module | None, extra: nn.Module | None,
+) -> None:
+    tensors = {f"best.{n}": t for n, t in best.items()}
+    tensors |= {f"model.{n}": t for n, t in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{n}": t for n, t in average.state_dict().items()}
+    if extra is not None:
+        tensors |= {f"extra.{n}": t for n, t in extra.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items() if value is not None}
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={"done": str(done), "history": json.dumps(history)})
+    os.replace(temporary, path)
+
+
+def _restore(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None,
+    extra: nn.Module | None, fabric: Fabric,
+) -> tuple[int, list[Row], dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+
+    model.load_state_dict(part("model"))
+    if average is not None:
+        average.load_state_dict(part("average"))
+    if extra is not None:
+        extra.load_state_dict(part("extra"))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in part("optimizer").items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and key != "step":
+                    optimizer.state[parameter][key] = value.to(fabric.device)
+    return int(metadata["done"]), json.loads(metadata["history"]), part("best")
+
+
+@torch.inference_mode()
+def logits_of(
+    model: nn.Module,
+    images: npt.NDArray[np.uint8],
+    index: npt.NDArray[np.int64],
+    preprocessing: dict[str, Any],
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Float[Tensor, "images classes"]:
+    """What ``model`` (put in eval mode) says of the unaugmented images ``index``, in float32 on the CPU."""
+    model.eval()
+    out = []
+    for start in range(0, len(index), batch_size):
+        x = views.preprocess(images[index[start : start + batch_size]], preprocessing, device)
+        out.append(model(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+        on_batch(min(len(index), start + batch_size))
+    return torch.cat(out)
+
+
+def validation(
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    index: npt.NDArray[np.int64],
+    preprocessing: dict[str, Any],
+    device: torch.device | str = "cpu",
+) -> Callable[[nn.Module], Row]:
+    """A ``validate`` for ``fit``: ``val_accuracy`` (0 to 1) and ``val_loss`` (mean cross-entropy, nats)."""
+    target = torch.from_numpy(labels[index])
+
+    def validate(model: nn.Module) -> Row:
+        logits = logits_of(model, images, index, preprocessing, device=device)
+        return {
+            "val_accuracy": float((logits.argmax(1) == target).double().mean()),
+            "val_loss": float(F.cross_entropy(logits.double(), target)),
+        }
+
+    return validate

@@ -1,0 +1,152 @@
+"""A view: one augmented version of an image, a pure function of (seed, image number, view number).
+
+Nothing here has a state. The parameters of a view come from a counter-based generator keyed by the three numbers,
+so the order of the images, the batch size, the number of workers and restarts change nothing: the teacher that
+looked at view 3 of image 17 yesterday and the student that trains on it today saw the same picture. A view is a
+motion of the image's plane, not of its pixels, so it can be drawn at any resolution: the teacher sees it at 64
+pixels and the student at 32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+Images = UInt8[np.ndarray, "batch height width channels"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How far a view may stray from its image. All at rest (``Policy()``) draws the image itself."""
+
+    crop: float = 1.0  # the smallest side that a crop may have, ratio of the image's side
+    flip: bool = False
+    rotation_degrees: float = 0.0
+    translation: float = 0.0  # ratio of the image's side
+    brightness: float = 0.0
+    contrast: float = 0.0
+    erase: float = 0.0  # probability that a rectangle is erased
+
+    @property
+    def still(self) -> bool:
+        return asdict(self) == asdict(Policy())
+
+
+_DRAWS = 12  # random numbers per view; a new use takes a new column, or every stored view changes its meaning
+
+
+def random_numbers(
+    seed: int, index: Int[np.ndarray, " batch"], view: int | Int[np.ndarray, " batch"]
+) -> Float[np.ndarray, "batch draws"]:
+    """Uniform numbers in [0, 1): SplitMix64 (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195) as a hash
+    of seed, image number, view number and column."""
+    with np.errstate(over="ignore"):
+        state = _mix(np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.asarray(view).astype(np.uint64))
+        keys = _mix(state ^ _mix(index.astype(np.uint64) + np.uint64(1)))
+        columns = np.arange(1, _DRAWS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits = _mix(keys[:, None] + columns[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(z: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
+    z = np.asarray(z, dtype=np.uint64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    out: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return out
+
+
+def draw(
+    images: Images,
+    index: Int[np.ndarray, " batch"],
+    view: int | Int[np.ndarray, " batch"],
+    *,
+    size: int,
+    seed: int,
+    policy: Policy,
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, "batch channels size size"]:
+    """View number ``view`` (one for all, or one each) of the images whose numbers are ``index``, as floats 0 to 1
+    at ``size`` pixels.
+
+    Where the stored image is larger than ``size``, it is first reduced with antialiasing, then moved.
+    """
+    pixels = to_pixels(images, device)
+    if policy.still:
+        return resize(pixels, size)
+    if pixels.shape[-1] > size:
+        pixels = resize(pixels, size)
+    u = random_numbers(seed, np.asarray(index), view)
+    signed = 2.0 * u - 1.0
+    scale = 1.0 - (1.0 - policy.crop) * u[:, 0]
+    room = 1.0 - scale
+    shift_x = signed[:, 1] * room + 2.0 * policy.translation * signed[:, 2]
+    shift_y = signed[:, 3] * room + 2.0 * policy.translation * signed[:, 4]
+    angle = np.deg2rad(policy.rotation_degrees) * signed[:, 5]
+    mirror = np.where(u[:, 6] < 0.5, -1.0, 1.0) if policy.flip else np.ones(len(u))
+    cosine, sine = np.cos(angle) * scale, np.sin(angle) * scale
+
+    def column(values: npt.NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(pixels.device).view(-1, 1, 1)
+
+    # The grid is made element by element. affine_grid would use a matrix product, whose rounding depends on the
+    # batch size, and then a view would no longer be a function of its three numbers alone.
+    centre = (torch.arange(size, device=pixels.device, dtype=torch.float32) + 0.5) * (2.0 / size) - 1.0
+    x, y = centre.view(1, 1, -1), centre.view(1, -1, 1)
+    grid_x = column(cosine * mirror) * x - column(sine) * y + column(shift_x)
+    grid_y = column(sine * mirror) * x + column(cosine) * y + column(shift_y)
+    out = F.grid_sample(
+        pixels, torch.stack((grid_x, grid_y), dim=-1), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    if policy.contrast:
+        gain = column(1.0 + policy.contrast * signed[:, 7])[..., None]
+        out = (out - 0.5) * gain + 0.5
+    if policy.brightness:
+        out = out + column(policy.brightness * signed[:, 8])[..., None]
+    if policy.contrast or policy.brightness:
+        out = out.clamp(0.0, 1.0)
+    if policy.erase:
+        # a square of a quarter of the area, mid-grey: a colour that needs no statistics of the image
+        chosen, left, top = column(u[:, 9]) < policy.erase, column(signed[:, 10]), column(signed[:, 11])
+        hole = chosen & ((x - left).abs() < 0.5) & ((y - top).abs() < 0.5)
+        out = torch.where(hole[:, None], torch.full_like(out, 0.5), out)
+    return out
+
+
+def to_pixels(images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "batch channels height width"]:
+    """uint8 HWC to float CHW, 0 to 1."""
+    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    return batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
+
+
+def resize(pixels: Float[Tensor, "batch channels height width"], size: int) -> Float[Tensor, "batch channels size size"]:
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def normalise(
+    pixels: Float[Tensor, "batch channels height width"], mean: list[float], std: list[float]
+) -> Float[Tensor, "batch colours height width"]:
+    """Grey becomes three equal channels where ``mean`` has three values; then ``(x - mean) / std``."""
+    if pixels.shape[1] == 1 and len(mean) == 3:
+        pixels = pixels.expand(-1, 3, -1, -1)
+    shape = (1, -1, 1, 1)
+    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+
+
+def preprocess(
+    images: Images, preprocessing: dict[str, object], device: torch.device | str = "cpu"
+) -> Float[Tensor, "batch colours size size"]:
+    """What a network sees of unaugmented images; ``preprocessing`` is the entry of a checkpoint's spec
+    (``image_size``, ``mean``, ``std``)."""
+    size, mean, std = preprocessing["image_size"], preprocessing["mean"], preprocessing["std"]
+    if not isinstance(size, int) or not isinstance(mean, list) or not isinstance(std, list):
+        raise TypeError(f"preprocessing needs image_size: int, mean: list, std: list; got {preprocessing}")
+    return normalise(resize(to_pixels(images, device), size), mean, std)
