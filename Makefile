@@ -1,7 +1,7 @@
 # `make` lists the targets. Each sets up what it needs: .venv is made once, and again when the pinned versions change.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint ui serve clean
+.PHONY: help setup run test quick lint ui serve clean
 SHELL := /bin/sh
 
 VENV  := .venv
@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 
 help: ## list the targets
 	@echo "make run      set up once, then bring every stage up to date: data to small model to report"
-	@echo "make test     set up once, then run the fast tests   (make test ARGS='-m integration' for the long ones)"
+	@echo "make test     set up once, then run all tests   (make quick: only the fast ones; ARGS='-k word' chooses)"
 	@echo "make ui       MLflow and Prefect in the browser, on this machine only; Ctrl-C ends both"
 	@echo "make serve    the nightly schedule: Prefect server and worker on this machine; Ctrl-C ends both"
 	@echo "make lint     ruff and mypy"
@@ -26,8 +26,11 @@ setup: $(STAMP) ## make .venv with the pinned versions
 run: $(STAMP) ## the whole pipeline
 	@$(BIN)/python -m flows.pipeline $(ARGS)
 
-test: $(STAMP)
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "not integration and not gpu")
+test: $(STAMP) ## all tests but those that need a GPU
+	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+quick: $(STAMP) ## the fast, offline tests
+	@$(BIN)/python -m pytest -m "not integration and not gpu" $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -142,7 +142,7 @@ def results_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
         title="Candidates, on the test split; ms: one batch of 1 and of 64 images",
         title_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
     )
     table.add_column("candidate", no_wrap=True)

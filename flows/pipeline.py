@@ -37,7 +37,6 @@ from flows import console
 from tasks import lineage
 from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, child_environment, repository_root
 from tasks.stage import params_digest
-from tasks.tracking import is_alive
 from thinner.config import load_params
 from thinner.errors import UserError
 
@@ -61,6 +60,7 @@ _TALK = (
 )
 
 _processes: dict[str, subprocess.Popen[str]] = {}  # stage -> the dvc that runs it now
+_watches: list[subprocess.Popen[str]] = []
 _guard = threading.Lock()
 _cancelled = threading.Event()
 
@@ -89,7 +89,7 @@ def pipeline(stages: list[str] | None = None, jobs: int = 2) -> State:
 def _conduct(stages: list[str] | None, jobs: int) -> State:
     root = repository_root()
     with _only_run(root):
-        _end_leftovers(root)
+        _end_leftovers()
         nodes = select(lineage.graph(root), stages)
         stale = {node.name: why for node in nodes if (why := lineage.reasons(root, node.name))}
         environment = _before_first_stage(stale) if stale else {}
@@ -348,20 +348,29 @@ def _only_run(root: Path) -> Iterator[None]:
         yield
 
 
-def _end_leftovers(root: Path) -> None:
-    """What a run killed with -9 leaves behind: its embedded Prefect server, and flow runs that seem to be
-    running."""
-    note = root / ".thinner" / "run.json"
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, KeyError, psutil.Error):
-        for pid, started in json.loads(note.read_text())["servers"]:
-            if is_alive(pid, started):
-                psutil.Process(pid).terminate()
+def _end_leftovers() -> None:
+    """See to it that a run which is killed leaves nothing behind, and clear up after those that were.
+
+    Prefect's embedded server outlives a flow that dies by a signal, and would keep the terminal's pipe open.
+    A flow run that was killed would be shown as running for ever.
+    """
     servers = [
-        (child.pid, child.create_time())
+        child.pid
         for child in psutil.Process().children()
         if "prefect.server.api.server:create_app" in " ".join(child.cmdline())
     ]
-    note.write_text(json.dumps({"servers": servers}))
+    for server in servers:
+        # A shell that waits for the end of a pipe whose other end only this process holds: however we die, it
+        # wakes. Asking for our process id would not do: a zombie still has one.
+        watch = subprocess.Popen(
+            ["/bin/sh", "-c", f"read _; kill {server}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        _watches.append(watch)  # or the pipe would be closed with the object
     if not servers:
         return  # a shared server: others' runs are none of our business
     from prefect.client.schemas.filters import (
@@ -373,15 +382,12 @@ def _end_leftovers(root: Path) -> None:
     )
     from prefect.client.schemas.objects import StateType
 
+    ours = FlowFilter(name=FlowFilterName(any_=["thinner"]))
+    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=["thinner"])),
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
-            ),
-        ):
-            if str(run.id) != str(flow_run.id):
-                client.set_flow_run_state(run.id, Crashed(message="the process was killed"), force=True)
+        for other in client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=running)):
+            if str(other.id) != str(flow_run.id):
+                client.set_flow_run_state(other.id, Crashed(message="the process was killed"), force=True)
 
 
 def run(stages: list[str] | None = None, jobs: int = 2) -> int:

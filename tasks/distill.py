@@ -14,13 +14,29 @@ def distill(stage: Stage) -> None:
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
     batches = learning.batches_of(
-        stage, data, learning.training_pool(data), preprocessing, params.student.augment, plan.batch_size, fabric,
+        stage,
+        data,
+        learning.training_pool(data),
+        preprocessing,
+        params.student.augment,
+        plan.batch_size,
+        fabric,
         number_of_views=params.teach.views,
     )
     lesson = lessons.lesson(params, data, model.to(fabric.device), len(batches), fabric.device)
     history = learning.learn(
-        stage, "distill", model, batches, lesson.step, plan, data, preprocessing, fabric,
-        resume=stage.resume, head=models.head_of(model)[0], extra=lesson.extra,
+        stage,
+        "distill",
+        model,
+        batches,
+        lesson.step,
+        plan,
+        data,
+        preprocessing,
+        fabric,
+        resume=stage.resume,
+        head=models.head_of(model)[0],
+        extra=lesson.extra,
     )
     spec = learning.spec_of("distill", network, preprocessing, data, {"finetune": learning.parent("data/finetune")})
     learning.finish(stage, model, spec, history)

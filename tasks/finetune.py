@@ -29,8 +29,17 @@ def finetune(stage: Stage) -> None:
         batch, mixup=plan.mixup, cutmix=plan.cutmix, classes=len(data.classes), seed=params.run.seed, step=number
     )
     history = learning.learn(
-        stage, "finetune", model, batches, training.supervised_step(plan.label_smoothing, mixed), plan, data,
-        preprocessing, fabric, resume=stage.resume, head=models.head_of(model)[0],
+        stage,
+        "finetune",
+        model,
+        batches,
+        training.supervised_step(plan.label_smoothing, mixed),
+        plan,
+        data,
+        preprocessing,
+        fabric,
+        resume=stage.resume,
+        head=models.head_of(model)[0],
     )
     spec = learning.spec_of("finetune", network, preprocessing, data, {"weights": source})
     learning.finish(stage, model, spec, history)

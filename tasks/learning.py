@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tasks.stage import Stage
 from thinner import checkpoint, models, store, training, views
-from thinner.config import Augmentation, Network, Params, Training, steps_of
+from thinner.config import Augmentation, Budget, Network, Params, steps_of
 
 PREPARED = "data/prepared"
 
@@ -82,6 +82,10 @@ def batches_of(
     )
 
 
+def memory_format_of(params: Params) -> torch.memory_format:
+    return torch.channels_last if params.run.channels_last else torch.contiguous_format
+
+
 def fabric_of(params: Params) -> Any:
     return training.make_fabric(params.run.device, params.run.devices, params.run.precision)
 
@@ -92,7 +96,7 @@ def learn(
     model: nn.Module,
     batches: training.Batches,
     step: Callable[[nn.Module, training.Batch, int], dict[str, Tensor]],
-    plan: Training,
+    plan: Budget,
     data: store.Store,
     preprocessing: dict[str, Any],
     fabric: Any,
@@ -105,23 +109,28 @@ def learn(
     """Train as ``plan`` says, shown and recorded; returns the rows of the learning curve."""
     run = stage.params.run
     steps, validate_every = steps_of(plan, len(batches.pool))
-    if run.channels_last:
-        model.to(memory_format=torch.channels_last)
+    model.to(memory_format=memory_format_of(stage.params))
     with stage.progress(name, steps) as bar:
 
         def on_validation(row: training.Row) -> None:
             stage.record.metrics(
-                {record_prefix + _metric(key): value for key, value in row.items() if key != "step"}, step=int(row["step"])
+                {record_prefix + _metric(key): value for key, value in row.items() if key != "step"},
+                step=int(row["step"]),
             )
 
-        history = training.fit(
+        return training.fit(
             model,
             batches,
             step,
             steps=steps,
             validate_every=validate_every,
             optimizer=training.make_optimizer(
-                model, plan.optimizer, lr=plan.lr, weight_decay=plan.weight_decay, head=head, head_lr=plan.head_lr,
+                model,
+                plan.optimizer,
+                lr=plan.lr,
+                weight_decay=plan.weight_decay,
+                head=head,
+                head_lr=plan.head_lr,
                 extra=extra,
             ),
             factor=lambda number: training.learning_rate_factor(plan.schedule, number, steps, plan.warmup),
@@ -139,11 +148,10 @@ def learn(
             on_step=lambda number, row: bar.update(number, **row),
             on_validation=on_validation,
         )
-    return history
 
 
 def _metric(key: str) -> str:
-    """``val/accuracy``, ``train/loss``: the same names and steps in every run, so that MLflow lays curves over another."""
+    """``val/accuracy``, ``train/loss``: the same names and steps in every run, so that MLflow can lay curves together."""
     return f"val/{key.removeprefix('val_')}" if key.startswith("val_") else f"train/{key}"
 
 
@@ -157,9 +165,7 @@ def write_history(stage: Stage, path: str, history: list[training.Row]) -> None:
     stage.record.artifact(path)
 
 
-def finish(
-    stage: Stage, model: nn.Module, spec: dict[str, Any], history: list[training.Row]
-) -> None:
+def finish(stage: Stage, model: nn.Module, spec: dict[str, Any], history: list[training.Row]) -> None:
     """Write the stage's checkpoint and learning curve, record both, and say what came out."""
     folder = f"data/{stage.name}"
     with stage.output(folder) as temporary:
@@ -170,7 +176,8 @@ def finish(
     stage.record.artifact(f"{folder}/{checkpoint.WEIGHTS}", "checkpoint")
     stage.record.artifact(f"{folder}/{checkpoint.SPEC}", "checkpoint")
     stage.say(
-        f"{stage.name}: best validation accuracy {best['val_accuracy']:.2%} at step {int(best['step'])}; weights in {folder}"
+        f"{stage.name}: best validation accuracy {best['val_accuracy']:.2%} at step {int(best['step'])}; "
+        f"weights in {folder}"
     )
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tasks.learning import policy_of, preprocessing_of
+from tasks.learning import memory_format_of, policy_of, preprocessing_of
 from thinner import checkpoint, losses, models, signals, store, training, views
 from thinner.config import Params
 
@@ -49,14 +49,20 @@ def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int
         return Lesson(cached, None)
 
     loaded = checkpoint.load("data/finetune")
-    teacher = loaded.model.to(device, memory_format=torch.channels_last)
+    teacher = loaded.model.to(device, memory_format=memory_format_of(params))
     student_taps, teacher_taps = models.tap(student, layers["student"]), models.tap(teacher, layers["teacher"])
 
     def ask(index: npt.NDArray[np.int64], view: npt.NDArray[np.int64]) -> Tensor:
         with torch.no_grad():
             return signals.view_logits(
-                teacher, data.images, index, view, preprocessing=loaded.spec["preprocessing"],
-                policy=policy_of(params.student.augment), seed=params.run.seed, device=device,
+                teacher,
+                data.images,
+                index,
+                view,
+                preprocessing=loaded.spec["preprocessing"],
+                policy=policy_of(params.student.augment),
+                seed=params.run.seed,
+                device=device,
             )
 
     if layers["student"]:  # one dry forward of each sizes what compares them
@@ -74,15 +80,22 @@ def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int
     def live(model: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:
         teacher_logits = ask(batch.index, batch.view)
         return combined(
-            model(batch.images), teacher_logits, batch.labels, epoch=number / per_epoch,
-            student_features=student_taps, teacher_features=teacher_taps, index=torch.from_numpy(batch.index).to(device),
+            model(batch.images),
+            teacher_logits,
+            batch.labels,
+            epoch=number / per_epoch,
+            student_features=student_taps,
+            teacher_features=teacher_taps,
+            index=torch.from_numpy(batch.index).to(device),
         )
 
     return Lesson(live, combined if any(True for _ in combined.parameters()) else None)
 
 
 def parameters_of(name: str, given: dict[str, Any], temperature: float) -> dict[str, Any]:
-    """The loss's own parameters; ``distill.temperature`` fills in where the loss has one and its row says nothing."""
-    if "temperature" in losses.LOSSES[name].parameters and "temperature" not in given:
+    """The loss's own parameters; ``distill.temperature`` fills in where a loss of logits has one and its row says
+    nothing. (The temperature of crd is another thing: it divides cosines.)"""
+    row = losses.LOSSES[name]
+    if "logits" in row.needs and "temperature" in row.parameters and "temperature" not in given:
         return {**given, "temperature": temperature}
     return dict(given)

@@ -21,8 +21,17 @@ def scratch(stage: Stage) -> None:
         batch, mixup=section.mixup, cutmix=section.cutmix, classes=len(data.classes), seed=params.run.seed, step=number
     )
     history = learning.learn(
-        stage, "scratch", model, batches, training.supervised_step(section.label_smoothing, mixed), plan, data,
-        preprocessing, fabric, resume=stage.resume, head=models.head_of(model)[0],
+        stage,
+        "scratch",
+        model,
+        batches,
+        training.supervised_step(section.label_smoothing, mixed),
+        plan,
+        data,
+        preprocessing,
+        fabric,
+        resume=stage.resume,
+        head=models.head_of(model)[0],
     )
     learning.finish(stage, model, learning.spec_of("scratch", network, preprocessing, data, {}), history)
 

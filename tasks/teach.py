@@ -19,7 +19,7 @@ def teach(stage: Stage) -> None:
     with stage.output(TEACH) as folder, stage.progress("teach", total) as bar:
         signals.write_signals(
             folder,
-            teacher.model,
+            teacher.model.to(memory_format=learning.memory_format_of(params)),
             data.images,
             pool,
             count=section.views,

@@ -325,7 +325,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _log_dataset(  # noqa: PLR0917
+def _log_dataset(
     client: MlflowClient, run_id: str, name: str, sha256: str, path: Path, counts: Mapping[str, int]
 ) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -64,7 +64,7 @@ def load(folder: str | Path) -> Loaded:
         state = load_file(weights)
     except FileNotFoundError:
         raise CheckpointError(f"{weights}: no such file. Make it again: dvc repro, or dvc checkout") from None
-    except Exception as error:  # noqa: BLE001 - safetensors raises its own, private type for a damaged file
+    except Exception as error:
         raise CheckpointError(f"{weights}: damaged ({error}). Make it again: dvc checkout --force {folder}") from error
     return Loaded(_fill(spec, state, weights), spec, file_sha256(weights))
 

@@ -48,7 +48,8 @@ def deep(params: Params) -> Iterator[str]:
     if "finetune" in built:
         parts = [n for n, _ in models.stages_of(built["finetune"])]
         if params.finetune.freeze > len(parts):
-            yield f"finetune.freeze: {params.finetune.freeze}, but the network has {len(parts)} parts: {', '.join(parts)}"
+            listed = ", ".join(parts)
+            yield f"finetune.freeze: {params.finetune.freeze}, but the network has {len(parts)} parts: {listed}"
     yield from _losses(params, built)
     yield from _pruning(params, built)
     if params.run.device == "cuda" and not torch.cuda.is_available():
@@ -87,9 +88,7 @@ def _losses(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
             yield f"{where}: {error}"
         needs = losses.LOSSES[part.name].needs & {"features", "pooled"}
         if needs and params.distill.teacher == "cached":
-            yield (
-                f"{where}.name: '{part.name}' compares features, which are not cached. Set distill.teacher: live"
-            )
+            yield (f"{where}.name: '{part.name}' compares features, which are not cached. Set distill.teacher: live")
         if needs:
             for side, section in (("student", "student"), ("teacher", "finetune")):
                 names = given.get(f"{side}_layers", [])
@@ -116,8 +115,11 @@ def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]
         model = models.create(network)  # the dependency graph is read off a real forward pass
     try:
         now, fewest = pruning.reachable_macs(
-            model, torch.zeros(1, section.channels, section.image_size, section.image_size),
-            scope=prune.scope, round_to=prune.round_to, keep=prune.keep,
+            model,
+            torch.zeros(1, section.channels, section.image_size, section.image_size),
+            scope=prune.scope,
+            round_to=prune.round_to,
+            keep=prune.keep,
         )
     except UserError as error:
         yield str(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from thinner.errors import UserError
 
@@ -48,16 +48,11 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _real(**bounds: Any) -> Any:
-    from pydantic import BeforeValidator
-
-    return Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, **bounds)]
-
-
-Ratio = _real(ge=0.0, le=1.0)
-OpenRatio = _real(gt=0.0, lt=1.0)
-Positive = _real(gt=0.0)
-NonNegative = _real(ge=0.0)
+_Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Ratio = Annotated[_Real, Field(ge=0.0, le=1.0)]
+OpenRatio = Annotated[_Real, Field(gt=0.0, lt=1.0)]
+Positive = Annotated[_Real, Field(gt=0.0)]
+NonNegative = Annotated[_Real, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -89,7 +84,7 @@ class Data(Section):
     channels: Literal[1, 3]
     fit: Literal["crop", "pad", "stretch"]
     labelled: Share
-    validation: Share
+    validation: Share | None
     test: Share | None
     unlabelled: Literal["rest"] | Annotated[int, Field(ge=0)]
     max_unreadable: Ratio
@@ -119,7 +114,9 @@ class Augmentation(Section):
     erase: Ratio
 
 
-class Training(Section):
+class Budget(Section):
+    """How long and how fast a network is trained."""
+
     optimizer: Literal["sgd", "adam", "adamw"]
     lr: Positive
     head_lr: Positive | None
@@ -130,20 +127,25 @@ class Training(Section):
     steps: Count | None
     validate_every: Count | None
     batch_size: Annotated[int, Field(ge=2)]
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
-    mixup: NonNegative
-    cutmix: NonNegative
     clip_norm: Positive | None
     ema: Annotated[float, Field(ge=0.0, lt=1.0)]
     patience: Count | None
 
     @model_validator(mode="after")
-    def _one_length(self) -> Training:
+    def _one_length(self) -> Budget:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"epochs: {self.epochs} and steps: {self.steps}. Give one of the two, and null for the other"
             )
         return self
+
+
+class Training(Budget):
+    """A budget, and what training with labels can have beside it."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
+    mixup: NonNegative
+    cutmix: NonNegative
 
 
 class Network(Section):
@@ -160,14 +162,14 @@ class Network(Section):
     @model_validator(mode="after")
     def _fits_itself(self) -> Network:
         if len(self.mean) != len(self.std) or len(self.mean) == 2:
-            raise ValueError(
-                f"mean: {self.mean} and std: {self.std} must both have 1 value (grey) or 3 (colour)"
-            )
+            raise ValueError(f"mean: {self.mean} and std: {self.std} must both have 1 value (grey) or 3 (colour)")
         ours = self.network.startswith("resnet") and ":" not in self.network
         for key in ("width", "stem_stride"):
             if ours and getattr(self, key) is None:
-                raise ValueError(f"{key}: null, but network '{self.network}' needs one. Set for example {key}: "
-                                 + ("16" if key == "width" else "1"))
+                raise ValueError(
+                    f"{key}: null, but network '{self.network}' needs one. Set for example {key}: "
+                    + ("16" if key == "width" else "1")
+                )
             if not ours and getattr(self, key) is not None:
                 raise ValueError(
                     f"{key}: {getattr(self, key)} belongs to the resnetN family; set {key}: null for '{self.network}'"
@@ -189,7 +191,7 @@ class Student(Network):
     """The small network, its views and its budget: the same for scratch and for distill."""
 
     augment: Augmentation
-    training: Training
+    training: Budget
 
 
 class Scratch(Section):
@@ -233,7 +235,7 @@ class Prune(Section):
     round_to: Count
     keep: list[str]
     tolerance: Ratio
-    training: Training
+    training: Budget
 
 
 class Export(Section):
@@ -271,7 +273,9 @@ def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:
     """The choices in ``path``. Raises ParamsError with every mistake of the file."""
     path = Path(path)
     if not path.is_file():
-        raise ParamsError(path, ["no such file. Run from the repository's root, or restore it: git checkout params.yaml"])
+        raise ParamsError(
+            path, ["no such file. Run from the repository's root, or restore it: git checkout params.yaml"]
+        )
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -294,7 +298,11 @@ def _readable(error: ValidationError) -> list[str]:
     lines: dict[str, str] = {}
     for item in error.errors():
         # pydantic adds the branch of a union ("int", "constrained-float") to the location: not a key of the file
-        parts = [p for p in item["loc"] if isinstance(p, int) or p.isidentifier() and p not in ("int", "float", "bool", "str")]
+        parts = [
+            p
+            for p in item["loc"]
+            if isinstance(p, int) or (p.isidentifier() and p not in ("int", "float", "bool", "str"))
+        ]
         key = ".".join(str(p) for p in parts)
         value, kind, context = item["input"], item["type"], item.get("ctx", {})
         if kind == "extra_forbidden":
@@ -308,7 +316,7 @@ def _readable(error: ValidationError) -> list[str]:
             line = f"unknown {value!r}. Choose one of: {context['expected']}"
         elif kind == "value_error":
             text = str(context["error"])
-            if parts and parts[0] in Params.model_fields and ": " in text and " " not in text.split(": ")[0]:
+            if parts and parts[0] in Params.model_fields and ": " in text and " " not in text.split(": ", 1)[0]:
                 inner, _, text = text.partition(": ")
                 key = f"{key}.{inner}"
                 line = text
@@ -348,13 +356,10 @@ def _contradictions(params: Params) -> Iterable[str]:
         yield "run.precision: 'fp16' does not train on cpu. Choose one of: fp32, bf16"
     if params.run.devices > 1 and params.distill.teacher == "live" and params.run.compile:
         yield "run.compile: true does not go with run.devices > 1 and distill.teacher: live. Set run.compile: false"
-    if params.prune.training.mixup or params.prune.training.cutmix or (
-        params.student.training.mixup + params.student.training.cutmix > 0 and params.distill.teacher == "cached"
-    ):
-        key = "prune" if params.prune.training.mixup or params.prune.training.cutmix else "student"
+    if params.student.training.steps is None:
         yield (
-            f"{key}.training.mixup/cutmix: cached teacher signals are of single images. "
-            "Set mixup: 0 and cutmix: 0, or distill.teacher: live"
+            f"student.training.epochs: {params.student.training.epochs}, but scratch sees fewer images than distill: "
+            "equal epochs are unequal budgets. Set student.training.epochs: null and student.training.steps: 1200"
         )
 
 
@@ -364,7 +369,7 @@ def _deep_contradictions(params: Params) -> list[str]:
     return list(checks.deep(params))
 
 
-def steps_of(training: Training, images: int) -> tuple[int, int]:
+def steps_of(training: Budget, images: int) -> tuple[int, int]:
     """(total steps, steps between two validations) for ``images`` training images."""
     per_epoch = max(1, math.ceil(images / training.batch_size))
     steps = training.steps if training.steps is not None else per_epoch * (training.epochs or 0)

@@ -52,7 +52,9 @@ class CifarResNet(nn.Module):
     def __init__(self, depth: int, width: int, stem_stride: int, classes: int, channels: int) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise NetworkError(f"network: 'resnet{depth}' is not of this family. Depth is 6n+2: resnet8, resnet14, resnet20, ...")
+            raise NetworkError(
+                f"network: 'resnet{depth}' is not of this family. Depth is 6n+2: resnet8, resnet14, resnet20, ..."
+            )
         blocks = (depth - 2) // 6
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
@@ -62,9 +64,7 @@ class CifarResNet(nn.Module):
             *(
                 nn.Sequential(
                     *(
-                        BasicBlock(
-                            ([width, *widths][s] if b == 0 else out), out, 2 if s > 0 and b == 0 else 1
-                        )
+                        BasicBlock(([width, *widths][s] if b == 0 else out), out, 2 if s > 0 and b == 0 else 1)
                         for b in range(blocks)
                     )
                 )
@@ -92,7 +92,9 @@ def create(network: dict[str, Any]) -> nn.Module:
     check_name(name)
     family, _, inner = name.rpartition(":")
     if not family:
-        return CifarResNet(int(name.removeprefix("resnet")), network["width"], network["stem_stride"], classes, channels)
+        return CifarResNet(
+            int(name.removeprefix("resnet")), network["width"], network["stem_stride"], classes, channels
+        )
     if family == "timm":
         import timm
 
@@ -126,8 +128,10 @@ def check_name(name: str) -> None:
         if depth >= 8 and (depth - 2) % 6 == 0:
             return
         near = 6 * max(1, round((depth - 2) / 6)) + 2
-        raise NetworkError(f"unknown '{name}'. Depth is 6n+2; the nearest is resnet{near}. For the ImageNet "
-                           f"network say torchvision:{name} or timm:{name}")
+        raise NetworkError(
+            f"unknown '{name}'. Depth is 6n+2; the nearest is resnet{near}. For the ImageNet "
+            f"network say torchvision:{name} or timm:{name}"
+        )
     known = names()
     if name not in known:
         near_names = difflib.get_close_matches(name, known, 5, 0.5) or ["resnet20", "torchvision:NAME", "timm:NAME"]
@@ -135,13 +139,14 @@ def check_name(name: str) -> None:
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module]:
-    """(path, module) of the classifier: the last linear (or 1x1 convolution, as in SqueezeNet) layer, whatever it is called."""
+    """(path, module) of the classifier, whatever it is called: the last linear layer, or the last convolution (as in
+    SqueezeNet)."""
     found: tuple[str, nn.Module] | None = None
-    if hasattr(model, "get_classifier"):
-        classifier = model.get_classifier()
+    if callable(getter := getattr(model, "get_classifier", None)):
+        classifier = getter()
         found = next(((n, m) for n, m in model.named_modules() if m is classifier), None)
     if found is None or not isinstance(found[1], nn.Linear | nn.Conv2d):
-        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        layers: list[tuple[str, nn.Module]] = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         layers = layers or [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
         if not layers:
             raise NetworkError(f"{type(model).__name__} has no linear and no convolution layer to classify with")
@@ -267,7 +272,7 @@ def replace_head(model: nn.Module, classes: int) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, new)
     if hasattr(model, "num_classes"):
-        model.num_classes = classes
+        setattr(model, "num_classes", classes)  # noqa: B010 - a plain attribute of timm's, unknown to nn.Module's types
 
 
 def stages_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -296,13 +301,13 @@ def freeze(model: nn.Module, stages: int) -> list[str]:
         part.requires_grad_(False)
         for module in part.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train = _stay_in_eval(module)  # type: ignore[method-assign]
+                module.train = _stay_in_eval(module)  # type: ignore[method-assign,assignment]
                 module.eval()
     return [name for name, _ in parts[:stages]]
 
 
 def _stay_in_eval(module: nn.Module) -> Callable[[bool], nn.Module]:
-    def train(mode: bool = True) -> nn.Module:  # noqa: ARG001
+    def train(mode: bool = True) -> nn.Module:
         module.training = False
         return module
 
@@ -319,7 +324,9 @@ def tap(model: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
     for name in layers:
         if name not in modules:
             near = difflib.get_close_matches(name, [n for n in modules if n], 5, 0.4)
-            raise NetworkError(f"no layer '{name}' in {type(model).__name__}. Near: {', '.join(near) or ', '.join(list(modules)[1:6])}")
+            raise NetworkError(
+                f"no layer '{name}' in {type(model).__name__}. Near: {', '.join(near) or ', '.join(list(modules)[1:6])}"
+            )
 
         def keep(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
             outputs[name] = output

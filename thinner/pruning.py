@@ -72,7 +72,8 @@ def cut(
     if reached > macs:
         raise PruningError(
             f"prune.ratio, prune.rounds: ask for {macs:,} MACs of {before:,}; the smallest that can be reached with "
-            f"round_to {round_to} is {reached:,} ({reached / before:.0%}). Lower prune.ratio, prune.rounds or prune.round_to"
+            f"round_to {round_to} is {reached:,} ({reached / before:.0%}). "
+            "Lower prune.ratio, prune.rounds or prune.round_to"
         )
     best, best_macs = smallest, reached
     for _ in range(_BISECTIONS):
@@ -129,13 +130,12 @@ def _prune(
             pruning_ratio=ratio,
             max_pruning_ratio=_LARGEST,
             ignored_layers=ignored,
-            round_to=round_to if round_to > 1 else None,
+            round_to=round_to,
             num_heads=_heads(smaller),
         )
         pruner.step()
-    for module in smaller.modules():
-        if isinstance(getattr(module, "qkv", None), nn.Linear) and hasattr(module, "head_dim"):
-            module.head_dim = module.qkv.out_features // (3 * module.num_heads)
+    for attention, heads in _qkv_attentions(smaller):
+        setattr(attention, "head_dim", attention.qkv.out_features // (3 * heads))  # noqa: B010 - unknown to nn.Module
     for name, parameter in smaller.named_parameters():
         parameter.requires_grad_(name not in frozen)
         parameter.grad = None
@@ -153,13 +153,18 @@ class _WholeMultiples(tp.pruner.BasePruner):  # type: ignore[misc]
 
 def _heads(model: nn.Module) -> dict[nn.Module, int]:
     """Attention layers and their numbers of heads, which must be cut evenly."""
-    heads: dict[nn.Module, int] = {}
+    heads: dict[nn.Module, int] = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    return heads | {attention.qkv: count for attention, count in _qkv_attentions(model)}
+
+
+def _qkv_attentions(model: nn.Module) -> list[tuple[Any, int]]:
+    """(module, heads) of attention in timm's form: one linear layer ``qkv`` for all three."""
+    found: list[tuple[Any, int]] = []
     for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            heads[module] = module.num_heads
-        elif isinstance(getattr(module, "qkv", None), nn.Linear) and isinstance(getattr(module, "num_heads", None), int):
-            heads[module.qkv] = module.num_heads  # type: ignore[index]
-    return heads
+        heads = getattr(module, "num_heads", None)
+        if isinstance(getattr(module, "qkv", None), nn.Linear) and isinstance(heads, int):
+            found.append((module, heads))
+    return found
 
 
 @torch.no_grad()

@@ -54,7 +54,9 @@ def open_signals(folder: str | Path) -> Signals:
             json.loads((folder / "signals.json").read_text()),
         )
     except (FileNotFoundError, ValueError) as error:
-        raise SignalsError(f"{folder}: no whole set of teacher signals ({error}). Make it: thinner stage teach") from error
+        raise SignalsError(
+            f"{folder}: no whole set of teacher signals ({error}). Make it: thinner stage teach"
+        ) from error
 
 
 @torch.inference_mode()
@@ -79,7 +81,7 @@ def write_signals(
 
     The arrays grow in ``work``, which outlives a killed run: a new call goes on after the last whole batch.
     """
-    teacher.eval().to(device, memory_format=torch.channels_last)
+    teacher.eval().to(device)
     shape = (count, len(index), classes)
     mark = work / "done.json"
     done = json.loads(mark.read_text())["done"] if mark.exists() else 0
@@ -93,7 +95,13 @@ def write_signals(
         for first, last, number in ((row, stop, view), (0, row + batch_size - len(index), view + 1)):
             if last > first and number < count:
                 logits = view_logits(
-                    teacher, images, index[first:last], number, preprocessing=preprocessing, policy=policy, seed=seed,
+                    teacher,
+                    images,
+                    index[first:last],
+                    number,
+                    preprocessing=preprocessing,
+                    policy=policy,
+                    seed=seed,
                     device=device,
                 ).cpu()
                 centre = (logits.amax(1) + logits.amin(1)) / 2
@@ -133,5 +141,5 @@ def view_logits(
         images[index], index, view, size=preprocessing["image_size"], seed=seed, policy=policy, device=device
     )
     x = views.normalise(pixels, preprocessing["mean"], preprocessing["std"])
-    logits: Tensor = teacher(x.contiguous(memory_format=torch.channels_last))
+    logits: Tensor = teacher(views.laid_out_for(teacher, x))
     return logits.float()

@@ -124,7 +124,13 @@ def make_fabric(device: str, devices: int, precision: str) -> Fabric:
 
 
 def make_optimizer(
-    model: nn.Module, name: str, *, lr: float, weight_decay: float, head: str = "", head_lr: float | None = None,
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float,
+    head: str = "",
+    head_lr: float | None = None,
     extra: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
     """``sgd`` (Nesterov momentum 0.9), ``adam`` or ``adamw``; the head (a module path) may have its own rate.
@@ -250,7 +256,8 @@ def fit(
     """
     bare = model
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    wrapped, optimizer = fabric.setup(torch.compile(model) if compiled else model, optimizer)
+    trained: Any = torch.compile(model) if compiled else model
+    wrapped, optimizer = fabric.setup(trained, optimizer)
     if extra is not None:
         extra.to(fabric.device)
     average = _average(bare, ema) if ema > 0 else None
@@ -287,8 +294,8 @@ def fit(
             means = {name: float(total) / count for name, total in sums.items()}
             if not math.isfinite(means["loss"]):
                 raise TrainingError(
-                    f"loss is {means['loss']} at step {done} of {steps}. Lower training.lr, set training.clip_norm: 1.0, "
-                    "or run.precision: fp32"
+                    f"loss is {means['loss']} at step {done} of {steps}. Lower training.lr, set "
+                    "training.clip_norm: 1.0, or run.precision: fp32"
                 )
             judged = bare if average is None else average.module
             row = {"step": float(done), "lr": optimizer.param_groups[0]["lr"], **means, **validate(judged)}
@@ -325,8 +332,14 @@ def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
 
 
 def _store(
-    path: Path, done: int, history: list[Row], best: dict[str, Tensor], model: nn.Module,
-    optimizer: torch.optim.Optimizer, average: nn.Module | None, extra: nn.Module | None,
+    path: Path,
+    done: int,
+    history: list[Row],
+    best: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    extra: nn.Module | None,
 ) -> None:
     tensors = {f"best.{n}": t for n, t in best.items()}
     tensors |= {f"model.{n}": t for n, t in model.state_dict().items()}
@@ -335,7 +348,9 @@ def _store(
     if extra is not None:
         tensors |= {f"extra.{n}": t for n, t in extra.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items() if value is not None}
+        tensors |= {
+            f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items() if value is not None
+        }
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
     temporary = path.with_suffix(".partial")
     save_file(tensors, temporary, metadata={"done": str(done), "history": json.dumps(history)})
@@ -343,8 +358,12 @@ def _store(
 
 
 def _restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None,
-    extra: nn.Module | None, fabric: Fabric,
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    extra: nn.Module | None,
+    fabric: Fabric,
 ) -> tuple[int, list[Row], dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -387,7 +406,7 @@ def logits_of(
     out = []
     for start in range(0, len(index), batch_size):
         x = views.preprocess(images[index[start : start + batch_size]], preprocessing, device)
-        out.append(model(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+        out.append(model(views.laid_out_for(model, x)).float().cpu())
         on_batch(min(len(index), start + batch_size))
     return torch.cat(out)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 Images = UInt8[np.ndarray, "batch height width channels"]
 
@@ -121,11 +121,15 @@ def draw(
 
 def to_pixels(images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "batch channels height width"]:
     """uint8 HWC to float CHW, 0 to 1."""
-    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    # a slice of a read-only memory map would make a tensor that PyTorch may not write to, and warns about
+    images = np.ascontiguousarray(images) if images.flags.writeable else images.copy()
+    batch = torch.from_numpy(images).to(device)
     return batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
 
 
-def resize(pixels: Float[Tensor, "batch channels height width"], size: int) -> Float[Tensor, "batch channels size size"]:
+def resize(
+    pixels: Float[Tensor, "batch channels height width"], size: int
+) -> Float[Tensor, "batch channels size size"]:
     if pixels.shape[-2:] == (size, size):
         return pixels
     return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -139,6 +143,14 @@ def normalise(
         pixels = pixels.expand(-1, 3, -1, -1)
     shape = (1, -1, 1, 1)
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+
+
+def laid_out_for(model: nn.Module, images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+    """``images`` in the memory format of the network's convolutions: a mismatch costs a copy in every layer."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4 and not parameter.is_contiguous():
+            return images.contiguous(memory_format=torch.channels_last)
+    return images.contiguous()
 
 
 def preprocess(

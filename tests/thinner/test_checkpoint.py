@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from thinner import checkpoint, models, pruning
 from thinner.profiling import count_macs
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from thinner.config import Params, ParamsError, load_params, steps_of
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,12 @@ def test_all_mistakes_are_shown_together(tmp_path):
 
 
 def test_numbers_may_be_written_as_people_write_them(tmp_path):
-    text = (ROOT / "params.yaml").read_text().replace("lr: 0.001", "lr: 1e-3").replace("temperature: 4.0", "temperature: 4")
+    text = (
+        (ROOT / "params.yaml")
+        .read_text()
+        .replace("lr: 0.001", "lr: 1e-3")
+        .replace("temperature: 4.0", "temperature: 4")
+    )
     (tmp_path / "params.yaml").write_text(text)
     params = load_params(tmp_path / "params.yaml")
     assert (params.finetune.training.lr, params.distill.temperature) == (0.001, 4.0)

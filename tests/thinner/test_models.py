@@ -3,9 +3,10 @@
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
+from torch import nn
+
 from thinner import models, views
 from thinner.profiling import count_params
-from torch import nn
 
 OURS = {"name": "resnet8", "width": 16, "stem_stride": 1, "classes": 10, "channels": 3}
 LITE = {"name": "timm:tf_efficientnet_lite0", "classes": 1000, "channels": 3}

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
+
 from thinner import models, pruning
 from thinner.profiling import count_macs, count_params
-from torch import nn
 
 NETWORK = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 10, "channels": 1}
 EXAMPLE = torch.zeros(1, 1, 32, 32)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from thinner import models, signals, views
 
 NETWORK = {"name": "resnet8", "width": 8, "stem_stride": 2, "classes": 7, "channels": 1}

@@ -5,6 +5,7 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
+
 from thinner import views
 
 POLICY = views.Policy(
