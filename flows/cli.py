@@ -30,9 +30,7 @@ app = typer.Typer(
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
-Jobs = Annotated[
-    int, typer.Option(min=1, help="How many stages may compute side by side, where the graph allows.")
-]
+Jobs = Annotated[int, typer.Option(min=1, help="How many stages may compute side by side, where the graph allows.")]
 
 
 def _for_people(command: Callable[..., None]) -> Callable[..., None]:
@@ -128,13 +126,9 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     candidate: Annotated[
         str,
-        typer.Option(
-            help="A network that the pipeline made: finetune, scratch, distill, prune, prune_onnx, ..."
-        ),
+        typer.Option(help="A network that the pipeline made: finetune, scratch, distill, prune, prune_onnx, ..."),
     ] = "prune",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per picture instead of a table.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture instead of a table.")] = False,
 ) -> None:
     """Name the class of pictures with one of the candidates. Confidence is the softmax probability,
     uncalibrated."""
@@ -150,19 +144,13 @@ def predict(
     arrays = []
     for path in files:
         try:
-            arrays.append(
-                store.decode(lambda path=path: Image.open(path), data.image_size, data.channels, data.fit)
-            )
+            arrays.append(store.decode(lambda path=path: Image.open(path), data.image_size, data.channels, data.fit))
         except store.UnreadableError as error:
             raise UserError(f"{path}: cannot be read as a picture: {error}") from error
     found = list(zip(files, name_classes(folder, arrays), strict=True))
     if as_json:
         for path, prediction in found:
-            print(
-                json.dumps(
-                    {"image": str(path), "label": prediction.label, "confidence": prediction.confidence}
-                )
-            )
+            print(json.dumps({"image": str(path), "label": prediction.label, "confidence": prediction.confidence}))
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("picture")

@@ -36,15 +36,10 @@ class _ForPeople(logging.Handler):
         message = record.getMessage()
         if getattr(record, "quiet", False) and _bars is not None:
             return
-        if record.name.startswith("prefect") and record.levelno < logging.WARNING and not _is_ours(record):
-            return  # "Beginning flow run 'ruby-fox'", "Created task run", "Finished in state Completed()"
-        style = (
-            "red"
-            if record.levelno >= logging.ERROR
-            else "yellow"
-            if record.levelno >= logging.WARNING
-            else None
-        )
+        noise = record.levelno < logging.WARNING or message.startswith("Finished in state")
+        if record.name.startswith("prefect") and noise and not _is_ours(record):
+            return  # "Beginning flow run 'ruby-fox'", "Created task run", "Finished in state NotReady(...)"
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else None
         name = getattr(record, "task_run_name", "")
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         for line in message.rstrip().splitlines():
@@ -103,9 +98,7 @@ def show_progress(event: Mapping[str, Any], logger: Any) -> None:
     now = time.monotonic()
     began, written = _lines.get(what + stage, (now, now))
     if event["last"] or now - written >= LINE_SECONDS:
-        logger.info(
-            progress_text(what, event["done"], event["total"], event["numbers"], now - began), extra=QUIET
-        )
+        logger.info(progress_text(what, event["done"], event["total"], event["numbers"], now - began), extra=QUIET)
         written = now
     _lines[what + stage] = (began, written)
     if event["last"]:

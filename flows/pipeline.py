@@ -91,8 +91,8 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
     with _only_run(root):
         _end_leftovers()
         nodes = select(lineage.graph(root), stages)
-        stale = {node.name: why for node in nodes if (why := lineage.reasons(root, node.name))}
-        environment = _before_first_stage(stale) if stale else {}
+        stale = plan(root, nodes)
+        environment = _before_first_stage() if stale else {}
         _cancelled.clear()
         slots = threading.BoundedSemaphore(jobs)
         futures: dict[str, Any] = {}
@@ -112,9 +112,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
             wait(list(futures.values()))
             states = {name: future.state for name, future in futures.items()}
             status = "FINISHED" if all(state.is_completed() for state in states.values()) else "FAILED"
-        except (
-            BaseException
-        ):  # cancelled, Ctrl-C, SIGTERM: without this the stages would run on by themselves
+        except BaseException:  # cancelled, Ctrl-C, SIGTERM: without this the stages would run on by themselves
             kill_stages()
             raise
         finally:
@@ -237,7 +235,22 @@ def select(nodes: list[lineage.Node], names: list[str] | None) -> list[lineage.N
     return [node for node in nodes if node.name in wanted]
 
 
-def _before_first_stage(stale: dict[str, list[str]]) -> dict[str, str]:
+def plan(root: Path, nodes: list[lineage.Node]) -> list[str]:
+    """The stages that are out of date now; what follows from them DVC knows only once they have run.
+
+    A stage whose files another process is using counts: its task asks again, and waits if need be.
+    """
+    stale: list[str] = []
+    for node in nodes:
+        try:
+            if lineage.reasons(root, node.name):
+                stale.append(node.name)
+        except lineage.BusyError:
+            stale.append(node.name)
+    return stale
+
+
+def _before_first_stage() -> dict[str, str]:
     """Check params.yaml in depth and open MLflow's run, side by side: each takes seconds, in a process of
     its own."""
     load_params()
@@ -280,9 +293,7 @@ def _close_record(root: Path, run_id: str, status: str, states: dict[str, State]
         check=False,
     )
     if done.returncode:  # what was computed stands; only its summary in MLflow is missing
-        get_run_logger().warning(
-            "MLflow's run of this pipeline was not closed: %s", done.stderr.strip()[-300:]
-        )
+        get_run_logger().warning("MLflow's run of this pipeline was not closed: %s", done.stderr.strip()[-300:])
 
 
 def _verdict(states: dict[str, State]) -> State:
@@ -342,8 +353,7 @@ def _only_run(root: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                "another run of the pipeline is at work in this folder. "
-                "Wait for it, or stop it with Ctrl-C there"
+                "another run of the pipeline is at work in this folder. Wait for it, or stop it with Ctrl-C there"
             ) from None
         yield
 
@@ -396,11 +406,9 @@ def run(stages: list[str] | None = None, jobs: int = 2) -> int:
         root = repository_root()
         load_params()  # before Prefect takes its seconds to start: a typo is told at once
         nodes = select(lineage.graph(root), stages)
-        stale = [node.name for node in nodes if lineage.reasons(root, node.name)]
+        stale = plan(root, nodes)
         console.console.print(
-            f"Out of date: {', '.join(stale)}, and what follows from it"
-            if stale
-            else "Every stage is up to date",
+            f"Out of date: {', '.join(stale)}, and what follows from it" if stale else "Every stage is up to date",
             markup=False,
         )
         console.take_over()

@@ -214,9 +214,7 @@ def _once(env: Mapping[str, str], *arguments: str) -> None:
         check=False,
     )
     if done.returncode:
-        raise UserError(
-            f"prefect {' '.join(arguments)} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}"
-        )
+        raise UserError(f"prefect {' '.join(arguments)} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -254,9 +252,7 @@ def _await(url: str, child: subprocess.Popen[bytes], name: str) -> None:
     print(f"starting {name} ...", flush=True)
     while time.monotonic() < give_up:
         if child.poll() is not None:
-            raise UserError(
-                f"{name} ended while it started, with exit code {child.returncode}: see .thinner/logs"
-            )
+            raise UserError(f"{name} ended while it started, with exit code {child.returncode}: see .thinner/logs")
         try:
             with urllib.request.urlopen(url, timeout=2) as answer:
                 if answer.status == 200:

@@ -151,7 +151,7 @@ def learn(
 
 
 def _metric(key: str) -> str:
-    """``val/accuracy``, ``train/loss``: the same names and steps in every run, so that MLflow can lay curves together."""
+    """``val/accuracy``, ``train/loss``: the same names and steps in every run, so that MLflow lays curves together."""
     return f"val/{key.removeprefix('val_')}" if key.startswith("val_") else f"train/{key}"
 
 

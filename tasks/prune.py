@@ -95,10 +95,13 @@ def prune(stage: Stage) -> None:
             data,
             {section.source: source.sha256, "finetune": learning.parent("data/finetune")},
         )
-        checkpoint.save(folder, model, spec)
-        row = _row(number, model, folder, shape, before, learning.best_of(history)["val_accuracy"])
-        pd.DataFrame(history).astype({"step": int}).to_csv(folder / "history.csv", index=False)
-        (folder / "row.json").write_text(json.dumps(row))  # last: it says that the round is whole
+        if fabric.global_rank == 0:
+            checkpoint.save(folder, model, spec)
+            row = _row(number, model, folder, shape, before, learning.best_of(history)["val_accuracy"])
+            pd.DataFrame(history).astype({"step": int}).to_csv(folder / "history.csv", index=False)
+            (folder / "row.json").write_text(json.dumps(row))  # last: it says that the round is whole
+        fabric.barrier()
+        row = json.loads((folder / "row.json").read_text())
         rows.append(row)
         networks.append(model)
 

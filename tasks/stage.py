@@ -27,6 +27,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -46,6 +47,7 @@ from thinner.errors import UserError
 if TYPE_CHECKING:
     from thinner.config import Params, Run
 
+INPUTS = "THINNER_INPUTS"  # the hash of the inputs, for the helper processes of data-parallel training
 WORK = Path(".thinner")  # locks, resume folders: per working copy, ignored by git and DVC
 LOCK_SECONDS = 10.0  # a stage whose `dvc` was killed needs some to notice and to go
 
@@ -68,6 +70,7 @@ class Stage:
     params: Params
     record: Recorder = field(default_factory=Recorder)
     inputs_hash: str = "none"
+    helper: bool = False  # one of the further processes of data-parallel training: computes, but writes and says nothing
 
     @property
     def section(self) -> Any:
@@ -91,6 +94,10 @@ class Stage:
 
         A path with a suffix is a file (yielded before it exists), one without is a folder (yielded empty).
         """
+        if self.helper:
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder) / Path(path).name if Path(path).suffix else Path(folder)
+            return
         final = Path(path)
         partial = final.with_name(f".partial-{final.name}")
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -110,12 +117,13 @@ class Stage:
 
     def say(self, message: str) -> None:
         """One line for the person who watches; under Prefect it is a line of the task run's log."""
-        print(message, flush=True)
+        if not self.helper:
+            print(message, flush=True)
 
     @contextlib.contextmanager
-    def progress(self, description: str, total: float) -> Iterator[Progress]:
+    def progress(self, description: str, total: float) -> Iterator[Progress | Silence]:
         """A bar with the numbers given to `update`; how it looks depends on who reads, see `Progress`."""
-        bar = Progress(self.name, description, total)
+        bar = Silence() if self.helper else Progress(self.name, description, total)
         try:
             yield bar
         finally:
@@ -186,6 +194,14 @@ class Progress:
             )
 
 
+class Silence:
+    """The progress of a helper process: its first process shows the bar of all."""
+
+    def update(self, done: float, **numbers: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def numbers_text(numbers: dict[str, float]) -> str:
     """`loss 0.412  val_accuracy 0.873`: four significant digits, names as they were given."""
     return "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
@@ -238,6 +254,8 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
         signal.signal(number, _stop)
     from thinner.config import ParamsError
 
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return _help(name, body)
     recorder = Recorder()
     status = "FAILED"
     try:
@@ -249,6 +267,7 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
             device = set_up_torch(params.run)
             recorder = tracking.start_stage_run(name, inputs.params, inputs.hash, inputs.upstream, device)
             stage = Stage(name, params, recorder, inputs.hash)
+            os.environ[INPUTS] = inputs.hash
             body(stage)
             _compare(stage, inputs, lineage.inputs(root, name))
             shutil.rmtree(stage.resume)
@@ -270,6 +289,18 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
         return 1
     finally:
         recorder.end(status)
+
+
+def _help(name: str, body: Callable[[Stage], None]) -> int:
+    """The life of a further process of data-parallel training, started by Lightning Fabric with this very command:
+    no lock, no record and no outputs of its own; it ends when the first process does."""
+    from thinner.config import load_params
+
+    _die_with_parents()
+    params = load_params()
+    set_up_torch(params.run)
+    body(Stage(name, params, inputs_hash=os.environ[INPUTS], helper=True))
+    return 0
 
 
 def set_up_torch(run: Run) -> str:

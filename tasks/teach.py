@@ -2,7 +2,7 @@
 
 from tasks import learning
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, signals, store
+from thinner import checkpoint, signals, store, training
 
 TEACH = "data/teach"
 
@@ -10,7 +10,8 @@ TEACH = "data/teach"
 def teach(stage: Stage) -> None:
     params, section = stage.params, stage.params.teach
     data = store.open_store(learning.PREPARED)
-    fabric = learning.fabric_of(params)
+    # one process: a teacher that only looks gains little from more, and the file has one writer
+    fabric = training.make_fabric(params.run.device, 1, params.run.precision)
     teacher = checkpoint.load("data/finetune")
     pool = learning.training_pool(data)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})

@@ -299,6 +299,7 @@ def fit(
                 )
             judged = bare if average is None else average.module
             row = {"step": float(done), "lr": optimizer.param_groups[0]["lr"], **means, **validate(judged)}
+            row = fabric.broadcast(row)  # all processes decide by the numbers of the first
             bare.train()
             history.append(row)
             stale = _stale(history)

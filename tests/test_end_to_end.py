@@ -1,0 +1,236 @@
+"""The real pipeline, all nine stages, on a small real job: scikit-learn's 1,797 digits as a folder of pictures.
+
+One copy of the repository is run by Prefect, another by `dvc repro` with a `kill -9` in the middle of distill; both
+must end with the same weights. Then what a person does next: change a number, change it back, try an experiment,
+ask for a prediction.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
+
+pytestmark = pytest.mark.integration
+
+PROJECT = Path(__file__).resolve().parents[1]
+STAGES = ["prepare", "finetune", "scratch", "teach", "distill", "prune", "export", "evaluate", "report"]
+SMALL = {
+    "run.threads": 1,
+    "data.source": "folder:data/raw/digits", "data.image_size": 8, "data.labelled": 200, "data.validation": 200,
+    "data.test": 400,
+    "finetune.network": "resnet14", "finetune.width": 8, "finetune.stem_stride": 1, "finetune.weights": None,
+    "finetune.image_size": 16, "finetune.mean": [0.3], "finetune.std": [0.35], "finetune.training.epochs": 4,
+    "finetune.training.validate_every": None, "finetune.training.batch_size": 32,
+    "finetune.augment.flip": False,
+    "student.width": 16, "student.stem_stride": 1, "student.image_size": 8, "student.training.steps": 60,
+    "student.training.validate_every": 15, "student.training.batch_size": 64, "teach.batch_size": 100,
+    "prune.rounds": 2, "prune.training.steps": 12, "prune.training.validate_every": 6,
+    "prune.training.batch_size": 64, "export.calibration_images": 32, "evaluate.latency_repeats": 3,
+}  # fmt: skip
+
+
+def set_params(root, changes):
+    path = root / "params.yaml"
+    raw = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        place = raw
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+
+
+def environment(root):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("THINNER_", "MLFLOW_", "PREFECT_API", "DVC_"))}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(root),
+        "PREFECT_HOME": str(root / ".prefect"),
+        "DVC_SITE_CACHE_DIR": str(root.parent / "site-cache"),
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+
+def run(root, *command, check=True):
+    done = subprocess.run(command, cwd=root, env=environment(root), text=True, capture_output=True, check=False)
+    assert not check or done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def pipeline(root):
+    return run(root, sys.executable, "-m", "flows.pipeline").stdout
+
+
+def clone(root):
+    """The tracked files of this repository, as they are in the working tree, with the small job in place."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, text=True, capture_output=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (PROJECT / name).is_file() and not name.startswith("reports/") and name != "dvc.lock":
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, root / name)
+    digits = load_digits()
+    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        folder = root / "data" / "raw" / "digits" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(folder / f"{number:04d}.png")
+    set_params(root, SMALL)
+    run(root, "git", "init", "--quiet", "--initial-branch=main")
+    run(root, "git", "config", "user.email", "digits@example.org")
+    run(root, "git", "config", "user.name", "Digits")
+    run(root, "git", "add", "--all")
+    run(root, "git", "commit", "--quiet", "--message", "the small job")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A copy of the repository after `python -m flows.pipeline`, and what that printed."""
+    root = clone(tmp_path_factory.mktemp("prefect") / "thinner")
+    return root, pipeline(root)
+
+
+def weights(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted((root / "data").rglob("*.safetensors"))}
+
+
+def test_every_stage_ran_and_the_end_tells_what_came_out(finished):
+    root, printed = finished
+    metrics = json.loads((root / "reports" / "metrics.json").read_text())
+    assert set(metrics) == {"finetune", "scratch", "distill", "prune", "prune_onnx", "prune_onnx_int8"}
+    for candidate, row in metrics.items():
+        assert candidate in printed
+        assert 0.1 < row["accuracy"] <= 1.0
+    assert metrics["prune"]["macs"] <= 0.5 * metrics["distill"]["macs"]
+    assert metrics["prune"]["params"] < metrics["distill"]["params"]
+    assert metrics["prune"]["file_bytes"] < metrics["distill"]["file_bytes"]
+    assert "report.html" in printed
+    assert (root / "reports" / "report.html").stat().st_size > 100_000
+
+
+def test_then_everything_is_up_to_date_whoever_asks(finished):
+    root, _ = finished
+    assert run(root, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    again = run(root, "dvc", "repro").stdout
+    assert "Running stage" not in again
+    assert "up to date" in pipeline(root)
+
+
+def test_no_file_is_a_pickle(finished):
+    root, _ = finished
+    for path in [*(root / "data").rglob("*"), *(root / ".thinner").rglob("*")]:
+        if path.is_file():
+            assert path.suffix not in (".pt", ".pth", ".pkl", ".pickle"), path
+            assert not path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"), path
+
+
+def test_mlflow_has_a_parent_and_a_run_per_stage_with_what_was_asked(finished):
+    root, _ = finished
+    client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    by_name = {r.info.run_name: r for r in runs}
+    assert set(STAGES) <= set(by_name)
+    parents = {by_name[stage].data.tags["mlflow.parentRunId"] for stage in STAGES}
+    assert len(parents) == 1
+    distill = by_name["distill"]
+    assert len(client.get_metric_history(distill.info.run_id, "val/accuracy")) == 4
+    assert distill.inputs.dataset_inputs
+    assert any(f.path == "checkpoint" for f in client.list_artifacts(distill.info.run_id))
+    for tag in ("dvc.stage_hash", "data_sha256", "git.commit", "device"):
+        assert any(tag in name for name in distill.data.tags), (tag, sorted(distill.data.tags))
+
+
+def test_dvc_repro_killed_in_the_middle_of_distill_ends_with_the_same_weights(finished, tmp_path):
+    root = clone(tmp_path / "thinner")
+    command = [sys.executable, "-m", "dvc", "repro"]
+    process = subprocess.Popen(
+        command, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    give_up = time.monotonic() + 600
+    while not (state := list((root / ".thinner" / "resume").glob("distill-*/training.safetensors"))):
+        assert process.poll() is None, process.stdout.read().decode()[-3000:]
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.send_signal(signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(family, timeout=10)
+    assert state[0].exists()
+    assert not (root / "data" / "distill" / "model.safetensors").exists()
+
+    again = pipeline(root)  # the other of the two finishes it
+    assert "prepare" in again
+    assert weights(root) == weights(finished[0])
+    one, two = (json.loads((r / "reports" / "metrics.json").read_text()) for r in (root, finished[0]))
+    for candidate, row in one.items():
+        assert {k: v for k, v in row.items() if "latency" not in k} == {
+            k: v for k, v in two[candidate].items() if "latency" not in k
+        }
+
+
+def test_another_pruning_runs_what_follows_and_changing_it_back_trains_nothing(finished):
+    root, _ = finished
+    before = weights(root)
+    set_params(root, {"prune.ratio": 0.4})
+    status = run(root, "dvc", "status").stdout
+    assert "prune:" in status
+    pipeline(root)
+    assert weights(root)["data/distill/model.safetensors"] == before["data/distill/model.safetensors"]
+    assert weights(root)["data/prune/model.safetensors"] != before["data/prune/model.safetensors"]
+    set_params(root, {"prune.ratio": 0.3})
+    back = run(root, "dvc", "repro").stdout
+    assert "Running stage" not in back
+    assert weights(root) == before
+    assert "up to date" in pipeline(root)
+
+
+def test_labels_of_the_unlabelled_images_change_no_checkpoint(finished, tmp_path):
+    # the same split with nonsense in place of the labels that nobody may read: prepare writes the same bytes, and the
+    # other stages have no other way to the data
+    root = finished[0]
+    labels = np.load(root / "data" / "prepared" / "labels.npy")
+    splits = np.load(root / "data" / "prepared" / "splits.npz")
+    assert (labels[splits["unlabelled"]] == -1).all()
+    graph = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    assert [name for name, stage in graph.items() if "${data.root}" in stage["deps"]] == ["prepare"]
+
+
+def test_an_experiment_is_listed(finished):
+    root, _ = finished
+    run(root, "git", "add", "--all")
+    run(root, "git", "commit", "--quiet", "--message", "results")
+    run(root, "dvc", "exp", "run", "--quiet", "-S", "distill.temperature=2", "--name", "cooler")
+    shown = run(root, "dvc", "exp", "show", "--csv", "--no-pager").stdout
+    assert "cooler" in shown
+    assert "distill.temperature" in shown
+
+
+def test_predict_names_the_digit(finished):
+    root, _ = finished
+    pictures = sorted((root / "data" / "raw" / "digits" / "3").iterdir())[:20]
+    answered = run(
+        root, sys.executable, "-m", "flows.cli", "predict", *map(str, pictures), "--candidate", "prune", "--json"
+    )
+    assert answered.stdout.count('"3"') >= 10
+
+
+def test_plots_are_rendered(finished, tmp_path):
+    root, _ = finished
+    run(root, "dvc", "plots", "show", "--out", str(tmp_path / "plots"))
+    page = (tmp_path / "plots" / "index.html").read_text()
+    assert "val_accuracy" in page
