@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -135,7 +136,7 @@ def test_no_file_is_a_pickle(finished):
     for path in [*(root / "data").rglob("*"), *(root / ".thinner").rglob("*")]:
         if path.is_file():
             assert path.suffix not in (".pt", ".pth", ".pkl", ".pickle"), path
-            assert not path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"), path
+            assert path.read_bytes()[:2] not in (b"\x80\x02", b"\x80\x04", b"\x80\x05"), path
 
 
 def test_mlflow_has_a_parent_and_a_run_per_stage_with_what_was_asked(finished):
@@ -150,7 +151,7 @@ def test_mlflow_has_a_parent_and_a_run_per_stage_with_what_was_asked(finished):
     assert len(client.get_metric_history(distill.info.run_id, "val/accuracy")) == 4
     assert distill.inputs.dataset_inputs
     assert any(f.path == "checkpoint" for f in client.list_artifacts(distill.info.run_id))
-    for tag in ("dvc.stage_hash", "data_sha256", "git.commit", "device"):
+    for tag in ("dvc.stage_hash", "data.sha256", "git.commit", "device"):
         assert any(tag in name for name in distill.data.tags), (tag, sorted(distill.data.tags))
 
 
@@ -199,9 +200,9 @@ def test_another_pruning_runs_what_follows_and_changing_it_back_trains_nothing(f
     assert "up to date" in pipeline(root)
 
 
-def test_labels_of_the_unlabelled_images_change_no_checkpoint(finished, tmp_path):
-    # the same split with nonsense in place of the labels that nobody may read: prepare writes the same bytes, and the
-    # other stages have no other way to the data
+def test_labels_of_the_unlabelled_images_cannot_reach_a_checkpoint(finished):
+    # tests/thinner/test_store.py: with nonsense for these labels prepare writes the same bytes. And no other stage has
+    # another way to the data.
     root = finished[0]
     labels = np.load(root / "data" / "prepared" / "labels.npy")
     splits = np.load(root / "data" / "prepared" / "splits.npz")
@@ -234,3 +235,50 @@ def test_plots_are_rendered(finished, tmp_path):
     run(root, "dvc", "plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots" / "index.html").read_text()
     assert "val_accuracy" in page
+
+
+def ask(url, what, **filters):
+    request = urllib.request.Request(
+        f"{url}/api/{what}/filter", json.dumps(filters).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_the_schedule_fires_runs_and_at_the_second_firing_finds_everything_up_to_date(finished):
+    root, _ = finished
+    set_params(root, {"report.samples": 5})  # work for the report alone
+    nightly = root / "prefect.yaml"
+    text = nightly.read_text()
+    assert '"0 3 * * *"' in text
+    nightly.write_text(text.replace('"0 3 * * *"', '"* * * * *"'))
+    log = (root / "serve.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.serve", "serve"], cwd=root, env=environment(root), stdout=log, stderr=log
+    )
+    try:
+        give_up = time.monotonic() + 600
+        note = root / ".thinner" / "prefect-server.json"
+        done = []
+        while len(done) < 2:
+            assert process.poll() is None, (root / "serve.log").read_text()[-3000:]
+            assert time.monotonic() < give_up, (root / "serve.log").read_text()[-3000:]
+            time.sleep(2)
+            if note.exists():
+                url = json.loads(note.read_text())["url"]
+                states = {"state": {"type": {"any_": ["COMPLETED"]}}}
+                done = ask(url, "flow_runs", flow_runs=states, sort="START_TIME_ASC")
+        ended = []
+        for flow_run in done[:2]:
+            runs = ask(url, "task_runs", task_runs={"flow_run_id": {"any_": [flow_run["id"]]}})
+            ended.append({run["name"]: run["state_name"] for run in runs})
+            assert flow_run["deployment_id"] is not None
+            assert set(ended[-1]) == set(STAGES)
+        assert ended[0]["report"] == "Completed"
+        assert {state for name, state in ended[0].items() if name != "report"} == {"Cached"}
+        assert set(ended[1].values()) == {"Cached"}
+    finally:
+        process.send_signal(signal.SIGINT)
+        left = process.wait(timeout=90)
+        nightly.write_text(text)
+    assert left == 0

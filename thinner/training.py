@@ -148,12 +148,14 @@ def make_optimizer(
     if not groups:
         raise TrainingError("nothing to train: every layer is frozen. Lower finetune.freeze")
     parameters = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    # fused: one pass over each tensor. On a CPU the default walks a network's 150 small tensors eleven times, 90 ms a
+    # step for EfficientNet-Lite0.
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True)
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, fused=True)
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr)
+        return torch.optim.Adam(parameters, lr=lr, fused=True)
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr)
+        return torch.optim.AdamW(parameters, lr=lr, fused=True)
     raise TrainingError(f"optimizer: unknown '{name}'. Choose one of: sgd, adam, adamw")
 
 

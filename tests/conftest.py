@@ -1,0 +1,19 @@
+"""What holds for all tests: one thread each, and no folder of the machine's own."""
+
+import os
+import tempfile
+
+import pytest
+
+# before torch is imported: with a thread per core, small tensors spend their time waiting for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+os.environ.setdefault("DVC_SITE_CACHE_DIR", tempfile.mkdtemp(prefix="thinner-tests-"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Some tests change torch's number of threads; none may leave it changed for the next."""
+    import torch
+
+    torch.set_num_threads(1)
