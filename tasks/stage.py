@@ -70,7 +70,7 @@ class Stage:
     params: Params
     record: Recorder = field(default_factory=Recorder)
     inputs_hash: str = "none"
-    helper: bool = False  # one of the further processes of data-parallel training: computes, but writes and says nothing
+    helper: bool = False  # a further process of data-parallel training: computes, writes and says nothing
 
     @property
     def section(self) -> Any:
@@ -289,6 +289,8 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
         return 1
     finally:
         recorder.end(status)
+        for number in (signal.SIGINT, signal.SIGTERM):  # what is left is Python's own end: nothing there to tidy up
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _help(name: str, body: Callable[[Stage], None]) -> int:

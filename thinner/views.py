@@ -47,19 +47,17 @@ def random_numbers(
     """Uniform numbers in [0, 1): SplitMix64 (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195) as a hash
     of seed, image number, view number and column."""
     with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.asarray(view).astype(np.uint64))
+        state = _mix(np.asarray(np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.asarray(view).astype(np.uint64)))
         keys = _mix(state ^ _mix(index.astype(np.uint64) + np.uint64(1)))
         columns = np.arange(1, _DRAWS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         bits = _mix(keys[:, None] + columns[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(z: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
-    z = np.asarray(z, dtype=np.uint64)
+def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    out: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return out
+    return np.asarray(z ^ (z >> np.uint64(31)))
 
 
 def draw(
