@@ -400,18 +400,28 @@ def _end_leftovers() -> None:
                 client.set_flow_run_state(other.id, Crashed(message="the process was killed"), force=True)
 
 
+def _wake_prefect() -> None:
+    """Start Prefect's embedded server, if it is that one which is used. A server that cannot start or is not there is
+    told by the flow, which tries again."""
+    with contextlib.suppress(Exception):
+        get_client(sync_client=True)
+
+
 def run(stages: list[str] | None = None, jobs: int = 2) -> int:
     """What `make run` does: plan, flow, table. Returns the exit code."""
     try:
         root = repository_root()
-        load_params()  # before Prefect takes its seconds to start: a typo is told at once
+        load_params()  # first of all: a typo is told at once
+        console.take_over()
+        waking = threading.Thread(target=_wake_prefect, name="prefect-server", daemon=True)
+        waking.start()  # Prefect's server takes 10 s to start, DVC's answers 2 s to come: side by side
         nodes = select(lineage.graph(root), stages)
         stale = plan(root, nodes)
         console.console.print(
             f"Out of date: {', '.join(stale)}, and what follows from it" if stale else "Every stage is up to date",
             markup=False,
         )
-        console.take_over()
+        waking.join()
         state = pipeline(stages, jobs, return_state=True)
     except UserError as error:
         console.console.print(str(error), style="red", markup=False)

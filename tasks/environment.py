@@ -13,9 +13,7 @@ from pathlib import Path
 from thinner.errors import UserError
 
 # Between the flow and the stage programs it starts.
-PARENT = (
-    "THINNER_PARENT_RUN_ID"  # the pipeline's MLflow run; not MLFLOW_RUN_ID: stages would write into that run
-)
+PARENT = "THINNER_PARENT_RUN_ID"  # the pipeline's MLflow run; not MLFLOW_RUN_ID: stages would write into that run
 FLOW = "THINNER_FLOW"  # "PID:SECONDS", the flow's process and when it started: stages end when it is gone
 CHECKED = "THINNER_CHECKED"  # SHA-256 of the params.yaml that has been checked in depth
 PROGRESS = "::progress "  # begins a line of JSON about a bar, when THINNER_PROGRESS=json
@@ -74,9 +72,7 @@ def repository_root() -> Path:
     if missing:
         above = next((p for p in here.parents if (p / "dvc.yaml").is_file()), None)
         hint = f" Try: cd {above}" if above else " Go to the folder that `git clone` made."
-        raise UserError(
-            f"run this from the repository's root: {here} has no {' and no '.join(missing)}.{hint}"
-        )
+        raise UserError(f"run this from the repository's root: {here} has no {' and no '.join(missing)}.{hint}")
     return here
 
 

@@ -41,9 +41,7 @@ def evaluate(stage: Stage) -> None:
     places = folders(stage.params.export.formats)
     device = choose_device(run.device)
     threads = torch.get_num_threads()  # run.threads, which run_stage has set
-    candidates = {
-        name: open_candidate(path, device, threads, run.channels_last) for name, path in places.items()
-    }
+    candidates = {name: open_candidate(path, device, threads, run.channels_last) for name, path in places.items()}
     test = store.splits["test"]
     labels = np.asarray(store.labels[test])
 

@@ -22,9 +22,7 @@ def export(stage: Stage) -> None:
     preprocessing = loaded.spec["preprocessing"]
     # validation images: not trained on, and not what evaluate measures on
     validation = store.splits["validation"]
-    chosen = np.random.default_rng(stage.params.run.seed).permutation(validation)[
-        : section.calibration_images
-    ]
+    chosen = np.random.default_rng(stage.params.run.seed).permutation(validation)[: section.calibration_images]
     images = views.preprocess(store.images[np.sort(chosen)], preprocessing).numpy()
 
     with stage.output("data/export") as folder, stage.progress("export", total=len(section.formats)) as bar:
@@ -35,9 +33,7 @@ def export(stage: Stage) -> None:
         shape = images.shape[1:]
         export_onnx(loaded.model, plain, (shape[0], shape[1], shape[2]), metadata, section.opset)
         difference = check_parity(loaded.model, plain, images[:CALIBRATION_BATCH])
-        stage.say(
-            f"onnx: logits within {difference:.1e} of PyTorch's on {len(images[:CALIBRATION_BATCH])} images"
-        )
+        stage.say(f"onnx: logits within {difference:.1e} of PyTorch's on {len(images[:CALIBRATION_BATCH])} images")
         stage.record.metrics({"onnx/largest_logit_difference": difference})
 
         for number, format_ in enumerate(section.formats, start=1):

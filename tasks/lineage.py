@@ -176,9 +176,7 @@ def locked_hashes(root: Path) -> dict[str, str]:
         except (yaml.YAMLError, AttributeError):
             # DVC rewrites the file in place; a reader beside it can see half of it, for milliseconds.
             if attempt == 4:
-                raise UserError(
-                    f"{path} cannot be read: it is not YAML. To make it anew: dvc repro"
-                ) from None
+                raise UserError(f"{path} cannot be read: it is not YAML. To make it anew: dvc repro") from None
             time.sleep(0.1)
     return {name: _get_cache_hash(copy.deepcopy(entry), key=True) for name, entry in entries.items()}
 

@@ -43,10 +43,15 @@ def prune(stage: Stage) -> None:
             rows.append(json.loads((folder / "row.json").read_text()))
             networks.append(model)
             continue
+        allowed = pruning.target_macs(source_macs, section.ratio, number)
+        macs = profiling.count_macs(model.cpu(), shape)
+        if macs <= allowed:  # widths come in multiples of round_to: the round before went further than it had to
+            stage.say(f"prune: round {number} has nothing to cut: {macs:,} MACs, at most {allowed:,} are asked for")
+            continue
         model, made = pruning.cut(
-            model.cpu(),
+            model,
             example,
-            macs=pruning.target_macs(source_macs, section.ratio, number),
+            macs=allowed,
             criterion=section.criterion,
             scope=section.scope,
             round_to=section.round_to,

@@ -187,9 +187,7 @@ class Progress:
             print(PROGRESS + json.dumps(event), flush=True)
         else:
             print(
-                progress_text(
-                    self._description, self._done, self._total, self._numbers, self._shown - self._start
-                ),
+                progress_text(self._description, self._done, self._total, self._numbers, self._shown - self._start),
                 flush=True,
             )
 
@@ -207,9 +205,7 @@ def numbers_text(numbers: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
 
 
-def progress_text(
-    description: str, done: float, total: float, numbers: dict[str, float], seconds: float
-) -> str:
+def progress_text(description: str, done: float, total: float, numbers: dict[str, float], seconds: float) -> str:
     """The plain form of a bar: `distill  45 %  loss 0.41  val_accuracy 0.86  1:02 left`."""
     share = min(1.0, done / total) if total else 1.0
     left = f"{_clock(seconds / share - seconds)} left" if 0.01 <= share < 1 else ""

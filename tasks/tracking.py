@@ -152,9 +152,7 @@ class Recorder:
                     break
                 call(client, run_id)
             for start in range(0, len(waiting), BATCH):
-                client.log_batch(
-                    run_id, metrics=[Metric(*metric) for metric in waiting[start : start + BATCH]]
-                )
+                client.log_batch(run_id, metrics=[Metric(*metric) for metric in waiting[start : start + BATCH]])
 
     @contextlib.contextmanager
     def _or_go_on(self) -> Iterator[None]:
@@ -209,8 +207,7 @@ def find_run(client: MlflowClient, experiment: str, stage: str, stage_hash: str)
     """The newest finished run of this stage with these inputs."""
     runs = client.search_runs(
         [experiment],
-        f"tags.stage = '{stage}' and tags.`dvc.stage_hash` = '{stage_hash}' and "
-        "attributes.status = 'FINISHED'",
+        f"tags.stage = '{stage}' and tags.`dvc.stage_hash` = '{stage_hash}' and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
@@ -236,9 +233,7 @@ def connect() -> tuple[MlflowClient, str]:
             if "out-of-date database schema" not in str(error):
                 raise
         # Made by an older MLflow. The lock is ours, so no other stage migrates at the same time.
-        subprocess.run(
-            [sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True
-        )
+        subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True)
         client = MlflowClient(tracking_uri=uri)
         return client, _experiment(client)
 
@@ -366,9 +361,7 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
             made_by = find_run(client, experiment, name, stage["hash"]) if stage.get("hash") else None
             if made_by:
                 recorder.tags({f"stage.{name}": made_by})
-            link = (
-                f"[{made_by[:8]}](#/experiments/{experiment}/runs/{made_by})" if made_by else "not recorded"
-            )
+            link = f"[{made_by[:8]}](#/experiments/{experiment}/runs/{made_by})" if made_by else "not recorded"
             lines.append(f"| {name} | {stage['state']} | {link} |")
     recorder.tags({"mlflow.note.content": "\n".join(lines)})
     if status == "FINISHED":
@@ -386,11 +379,7 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
 def candidate_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """`{"distill": {"accuracy": 0.87}}` -> `{"distill.accuracy": 0.87}`; what is not a number stays out."""
     flat = flatten(report)
-    return {
-        name: value
-        for name, value in flat.items()
-        if isinstance(value, (int, float)) and "per_class" not in name
-    }
+    return {name: value for name, value in flat.items() if isinstance(value, (int, float)) and "per_class" not in name}
 
 
 def _mark_killed(client: MlflowClient, experiment: str) -> None:

@@ -76,9 +76,7 @@ def test_each_task_file_and_each_section_is_a_stage_or_shared() -> None:
     tasks = {path.stem: path.read_text() for path in (ROOT / "tasks").glob("*.py") if path.stem != "stage"}
     programs = {name for name, text in tasks.items() if 'run_stage("' in text}
     assert programs == set(STAGES), "a new stage needs an entry in dvc.yaml"
-    assert set(PARAMS) == (set(STAGES) | SHARED_SECTIONS) - {"prepare"}, (
-        "a new stage needs a section in params.yaml"
-    )
+    assert set(PARAMS) == (set(STAGES) | SHARED_SECTIONS) - {"prepare"}, "a new stage needs a section in params.yaml"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -126,11 +124,7 @@ def test_changing_the_pruning_ratio_concerns_only_what_comes_after() -> None:
     }
     concerned, grown = set(readers), True
     while grown:
-        more = {
-            name
-            for name, stage in STAGES.items()
-            if any(makers.get(dep) in concerned for dep in stage["deps"])
-        }
+        more = {name for name, stage in STAGES.items() if any(makers.get(dep) in concerned for dep in stage["deps"])}
         grown = not more <= concerned
         concerned |= more
     assert concerned == {"prune", "export", "evaluate", "report"}

@@ -23,9 +23,7 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, (
-                f"{path}:{node.lineno} imports relatively; the other files name their package"
-            )
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; the other files name their package"
             found.add(str(node.module).split(".")[0])
     return found
 

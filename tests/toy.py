@@ -170,9 +170,7 @@ class Toy:
                     found.append(process)
             except (psutil.Error, OSError):
                 continue
-        return [
-            process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        ]
+        return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 def eventually(condition: Callable[[], object], seconds: float = 60) -> None:

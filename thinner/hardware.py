@@ -20,9 +20,7 @@ def describe_machine() -> dict[str, Any]:
     """Facts as plain JSON values. ``accelerator`` is null on a machine that has only its CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     name = (
-        torch.cuda.get_device_name()
-        if accelerator and accelerator.type == "cuda"
-        else accelerator and accelerator.type
+        torch.cuda.get_device_name() if accelerator and accelerator.type == "cuda" else accelerator and accelerator.type
     )
     return {
         "cpu": _cpu_name(),

@@ -464,9 +464,7 @@ def make_fitnet(student_shapes: Sequence[Shape], teacher_shapes: Sequence[Shape]
                     "Name layers that give two maps [channels, height, width] or two vectors [width]"
                 )
             maps = len(student) == 3
-            regressors.append(
-                nn.Conv2d(student[0], teacher[0], 1) if maps else nn.Linear(student[0], teacher[0])
-            )
+            regressors.append(nn.Conv2d(student[0], teacher[0], 1) if maps else nn.Linear(student[0], teacher[0]))
     return Pairs(fitnet, regressors)
 
 
@@ -475,9 +473,7 @@ def make_at(student_shapes: Sequence[Shape], teacher_shapes: Sequence[Shape], se
     _check_layers("at", student_shapes, teacher_shapes)
     for shape in (*student_shapes, *teacher_shapes):
         if len(shape) != 3:
-            raise UserError(
-                f"at: a layer of shape {shape} has no places to attend to. Name layers that give maps"
-            )
+            raise UserError(f"at: a layer of shape {shape} has no places to attend to. Name layers that give maps")
     return Pairs(at)
 
 
@@ -524,9 +520,7 @@ class Fusion(nn.Module):
     def __init__(self, channels: int, middle: int, channels_out: int, deepest: bool) -> None:
         super().__init__()
         self.reduce = nn.Sequential(nn.Conv2d(channels, middle, 1, bias=False), _BatchNorm(middle))
-        self.expand = nn.Sequential(
-            nn.Conv2d(middle, channels_out, 3, padding=1, bias=False), _BatchNorm(channels_out)
-        )
+        self.expand = nn.Sequential(nn.Conv2d(middle, channels_out, 3, padding=1, bias=False), _BatchNorm(channels_out))
         self.attend = None if deepest else nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid())
         for block in (self.reduce, self.expand):
             nn.init.kaiming_uniform_(block.get_parameter("0.weight"), a=1)
@@ -584,9 +578,7 @@ def make_review(
     _check_layers("review", student_shapes, teacher_shapes)
     for shape in (*student_shapes, *teacher_shapes):
         if len(shape) not in (1, 3):
-            raise UserError(
-                f"review: a layer of shape {shape} is neither a map [channels, height, width] nor a vector"
-            )
+            raise UserError(f"review: a layer of shape {shape} is neither a map [channels, height, width] nor a vector")
     middle = min(middle, student_shapes[-1][0])
     deepest = len(student_shapes) - 1
     with _seeded(seed):
@@ -661,9 +653,7 @@ class Contrast(nn.Module):
         positive = (anchors * memory[index]).sum(1, keepdim=True)
         return (torch.cat([positive, anchors @ memory[drawn].T], 1).detach() / self.temperature).exp().mean()
 
-    def _loss(
-        self, student: Tensor, teacher: Tensor, index: Tensor, labels: Tensor | None, drawn: Tensor
-    ) -> Tensor:
+    def _loss(self, student: Tensor, teacher: Tensor, index: Tensor, labels: Tensor | None, drawn: Tensor) -> Tensor:
         usable = drawn[None, :] != index[:, None]
         if labels is not None:
             usable &= (self.known_labels[drawn][None, :] != labels[:, None]) | (labels[:, None] < 0)
@@ -933,16 +923,12 @@ def _shape(layer: str, shapes: Mapping[str, Shape] | None, key: str, side: str, 
     if shapes is None or layer not in shapes:
         known = shapes or {}
         choices = f". Measured: {', '.join(known)}" if known else ""
-        raise UserError(
-            f"{key}.{side}_layers: the shape of {layer!r} is not known{_near(layer, known)}{choices}"
-        )
+        raise UserError(f"{key}.{side}_layers: the shape of {layer!r} is not known{_near(layer, known)}{choices}")
     shape = tuple(shapes[layer])
     return shape[:1] if "pooled" in row.needs else shape
 
 
-def _pick(
-    layers: Sequence[str], features: Mapping[str, Tensor] | None, part: Part, side: str
-) -> list[Tensor]:
+def _pick(layers: Sequence[str], features: Mapping[str, Tensor] | None, part: Part, side: str) -> list[Tensor]:
     missing = [layer for layer in layers if features is None or layer not in features]
     if features is None or missing:
         raise UserError(f"{part.key}: the {side}'s features of {', '.join(missing)} are missing")
@@ -952,8 +938,7 @@ def _pick(
 def _check_layers(name: str, student_shapes: Sequence[Shape], teacher_shapes: Sequence[Shape]) -> None:
     if not student_shapes or len(student_shapes) != len(teacher_shapes):
         raise UserError(
-            f"{name}: {len(student_shapes)} student layers cannot be paired "
-            f"with {len(teacher_shapes)} teacher layers"
+            f"{name}: {len(student_shapes)} student layers cannot be paired with {len(teacher_shapes)} teacher layers"
         )
 
 
@@ -1039,9 +1024,7 @@ LOSSES: Mapping[str, Loss] = {
     "mse": Loss(mse, _LOGITS, "Kim et al. 2021", "2105.08919"),
     "dkd": Loss(dkd, _LOGITS | {"labels"}, "Zhao et al. 2022", "2203.08679", _DKD),
     "dist": Loss(dist, _LOGITS, "Huang et al. 2022", "2205.10536", _DIST),
-    "logit_std": Loss(
-        logit_std, _LOGITS, "Sun et al. 2024", "2403.01427", {"temperature": _temperature(2.0)}
-    ),
+    "logit_std": Loss(logit_std, _LOGITS, "Sun et al. 2024", "2403.01427", {"temperature": _temperature(2.0)}),
     "rkd": Loss(rkd, _LOGITS, "Park et al. 2019", "1904.05068", _RKD),
     "rkd_pooled": Loss(rkd, _POOLED, "Park et al. 2019", "1904.05068", _RKD, make_rkd_pooled),
     "pkt": Loss(pkt, _LOGITS, "Passalis & Tefas 2018", "1803.10837"),

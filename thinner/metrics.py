@@ -47,9 +47,7 @@ def confusion(labels: Classes, predictions: Classes, classes: int) -> Integer[np
     _check(labels, predictions)
     for name, values in (("labels", labels), ("predictions", predictions)):
         if values.min() < 0 or values.max() >= classes:
-            raise ValueError(
-                f"{name} run from {values.min()} to {values.max()}, but there are {classes} classes"
-            )
+            raise ValueError(f"{name} run from {values.min()} to {values.max()}, but there are {classes} classes")
     counts: NDArray[np.int64] = confusion_matrix(labels, predictions, labels=np.arange(classes))
     return counts
 

@@ -51,9 +51,7 @@ class Prediction:
     confidence: float  # softmax probability of the label, 0 to 1; not calibrated
 
 
-def open_candidate(
-    folder: str | Path, device: str = "cpu", threads: int = 0, channels_last: bool = False
-) -> Candidate:
+def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, channels_last: bool = False) -> Candidate:
     """Load the candidate in ``folder``.
 
     ``device`` and ``channels_last`` (the memory layout it was trained in) matter to PyTorch only. ``threads``

@@ -89,9 +89,7 @@ def read_evidence(
     return Evidence(
         metrics=measured,
         environment=json.loads((reports / "evaluate" / "environment.json").read_text()),
-        history={
-            name: pd.read_csv(path) for name in measured if (path := reports / name / "history.csv").is_file()
-        },
+        history={name: pd.read_csv(path) for name in measured if (path := reports / name / "history.csv").is_file()},
         rounds=pd.read_csv(path) if (path := reports / "prune" / "rounds.csv").is_file() else None,
         index=arrays["index"],
         labels=arrays["labels"],
@@ -298,9 +296,7 @@ def render_html(evidence: Evidence, samples: int) -> str:
         class_rows=_class_rows(evidence),
         wrong=_wrong_samples(evidence, samples),
         wrong_count=int((evidence.predictions[SMALLEST] != evidence.labels).sum()),
-        params_yaml=yaml.safe_dump(
-            dict(evidence.params), sort_keys=False, allow_unicode=True, default_flow_style=None
-        ),
+        params_yaml=yaml.safe_dump(dict(evidence.params), sort_keys=False, allow_unicode=True, default_flow_style=None),
         plotly_js=plotly.offline.get_plotlyjs(),
     )
 
@@ -365,16 +361,10 @@ def _tradeoffs(evidence: Evidence) -> list[Chart]:
         for batch in latency_batches(rows)
     ]
     for key, label, title, chosen in axes:
-        figure = _figure(
-            label, "test accuracy", height=420, xaxis_type="log", xaxis_dtick="D2", yaxis_tickformat=".1%"
-        )
+        figure = _figure(label, "test accuracy", height=420, xaxis_type="log", xaxis_dtick="D2", yaxis_tickformat=".1%")
         figure.update_layout(legend={"entrywidth": 0.48, "entrywidthmode": "fraction"})
-        on_front = pareto_front(
-            [row[key] for row in chosen.values()], [row["accuracy"] for row in chosen.values()]
-        )
-        front = sorted(
-            (row[key], row["accuracy"]) for row, good in zip(chosen.values(), on_front, strict=True) if good
-        )
+        on_front = pareto_front([row[key] for row in chosen.values()], [row["accuracy"] for row in chosen.values()])
+        front = sorted((row[key], row["accuracy"]) for row, good in zip(chosen.values(), on_front, strict=True) if good)
         figure.add_scatter(
             x=[x for x, _ in front],
             y=[y for _, y in front],
@@ -494,9 +484,7 @@ def _pruning_curve(evidence: Evidence) -> list[Chart]:
 
 def _per_class(evidence: Evidence) -> Chart:
     rows = sorted(_class_rows(evidence), key=lambda row: row["small"])
-    figure = _figure(
-        "share of the class's images recognised", "", height=120 + 26 * len(rows), xaxis_tickformat=".0%"
-    )
+    figure = _figure("share of the class's images recognised", "", height=120 + 26 * len(rows), xaxis_tickformat=".0%")
     for key, name in (("teacher", TEACHER), ("small", SMALLEST)):
         colour, symbol = _style(name, evidence)
         figure.add_scatter(
@@ -586,9 +574,7 @@ def _confusion_matrices(evidence: Evidence) -> list[Chart]:
 
 def _most_confused(evidence: Evidence, rows: int = 10) -> list[dict[str, Any]]:
     count = len(evidence.classes)
-    small, big = (
-        metrics.confusion(evidence.labels, evidence.predictions[name], count) for name in (SMALLEST, TEACHER)
-    )
+    small, big = (metrics.confusion(evidence.labels, evidence.predictions[name], count) for name in (SMALLEST, TEACHER))
     wrong = small - np.diag(np.diag(small))
     order = np.argsort(-wrong, axis=None, kind="stable")[:rows]
     pairs = [divmod(int(flat), count) for flat in order]
@@ -638,12 +624,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Put the results table, made from reports/, into a README.",
     )
     parser.add_argument("--readme", type=Path, required=True, help=f"file with the marks {BEGIN} and {END}")
-    parser.add_argument(
-        "--reports", type=Path, default=Path("reports"), help="folder that evaluate wrote (reports)"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 if the table is out of date"
-    )
+    parser.add_argument("--reports", type=Path, default=Path("reports"), help="folder that evaluate wrote (reports)")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the table is out of date")
     options = parser.parse_args(arguments)
     try:
         table = render_markdown(

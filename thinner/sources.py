@@ -111,9 +111,7 @@ def list_folder(place: str, root: Path, say: Say = print) -> Listing:
             f"({', '.join(others[:5])}). Move the class folders into '{place}/train'"
         )
     if ready_made and not any(PART_NAMES[name.lower()] == Part.TRAIN for name in ready_made):
-        raise DataError(
-            f"data.source: folder '{place}' has {', '.join(ready_made)} but no train. Add '{place}/train'"
-        )
+        raise DataError(f"data.source: folder '{place}' has {', '.join(ready_made)} but no train. Add '{place}/train'")
 
     ignored: list[str] = []
     found: list[tuple[str, str | None, Part]] = []  # (path below the folder, class, part)
@@ -189,9 +187,7 @@ def list_csv(place: str, root: Path, say: Say = print) -> Listing:
                 # a label beside the word "unlabelled" is not looked at
                 names.append("" if parts[-1] == Part.UNLABELLED else name)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"data.source: csv '{place}' is not UTF-8 with commas ({error}). Save it so"
-        ) from error
+        raise DataError(f"data.source: csv '{place}' is not UTF-8 with commas ({error}). Save it so") from error
     classes = tuple(sorted(set(names) - {""}))
     index = {name: number for number, name in enumerate(classes)} | {"": -1}
     return _files(
@@ -581,9 +577,7 @@ def _apt_download(folder: Path) -> Path:
 
 def _run(command: Sequence[str], folder: Path) -> None:
     words = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, timeout=600, env=words
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600, env=words)
     if done.returncode:
         raise RuntimeError(f"`{' '.join(command)}` said {done.returncode}: {done.stderr.strip()[-300:]}")
 

@@ -162,9 +162,7 @@ def _understand(text: str, tree: Tree[Token], names: list[Token]) -> Claim:
     if tree.data == "within":
         amount = float(numbers[0]) / 100
         if amount == 0:
-            raise _pointed(
-                text, numbers[0].start_pos or 0, "a margin above 0 is needed: equality cannot be shown"
-            )
+            raise _pointed(text, numbers[0].start_pos or 0, "a margin above 0 is needed: equality cannot be shown")
         return Claim(text, "within", first, second, amount, str(_tokens(tree, "METRIC")[0]))
     if tree.data == "agrees":
         amount = float(numbers[0]) / 100
@@ -308,10 +306,7 @@ def _measure(claim: Claim, evidence: Evidence, *, seed: int, resamples: int) -> 
     if claim.kind == "faster":
         table = evidence.latency_ms.get((str(claim.runtime), int(claim.batch or 0)))
         if table is None:
-            known = (
-                ", ".join(f"batch {batch} in {runtime}" for runtime, batch in evidence.latency_ms)
-                or "nothing"
-            )
+            known = ", ".join(f"batch {batch} in {runtime}" for runtime, batch in evidence.latency_ms) or "nothing"
             raise ClaimError(
                 f"{claim.text}\nno times at batch {claim.batch} in {claim.runtime}; measured were: {known}"
             )
@@ -327,9 +322,7 @@ def _measure(claim: Claim, evidence: Evidence, *, seed: int, resamples: int) -> 
 
 def _find(claim: Claim, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
-        raise ClaimError(
-            f"{claim.text}\nnothing was measured for {name!r}; there is: {', '.join(table) or 'nothing'}"
-        )
+        raise ClaimError(f"{claim.text}\nnothing was measured for {name!r}; there is: {', '.join(table) or 'nothing'}")
     return table[name]
 
 
@@ -373,9 +366,7 @@ def accuracy_difference(
     _check_shapes(candidate, reference)
     difference = candidate.astype(np.int64) - reference.astype(np.int64)
     if difference.ndim == 2 and len(difference) > 1:
-        return _over_seeds(
-            difference.astype(np.float64), margin, bounds=(-1, 1), seed=seed, resamples=resamples
-        )
+        return _over_seeds(difference.astype(np.float64), margin, bounds=(-1, 1), seed=seed, resamples=resamples)
     difference = difference.reshape(-1)
     ahead, behind = int((difference > 0).sum()), int((difference < 0).sum())
     images = difference.size
@@ -493,9 +484,7 @@ def _over_seeds(
     draws = mean + error * rng.standard_t(seeds - 1, size=resamples) + np.sqrt(max(1 - rest_share, 0)) * drawn
     low, high = np.quantile(draws, [0.025, 0.975])
     p_value = _inverted(draws, threshold)
-    return Estimate(
-        float(mean), float(low), float(high), p_value, images, seeds, "bootstrap over seeds and images"
-    )
+    return Estimate(float(mean), float(low), float(high), p_value, images, seeds, "bootstrap over seeds and images")
 
 
 def _inverted(draws: NDArray[np.float64], value: float) -> float:

@@ -283,9 +283,7 @@ def decode(
                 # lets libjpeg leave out detail beyond twice the wanted size: several times faster for photos
                 opened.draft(None, (2 * image_size, 2 * image_size))
             opened.load()
-            if (
-                opened.format
-            ):  # an image made from an array has no EXIF, and looking costs as much as resizing
+            if opened.format:  # an image made from an array has no EXIF, and looking costs as much as resizing
                 ImageOps.exif_transpose(opened, in_place=True)
             image = _eight_bits(opened, "L" if channels == 1 else "RGB")
     except UNREADABLE as error:
@@ -364,8 +362,7 @@ def split(
             )
         if asked is None and not len(own):
             raise DataError(
-                f"data.{name}: null, but the source has no {name} split of its own. "
-                "Give a number of images or a ratio"
+                f"data.{name}: null, but the source has no {name} split of its own. Give a number of images or a ratio"
             )
         if asked is None:
             chosen[name] = own
@@ -430,9 +427,7 @@ def _quotas(
     return quotas
 
 
-def _take(
-    rng: np.random.Generator, pool: Numbers, strata: Labels, quotas: Int64[np.ndarray, " c"]
-) -> Numbers:
+def _take(rng: np.random.Generator, pool: Numbers, strata: Labels, quotas: Int64[np.ndarray, " c"]) -> Numbers:
     """``quotas[c]`` images of each stratum c, at random, sorted."""
     taken = [rng.permutation(pool[strata == c])[:quota] for c, quota in enumerate(quotas)]
     return np.sort(np.concatenate(taken))

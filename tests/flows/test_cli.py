@@ -30,13 +30,8 @@ def test_help_names_every_verb_and_each_explains_itself() -> None:
 
 
 def test_help_starts_without_torch_mlflow_or_prefect() -> None:
-    script = (
-        "import sys\nimport flows.cli\n"
-        "print(sorted({'torch', 'mlflow', 'prefect', 'dvc'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], text=True, capture_output=True, check=True, cwd=PROJECT
-    )
+    script = "import sys\nimport flows.cli\nprint(sorted({'torch', 'mlflow', 'prefect', 'dvc'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=True, cwd=PROJECT)
     assert done.stdout.strip() == "[]"
 
 
@@ -131,7 +126,5 @@ def test_an_unknown_candidate_names_those_that_were_made(tmp_path: Path) -> None
 def test_a_server_that_has_gone_is_not_used(tmp_path: Path) -> None:
     (tmp_path / ".thinner").mkdir()
     assert serve.running_server(tmp_path) is None
-    (tmp_path / ".thinner/prefect-server.json").write_text(
-        json.dumps({"url": "http://x", "pid": 1, "started": 0})
-    )
+    (tmp_path / ".thinner/prefect-server.json").write_text(json.dumps({"url": "http://x", "pid": 1, "started": 0}))
     assert serve.running_server(tmp_path) is None

@@ -78,8 +78,7 @@ def test_dvcs_own_talk_is_left_out_of_the_log() -> None:
         "epoch 1",
         "",
         "Updating lock file 'dvc.lock'",
-        '::progress {"stage": "distill", "description": "x", "done": 1, "total": 1, '
-        '"numbers": {}, "last": true}',
+        '::progress {"stage": "distill", "description": "x", "done": 1, "total": 1, "numbers": {}, "last": true}',
         "\tgit add dvc.lock",
         "Use `dvc push` to send your updates to remote storage.",
     ):
@@ -107,8 +106,7 @@ def test_kill_group_does_not_wait_for_the_deaf(monkeypatch: pytest.MonkeyPatch) 
         [
             sys.executable,
             "-c",
-            "import signal, time; signal.signal(15, signal.SIG_IGN)\n"
-            "print('deaf', flush=True); time.sleep(60)",
+            "import signal, time; signal.signal(15, signal.SIG_IGN)\nprint('deaf', flush=True); time.sleep(60)",
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -309,9 +307,7 @@ def test_an_input_edited_while_the_stage_ran_is_not_recorded_as_read(toy: Toy) -
 @pytest.mark.integration
 def test_an_experiment_in_a_copy_is_recorded_in_the_repository_that_the_person_sees(toy: Toy) -> None:
     toy.commit()
-    toy.run(
-        "dvc", "exp", "run", "--temp", "--name", "warm", "--set-param", "distill.temperature=7", "distill"
-    )
+    toy.run("dvc", "exp", "run", "--temp", "--name", "warm", "--set-param", "distill.temperature=7", "distill")
     assert "warm" in toy.run("dvc", "exp", "show", "--csv").stdout
     newest = _runs(toy)[0]
     assert newest.data.params["distill.temperature"] == "7"

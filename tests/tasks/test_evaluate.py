@@ -29,9 +29,7 @@ PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 SMALL = PARAMS.model_copy(
     update={
         "run": PARAMS.run.model_copy(update={"device": "cpu"}),
-        "export": PARAMS.export.model_copy(
-            update={"formats": ["onnx", "onnx_int8"], "calibration_images": 6}
-        ),
+        "export": PARAMS.export.model_copy(update={"formats": ["onnx", "onnx_int8"], "calibration_images": 6}),
         "evaluate": PARAMS.evaluate.model_copy(
             update={"batch_size": 7, "latency_batches": [1, 4], "latency_repeats": 3, "latency_threads": 1}
         ),
@@ -130,9 +128,7 @@ def test_accuracy_is_that_of_the_test_split_and_an_odd_last_batch_counts(
     for name in ("finetune", "prune"):
         loaded = checkpoint.load(finished / "data" / name)
         with torch.inference_mode():  # all 30 at once; evaluate took batches of 7
-            predicted = (
-                loaded.model(preprocess(np.array(store.images[30:60]), PREPROCESSING)).argmax(1).numpy()
-            )
+            predicted = loaded.model(preprocess(np.array(store.images[30:60]), PREPROCESSING)).argmax(1).numpy()
         assert results[name]["accuracy"] == float((predicted == np.arange(30, 60) % 3).mean())
 
 
@@ -146,9 +142,7 @@ def test_the_teacher_agrees_with_itself_and_the_onnx_export_with_its_source(
 
 def test_sizes_are_those_of_the_files(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     assert results["prune"]["file_bytes"] == (finished / "data/prune/model.safetensors").stat().st_size
-    assert (
-        results["prune_onnx"]["file_bytes"] == (finished / "data/export/prune_onnx/model.onnx").stat().st_size
-    )
+    assert results["prune_onnx"]["file_bytes"] == (finished / "data/export/prune_onnx/model.onnx").stat().st_size
     assert results["prune"]["params"] < results["finetune"]["params"]
 
 
@@ -167,9 +161,7 @@ def test_predictions_of_every_candidate_are_kept_image_by_image(
             np.testing.assert_allclose(arrays[f"confidences.{name}"], expected, rtol=1e-12)
 
 
-def test_every_latency_sample_is_kept_for_later_tests(
-    finished: Path, results: dict[str, dict[str, Any]]
-) -> None:
+def test_every_latency_sample_is_kept_for_later_tests(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     rows = read_csv(finished / "data" / "evaluate" / "latency.csv")
     assert len(rows) == len(CANDIDATES) * 2 * 3
     mine = [float(r["latency_ms"]) for r in rows if (r["candidate"], r["batch"]) == ("prune", "4")]
@@ -183,9 +175,7 @@ def test_tables_for_dvc_plots(finished: Path, results: dict[str, dict[str, Any]]
     assert sum(r["actual"] == r["predicted"] for r in confusion) / TEST == results["prune"]["accuracy"]
     per_class = read_csv(folder / "per_class.csv")
     assert len(per_class) == len(CANDIDATES) * len(CLASSES)
-    mean = (
-        sum(float(r["accuracy"]) * int(r["images"]) for r in per_class if r["candidate"] == "scratch") / TEST
-    )
+    mean = sum(float(r["accuracy"]) * int(r["images"]) for r in per_class if r["candidate"] == "scratch") / TEST
     assert mean == pytest.approx(results["scratch"]["accuracy"], rel=1e-12)
     pareto = {r["candidate"]: r for r in read_csv(folder / "pareto.csv")}
     best = max(results, key=lambda name: results[name]["accuracy"])
@@ -203,9 +193,7 @@ def test_labels_outside_the_test_split_change_nothing(
     np.save(labels, nonsense)
     monkeypatch.chdir(tmp_path / "copy")
     evaluate(Stage("evaluate", SMALL))
-    before, after = (
-        json.loads((root / "reports/metrics.json").read_text()) for root in (finished, tmp_path / "copy")
-    )
+    before, after = (json.loads((root / "reports/metrics.json").read_text()) for root in (finished, tmp_path / "copy"))
     for name in CANDIDATES:
         for key in ("accuracy", "macro_f1", "agreement", "params", "macs", "file_bytes"):
             assert after[name][key] == before[name][key]
@@ -276,7 +264,5 @@ def test_pytorch_and_onnx_runtime_give_the_same_logits(finished: Path) -> None:
 
 
 def test_a_folder_without_weights_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(
-        Exception, match=r"neither model\.safetensors nor model\.onnx here\. Make it: thinner run"
-    ):
+    with pytest.raises(Exception, match=r"neither model\.safetensors nor model\.onnx here\. Make it: thinner run"):
         open_candidate(tmp_path)

@@ -43,9 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lineage") / "repo"
     (root / "raw").mkdir(parents=True)
     (root / "raw" / "x").write_text("x")
-    (root / "params.yaml").write_text(
-        "first: {number: 0.001, other: 1}\nsecond: {list: [1, 2.5, null], flag: true}\n"
-    )
+    (root / "params.yaml").write_text("first: {number: 0.001, other: 1}\nsecond: {list: [1, 2.5, null], flag: true}\n")
     (root / "dvc.yaml").write_text(yaml.safe_dump(GRAPH))
     _dvc(root, "init", "--no-scm", "--quiet")
     _dvc(root, "repro", "--quiet")

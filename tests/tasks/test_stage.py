@@ -111,9 +111,7 @@ def test_progress_in_a_log_is_a_plain_line(stage: Stage, capsys: pytest.CaptureF
     assert capsys.readouterr().out == "epochs  100%  loss 0.1235\n"
 
 
-def test_nested_progress_on_a_terminal_shares_one_display(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nested_progress_on_a_terminal_shares_one_display(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -152,9 +150,7 @@ def _program(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
 
-def test_a_second_process_of_the_same_stage_is_told_who_holds_it(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_process_of_the_same_stage_is_told_who_holds_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     holder = subprocess.Popen(
         _program("from tasks.stage import _only_one\nimport time\nwith _only_one('distill'): time.sleep(60)"),
         env=os.environ | {"PYTHONPATH": str(PROJECT)},

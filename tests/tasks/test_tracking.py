@@ -85,9 +85,7 @@ def test_everything_given_to_a_recorder_is_in_the_run(store: Path) -> None:
     assert run.info.run_name == "finetune"
     assert run.data.params["training.lr"] == "0.1"
     assert run.data.params["p249"] == "249"
-    assert [m.value for m in client.get_metric_history(recorder.run_id, "loss")] == [
-        float(n) for n in range(2_500)
-    ]
+    assert [m.value for m in client.get_metric_history(recorder.run_id, "loss")] == [float(n) for n in range(2_500)]
     assert run.data.tags["data.sha256"] == "ab" * 32
     assert run.data.tags["dvc.stage_hash"] == "hash-1"
     assert run.data.tags["version.torch"]

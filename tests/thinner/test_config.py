@@ -72,7 +72,7 @@ def test_a_mistake_is_named(tmp_path, changes, line):
         ({"distill.losses.0.alpha": 3}, "distill.losses[0]: "),
         ({"distill.losses.0.name": "fitnet"}, "'fitnet' compares features, which are not cached. Set distill.teacher: live"),
         ({"prune.criterion": "L9"}, "prune.criterion: unknown 'L9'. Choose one of: magnitude"),
-        ({"prune.rounds": 20}, "prune.ratio: 0.3 over prune.rounds: 20 asks for 0% of the MACs; 'resnet8' with round_to 8 can reach 13% to 100%"),
+        ({"prune.rounds": 20, "prune.ratio": 0.3}, "prune.ratio: 0.3 over prune.rounds: 20 asks for 0% of the MACs; 'resnet8' with round_to 8 can reach 13% to 100%"),
         ({"data.source": "torchvision:FashionMINST"}, "data.source: unknown torchvision set 'FashionMINST'. Did you mean FashionMNIST"),
         ({"student.image_size": 8, "student.network": "torchvision:alexnet", "student.width": None, "student.stem_stride": None, "student.mean": [0.5] * 3, "student.std": [0.5] * 3}, "student.image_size: 8 px does not go through 'torchvision:alexnet'"),
     ],

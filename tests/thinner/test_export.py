@@ -141,9 +141,7 @@ def test_int8_is_close_smaller_in_type_and_keeps_the_metadata(
 def test_int8_weights_have_a_scale_per_channel(exported: Path, images: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "int8.onnx"
     quantise_onnx(exported, path, [images])
-    scales = [
-        i for i in onnx.load(path).graph.initializer if i.name.endswith("_scale") and list(i.dims) == [8]
-    ]
+    scales = [i for i in onnx.load(path).graph.initializer if i.name.endswith("_scale") and list(i.dims) == [8]]
     assert len(scales) >= 2
 
 

@@ -39,9 +39,7 @@ def maps(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def value_and_gradient(
-    name: str, student: torch.Tensor, *rest: object, **parameters: object
-) -> tuple[float, Array]:
+def value_and_gradient(name: str, student: torch.Tensor, *rest: object, **parameters: object) -> tuple[float, Array]:
     student = student.clone().requires_grad_()
     loss = LOSSES[name].function(student, *rest, **parameters)
     loss.backward()
@@ -104,9 +102,7 @@ def oracle_rkd(s: Array, t: Array, labels: Array, distance: float, angle: float)
     n = len(s)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     mu_s, mu_t = (np.mean([np.linalg.norm(x[i] - x[j]) for i, j in pairs]) for x in (s, t))
-    by_distance = [
-        huber(np.linalg.norm(s[i] - s[j]) / mu_s, np.linalg.norm(t[i] - t[j]) / mu_t) for i, j in pairs
-    ]
+    by_distance = [huber(np.linalg.norm(s[i] - s[j]) / mu_s, np.linalg.norm(t[i] - t[j]) / mu_t) for i, j in pairs]
 
     def cosine(x: Array, i: int, j: int, k: int) -> float:
         a, b = x[i] - x[j], x[k] - x[j]
@@ -230,9 +226,7 @@ def test_teacher_receives_no_gradient(name: str) -> None:
 def test_a_network_distilled_from_itself_has_zero_loss_and_zero_gradient(name: str) -> None:
     student = logits(1)
     value, gradient = value_and_gradient(name, student, student, LABELS)
-    tolerance = (
-        1e-6 if name == "dist" else 1e-12
-    )  # dist's documented epsilon over the spread of probabilities
+    tolerance = 1e-6 if name == "dist" else 1e-12  # dist's documented epsilon over the spread of probabilities
     assert abs(value) <= tolerance
     assert np.abs(gradient).max() <= tolerance
 
@@ -425,9 +419,7 @@ def test_ce_is_the_mean_over_the_labelled_rows() -> None:
 
 
 def test_ce_without_any_label_is_exactly_zero_with_a_zero_gradient() -> None:
-    value, gradient = value_and_gradient(
-        "ce", logits(1), logits(2), torch.full((8,), -1), label_smoothing=0.1
-    )
+    value, gradient = value_and_gradient("ce", logits(1), logits(2), torch.full((8,), -1), label_smoothing=0.1)
     assert value == 0
     assert (gradient == 0).all()
 
@@ -465,10 +457,7 @@ def oracle_pool(x: Array, height: int, width: int) -> Array:
 def oracle_at(s: Array, t: Array) -> float:
     rows = []
     for a, b in zip(s, t, strict=True):
-        q = [
-            np.array([(x[:, i, j] ** 2).mean() for i in range(x.shape[1]) for j in range(x.shape[2])])
-            for x in (a, b)
-        ]
+        q = [np.array([(x[:, i, j] ** 2).mean() for i in range(x.shape[1]) for j in range(x.shape[2])]) for x in (a, b)]
         rows.append(np.mean((q[0] / np.linalg.norm(q[0]) - q[1] / np.linalg.norm(q[1])) ** 2))
     return float(np.mean(rows))
 
@@ -491,9 +480,7 @@ def oracle_hcl(s: Array, t: Array) -> float:
 
 def test_attention_transfer_is_the_papers_formula_and_pools_the_larger_map() -> None:
     student, teacher = maps(1, 4, 3, 4, 4), maps(2, 4, 6, 4, 4)
-    assert losses.at(student, teacher).item() == pytest.approx(
-        oracle_at(student.numpy(), teacher.numpy()), rel=1e-12
-    )
+    assert losses.at(student, teacher).item() == pytest.approx(oracle_at(student.numpy(), teacher.numpy()), rel=1e-12)
     large = maps(3, 4, 6, 8, 8)
     pooled = oracle_pool(large.numpy(), 4, 4)
     assert losses.at(student, large).item() == pytest.approx(oracle_at(student.numpy(), pooled), rel=1e-12)
@@ -502,9 +489,7 @@ def test_attention_transfer_is_the_papers_formula_and_pools_the_larger_map() -> 
 
 def test_similarity_preserving_is_the_papers_formula() -> None:
     student, teacher = maps(1, 5, 3, 4, 4), maps(2, 5, 7, 2, 2)
-    assert losses.sp(student, teacher).item() == pytest.approx(
-        oracle_sp(student.numpy(), teacher.numpy()), rel=1e-12
-    )
+    assert losses.sp(student, teacher).item() == pytest.approx(oracle_sp(student.numpy(), teacher.numpy()), rel=1e-12)
     torch.testing.assert_close(losses.sp(5 * student, teacher), losses.sp(student, teacher))
     assert losses.sp(student[:1], teacher[:1]).item() == 0
 
@@ -512,9 +497,7 @@ def test_similarity_preserving_is_the_papers_formula() -> None:
 @pytest.mark.parametrize("side", [8, 4])
 def test_hierarchical_context_loss_is_the_weighted_mean_over_grids(side: int) -> None:
     student, teacher = maps(1, 2, 3, side, side), maps(2, 2, 3, side, side)
-    assert losses.hcl(student, teacher).item() == pytest.approx(
-        oracle_hcl(student.numpy(), teacher.numpy()), rel=1e-12
-    )
+    assert losses.hcl(student, teacher).item() == pytest.approx(oracle_hcl(student.numpy(), teacher.numpy()), rel=1e-12)
 
 
 def test_fitnet_regresses_maps_by_a_1x1_convolution_and_vectors_linearly() -> None:
@@ -581,9 +564,7 @@ def unit(x: Array) -> Array:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def oracle_crd(
-    anchors: Array, positives: Array, negatives: Array, *, usable: Array, scale: float, t: float
-) -> float:
+def oracle_crd(anchors: Array, positives: Array, negatives: Array, *, usable: Array, scale: float, t: float) -> float:
     count, rows = len(negatives), []
     for i in range(len(anchors)):
 
@@ -597,17 +578,13 @@ def oracle_crd(
 
 
 def test_contrastive_loss_is_the_papers_objective() -> None:
-    a, p, n = (
-        torch.from_numpy(unit(maps(seed, count, 4).numpy())) for seed, count in ((1, 3), (2, 3), (3, 6))
-    )
+    a, p, n = (torch.from_numpy(unit(maps(seed, count, 4).numpy())) for seed, count in ((1, 3), (2, 3), (3, 6)))
     usable = torch.tensor([[True] * 6, [True, False] * 3, [False] * 6])
     scale = torch.tensor(2.5, dtype=torch.float64)
     value = losses.crd(a, p, n, usable=usable, scale=scale, temperature=0.3)
     expected = oracle_crd(a.numpy(), p.numpy(), n.numpy(), usable=usable.numpy(), scale=2.5, t=0.3)
     assert value.item() == pytest.approx(expected, rel=1e-12)
-    assert torch.autograd.gradcheck(
-        lambda x: losses.crd(x, p, n, usable=usable, scale=scale), (a.requires_grad_(),)
-    )
+    assert torch.autograd.gradcheck(lambda x: losses.crd(x, p, n, usable=usable, scale=scale), (a.requires_grad_(),))
 
 
 def crd_batch(step: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -749,9 +726,7 @@ def test_small_last_batches_have_finite_feature_losses(name: str, images: int) -
     assert all(x.grad is not None and x.grad.isfinite().all() for x in student)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "scale"), [(torch.float16, 3e4), (torch.bfloat16, 1e30), (torch.float32, 1e30)]
-)
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 3e4), (torch.bfloat16, 1e30), (torch.float32, 1e30)])
 @pytest.mark.parametrize("name", FEATURE_LOSSES)
 def test_extreme_features_give_no_nan(name: str, dtype: torch.dtype, scale: float) -> None:
     student, teacher = features(name, 4, scale)
@@ -836,9 +811,7 @@ def test_a_warm_up_grows_a_parts_weight_linearly(epoch: float, share: float) -> 
 
 
 def test_without_labels_and_without_ce_nothing_of_the_labels_is_read() -> None:
-    free = combine(
-        [("kd", 1.0, {}, None), ("dist", 1.0, {}, None), ("dkd", 1.0, {"target": "teacher"}, None)]
-    )
+    free = combine([("kd", 1.0, {}, None), ("dist", 1.0, {}, None), ("dkd", 1.0, {"target": "teacher"}, None)])
     student, teacher = logits(1), logits(2)
     unlabelled = free(student, teacher, torch.full((8,), -1))
     assert torch.equal(unlabelled["loss"], free(student, teacher, torch.full((8,), 999))["loss"])
@@ -906,9 +879,7 @@ def test_combine_sizes_feature_parts_by_shape_and_pools_for_those_that_want_it()
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_does_not_fit_is_named_with_the_choices(
-    part: tuple[str, dict[str, object]], message: str
-) -> None:
+def test_what_does_not_fit_is_named_with_the_choices(part: tuple[str, dict[str, object]], message: str) -> None:
     shapes = {"layer1": (4, 2, 2)}
     with pytest.raises(UserError, match=message):
         combine([(part[0], 1.0, part[1], None)], shapes, shapes)
@@ -935,9 +906,7 @@ def test_the_tables_parameters_are_those_of_the_function(name: str) -> None:
     signature = inspect.signature(row.make or row.function).parameters
     common = {"seed", "images"} if row.make else set()
     defaults = {
-        key: p.default
-        for key, p in signature.items()
-        if p.default is not inspect.Parameter.empty and key not in common
+        key: p.default for key, p in signature.items() if p.default is not inspect.Parameter.empty and key not in common
     }
     assert defaults == {key: parameter.default for key, parameter in row.parameters.items()}
 

@@ -92,9 +92,7 @@ def test_listing_decodes_nothing(tmp_path: Path) -> None:
         (["a/notes.txt"], "holds no images"),
     ],
 )
-def test_a_folder_that_cannot_be_understood_says_how_to_mend_it(
-    tmp_path: Path, files: list[str], message: str
-) -> None:
+def test_a_folder_that_cannot_be_understood_says_how_to_mend_it(tmp_path: Path, files: list[str], message: str) -> None:
     for name in files:
         if name.endswith(".txt"):
             (tmp_path / name).parent.mkdir()
@@ -316,9 +314,7 @@ def put(folder: Path, zipped: bool = False) -> None:
         ("system/usr/share/datasets/fashion-mnist", True, "the installed Debian package"),
     ],
 )
-def test_fashion_mnist_is_found_checked_and_put_in_place(
-    tmp_path: Path, where: str, zipped: bool, origin: str
-) -> None:
+def test_fashion_mnist_is_found_checked_and_put_in_place(tmp_path: Path, where: str, zipped: bool, origin: str) -> None:
     put(tmp_path / where, zipped)
     said: list[str] = []
     found = bring_fashion_mnist(tmp_path / "raw", said.append, tmp_path / "system", SUMS)
@@ -345,9 +341,7 @@ def test_the_second_run_finds_what_the_first_put_in_place(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_wrong_file_stops_it_with_file_and_both_sums_and_nothing_is_put(
-    tmp_path: Path, zipped: bool
-) -> None:
+def test_a_wrong_file_stops_it_with_file_and_both_sums_and_nothing_is_put(tmp_path: Path, zipped: bool) -> None:
     put(tmp_path / "raw", zipped)
     name = "t10k-labels-idx1-ubyte"
     bad = TINY[name][:-1] + b"\x07"
@@ -374,9 +368,7 @@ def test_when_no_way_leads_there_all_are_told(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setenv("PATH", "")  # a machine without apt
     monkeypatch.setattr(sources, "_torchvision_fashion_mnist", no_network)
-    with pytest.raises(
-        DataError, match=r"(?s)no apt-get on this machine.*no route to host.*Install the Debian"
-    ):
+    with pytest.raises(DataError, match=r"(?s)no apt-get on this machine.*no route to host.*Install the Debian"):
         bring_fashion_mnist(tmp_path / "raw", lambda line: None, tmp_path / "system", SUMS)
 
 
@@ -423,9 +415,7 @@ def test_what_is_no_package_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_fashion_mnist_comes_by_apt_and_is_the_real_one(tmp_path: Path) -> None:
     if shutil.which("apt-get") is None:
         pytest.skip("no apt-get on this machine")
-    known = subprocess.run(
-        ["apt-get", "download", "--print-uris", sources.PACKAGE], capture_output=True, check=False
-    )
+    known = subprocess.run(["apt-get", "download", "--print-uris", sources.PACKAGE], capture_output=True, check=False)
     if known.returncode:
         pytest.skip("apt-get has no package lists here")
     said: list[str] = []

@@ -248,9 +248,7 @@ def simulate_speed(rng: np.random.Generator, seed: int) -> tuple[statistics.Esti
     return speed_ratio(candidate, reference, factor=1.5, seed=seed, resamples=600), 1.5
 
 
-@pytest.mark.parametrize(
-    "simulate", [simulate_accuracy, simulate_equal_accuracy, simulate_seeds, simulate_speed]
-)
+@pytest.mark.parametrize("simulate", [simulate_accuracy, simulate_equal_accuracy, simulate_seeds, simulate_speed])
 def test_intervals_cover_the_truth_and_false_claims_are_rarely_proven(
     simulate: Simulation,
 ) -> None:
@@ -364,9 +362,7 @@ def evidence() -> Evidence:
             "prune": {"parameters": 34_000, "macs": 1_800_000, "bytes": 150_000},
             "twin": {"parameters": 34_000, "macs": 1_800_000, "bytes": 150_001},
         },
-        latency_ms={
-            ("onnxruntime", 64): {"distill": 5 * rounds[0], "prune": 3 * rounds[1], "twin": 3 * rounds[2]}
-        },
+        latency_ms={("onnxruntime", 64): {"distill": 5 * rounds[0], "prune": 3 * rounds[1], "twin": 3 * rounds[2]}},
     )
 
 

@@ -285,12 +285,8 @@ def test_unreadable_files_within_the_limit_are_left_out_and_named(damaged: Listi
             assert store.classes[store.labels[i]] == ("a" if number % 2 else "b")
 
 
-def test_more_unreadable_files_than_allowed_stop_it_with_their_names(
-    damaged: Listing, tmp_path: Path
-) -> None:
-    with pytest.raises(
-        DataError, match=r"data.max_unreadable: 0.1 allows 2 of 23 images, 3 cannot"
-    ) as caught:
+def test_more_unreadable_files_than_allowed_stop_it_with_their_names(damaged: Listing, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.max_unreadable: 0.1 allows 2 of 23 images, 3 cannot") as caught:
         write_store(tmp_path / "out", damaged, **{**SMALL, "max_unreadable": 0.1})
     for name in ("a/97.jpg", "a/99.jpg", "b/98.png"):
         assert f"  {name}: " in str(caught.value)
@@ -396,9 +392,7 @@ def test_what_cannot_be_split_names_key_value_and_mend(ask: dict[str, Any], mess
 
 def test_a_class_with_too_few_images_is_named() -> None:
     labels = np.array([0] * 998 + [1] * 2)
-    with pytest.raises(
-        DataError, match=r"data.test: 200: too few images left of class 'rare' \(2\) .* 3 needed"
-    ):
+    with pytest.raises(DataError, match=r"data.test: 200: too few images left of class 'rare' \(2\) .* 3 needed"):
         split(labels, TRAIN, ("common", "rare"), **ASK)
 
 
