@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from flows.console import console, few, print_results
+from flows.console import console, few, print_results, print_verdicts
 from tasks import lineage
 from tasks.environment import repository_root
 from thinner.config import load_params
@@ -100,6 +100,27 @@ def report() -> None:
     if not (root / "reports" / "metrics.json").is_file():
         raise UserError("there is no reports/metrics.json yet. Make it: thinner run")
     print_results(root)
+
+
+@app.command()
+@_for_people
+def claims(
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if one of them is not proven.")] = False,
+) -> None:
+    """Show the verdict on each claim of params.yaml, as of the last report. A schedule can gate on --strict."""
+    root = repository_root()
+    path = root / "reports" / "claims.json"
+    if not path.is_file():
+        raise UserError("there is no reports/claims.json yet. Make it: thinner run")
+    verdicts = json.loads(path.read_text())
+    wanted = load_params().claims
+    if wanted != [verdict["claim"] for verdict in verdicts.values()]:
+        raise UserError("claims: params.yaml has others than were judged. Judge them: thinner stage report")
+    print_verdicts(verdicts)
+    proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
+    console.print(f"{proven} of {len(verdicts)} proven")
+    if strict and proven < len(verdicts):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -116,6 +116,9 @@ def print_results(root: Path) -> None:
     path = root / "reports" / "metrics.json"
     if path.is_file():
         console.print(results_table(json.loads(path.read_text())))
+    claims = root / "reports" / "claims.json"
+    if claims.is_file():
+        print_verdicts(json.loads(claims.read_text()))
     report = root / "reports" / "report.html"
     if report.is_file():
         console.print(f"\nReport   {report.relative_to(root)}  (open it in a browser)", markup=False)
@@ -155,6 +158,15 @@ def results_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
             _show(row, "latency_ms_b64", "{:.2f}"),
         )
     return table
+
+
+def print_verdicts(verdicts: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line per claim of reports/claims.json, and below it what the verdict rests on."""
+    styles = {"proven": "green", "refuted": "red", "not shown": "yellow"}
+    for verdict in verdicts.values():
+        console.print(f"{verdict['outcome']:<10}", style=styles[verdict["outcome"]], end="", markup=False)
+        console.print(verdict["claim"], markup=False)
+        console.print(f"{'':<10}{verdict['numbers']}", style="dim", markup=False)
 
 
 def _show(row: Mapping[str, Any], key: str, form: str, unit: float = 1) -> str:

@@ -403,6 +403,8 @@ def _end_leftovers() -> None:
 def _wake_prefect() -> None:
     """Start Prefect's embedded server, if it is that one which is used. A server that cannot start or is not there is
     told by the flow, which tries again."""
+    # it looks for kinds of blocks in every package that it finds, for a second; this flow uses none
+    os.environ.setdefault("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")
     with contextlib.suppress(Exception):
         get_client(sync_client=True)
 

@@ -27,18 +27,14 @@ from thinner.profiling import (
 from thinner.store import Store, open_store
 
 TEACHER, SMALLEST = "finetune", "prune"
-
-
-def folders(formats: Iterable[str]) -> dict[str, Path]:
-    """Candidates by name, in the order in which tables show them."""
-    trained = {name: Path("data") / name for name in (TEACHER, "scratch", "distill", SMALLEST)}
-    return trained | {name: Path("data/export") / name for name in (f"{SMALLEST}_{f}" for f in formats)}
+NETWORKS = (TEACHER, "scratch", "distill", SMALLEST)
 
 
 def evaluate(stage: Stage) -> None:
     run, section = stage.params.run, stage.params.evaluate
     store = open_store("data/prepared")
-    places = folders(stage.params.export.formats)
+    names = stage.params.candidate_names
+    places = {name: Path("data") / (name if name in NETWORKS else f"export/{name}") for name in names}
     device = choose_device(run.device)
     threads = torch.get_num_threads()  # run.threads, which run_stage has set
     candidates = {name: open_candidate(path, device, threads, run.channels_last) for name, path in places.items()}
@@ -94,7 +90,7 @@ def evaluate(stage: Stage) -> None:
             ),
         )
     with stage.output("reports/metrics.json") as path:
-        path.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+        path.write_text(json.dumps({name: dict(sorted(row.items())) for name, row in results.items()}, indent=2) + "\n")
     with stage.output("reports/evaluate") as folder:
         _write_tables(folder, store, labels, predictions, results)
         # where the milliseconds come from; it stands beside them, so that report need not run on the same
@@ -172,7 +168,7 @@ def _latency(samples: Mapping[int, Mapping[str, Any]], name: str, batches: Seque
 
 def _size(name: str, candidates: Mapping[str, Candidate], folder: Path) -> dict[str, int]:
     # an export computes what its source computes, so parameters and MACs are counted there
-    candidate = candidates[name] if candidates[name].model is not None else candidates[SMALLEST]
+    candidate = candidates[name] if name in NETWORKS else candidates[next(iter(candidates[name].spec["parents"]))]
     if candidate.model is None:
         raise TypeError(f"{name}: no PyTorch network to count")
     preprocessing = candidate.spec["preprocessing"]

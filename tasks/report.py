@@ -1,15 +1,28 @@
-"""report: what the other stages wrote, as one HTML page and one Markdown table."""
+"""report: what was proven, and what the other stages wrote, as one HTML page and one Markdown table."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from tasks.stage import Stage, run_stage
+from thinner import statistics
 from thinner.report import read_evidence, render_html, render_markdown
 from thinner.store import open_store
 
+OUTCOMES = ("proven", "refuted", "not shown")
+
 
 def report(stage: Stage) -> None:
+    verdicts = _judge(stage)
+    for verdict in verdicts.values():
+        stage.say(f"{verdict['outcome']}: {verdict['claim']}: {verdict['numbers']}")
+    with stage.output("reports/claims.json") as path:
+        path.write_text(json.dumps(verdicts, indent=2) + "\n", encoding="utf-8")
     store = open_store("data/prepared")
     evidence = read_evidence(
         Path("reports"),
@@ -18,13 +31,68 @@ def report(stage: Stage) -> None:
         classes=store.classes,
         data=store.info,
         params=stage.params.model_dump(mode="json"),
+        verdicts=list(verdicts.values()),
     )
     with stage.output("reports/report.html") as page:
         page.write_text(render_html(evidence, stage.params.report.samples), encoding="utf-8")
     with stage.output("reports/results.md") as table:
-        table.write_text(render_markdown(evidence.metrics, evidence.environment), encoding="utf-8")
-    for path in ("reports/report.html", "reports/results.md"):
-        stage.record.artifact(path)
+        text = render_markdown(evidence.metrics, evidence.environment, evidence.verdicts)
+        table.write_text(text, encoding="utf-8")
+    outcomes = [verdict["outcome"] for verdict in verdicts.values()]
+    stage.record.metrics({f"claims/{o.replace(' ', '_')}": float(outcomes.count(o)) for o in OUTCOMES})
+    for name in ("claims.json", "report.html", "results.md"):
+        stage.record.artifact(f"reports/{name}")
+
+
+def _judge(stage: Stage) -> dict[str, dict[str, Any]]:
+    """The verdict on each of ``claims``, in order, by the number of the claim."""
+    metrics = json.loads(Path("reports/metrics.json").read_text())
+    evidence = gather(Path("data/evaluate"), metrics)
+    claims = statistics.parse_claims(stage.params.claims, list(metrics))
+    found = {}
+    for number, verdict in enumerate(statistics.judge(claims, evidence, seed=stage.params.run.seed), start=1):
+        estimate = verdict.estimate
+        found[f"claim_{number}"] = {
+            "claim": verdict.claim.text,
+            "outcome": verdict.outcome,
+            "kind": verdict.claim.kind,
+            "effect": estimate.effect,
+            "low": estimate.low,
+            "high": estimate.high,
+            "asked": verdict.threshold,
+            "p_value": verdict.p_value,
+            "count": estimate.count,
+            "seeds": estimate.seeds,
+            "method": estimate.method,
+            "numbers": verdict.numbers,
+        }
+    return found
+
+
+def gather(evaluated: Path, metrics: dict[str, dict[str, Any]]) -> statistics.Evidence:
+    """What evaluate measured, as the tests want it.
+
+    Times are kept by runtime: ``distill`` in onnxruntime is what tables call ``distill_onnx``.
+    """
+    with np.load(evaluated / "predictions.npz", allow_pickle=False) as file:
+        labels = file["labels"]
+        predictions = {name: file[f"predictions.{name}"] for name in metrics}
+    times: dict[tuple[str, int], dict[str, Any]] = {}
+    for (name, batch), rows in pd.read_csv(evaluated / "latency.csv").groupby(["candidate", "batch"]):
+        runtime = metrics[name]["runtime"]
+        table = times.setdefault((runtime, int(batch)), {})
+        table[name] = rows.sort_values("round")["latency_ms"].to_numpy()
+        if runtime == "onnxruntime" and name.endswith("_onnx"):
+            table[name.removesuffix("_onnx")] = table[name]
+    return statistics.Evidence(
+        right={name: predicted == labels for name, predicted in predictions.items()},
+        predictions=predictions,
+        sizes={
+            name: {"parameters": found["params"], "macs": found["macs"], "bytes": found["file_bytes"]}
+            for name, found in metrics.items()
+        },
+        latency_ms=times,
+    )
 
 
 if __name__ == "__main__":

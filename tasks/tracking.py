@@ -367,9 +367,19 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
     if status == "FINISHED":
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             recorder.metrics(candidate_metrics(json.loads(Path("reports/metrics.json").read_text())))
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            verdicts = json.loads(Path("reports/claims.json").read_text()).values()
+            recorder.tags({f"claim: {v['claim']}": v["outcome"] for v in verdicts})
         for file in map(
             Path,
-            ("reports/metrics.json", "reports/report.html", "reports/results.md", "dvc.lock", "params.yaml"),
+            (
+                "reports/metrics.json",
+                "reports/claims.json",
+                "reports/report.html",
+                "reports/results.md",
+                "dvc.lock",
+                "params.yaml",
+            ),
         ):
             if file.is_file():
                 recorder.artifact(file)

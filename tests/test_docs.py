@@ -222,7 +222,7 @@ def tables(page: Path) -> dict[str, dict[str, str]]:
 
 def test_params_page_has_a_row_per_key_and_no_other() -> None:
     documented = tables(ROOT / "docs" / "params.md")
-    wanted = {section: set(keys) for section, keys in PARAMS.items()}
+    wanted = {section: set(keys) if isinstance(keys, dict) else set() for section, keys in PARAMS.items()}
     wanted |= {"training": set(Training.model_fields), "augment": set(Augmentation.model_fields)}
     assert {heading: set(rows) for heading, rows in documented.items()} == wanted
 
@@ -237,7 +237,9 @@ def choices(annotation: Any) -> Iterator[str]:
 
 def test_params_page_names_every_choice() -> None:
     documented = tables(ROOT / "docs" / "params.md")
-    models: dict[str, Any] = {name: field.annotation for name, field in Params.model_fields.items()}
+    models: dict[str, Any] = {
+        name: field.annotation for name, field in Params.model_fields.items() if isinstance(PARAMS[name], dict)
+    }
     for heading, model in {**models, "training": Training}.items():
         for key, field in model.model_fields.items():
             for choice in choices(field.annotation):

@@ -14,7 +14,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 # They decide what is recorded or refused, never what is computed: a better message must not train a network
 # again.
 ONLY_WATCH = {"tasks.lineage", "tasks.tracking", "thinner.checks"}
-SHARED_SECTIONS = {"run", "data", "student"}  # sections that are not a stage's
+SHARED_SECTIONS = {"run", "data", "student", "claims"}  # sections that are not a stage's
 
 
 def _file(module: str) -> Path | None:

@@ -17,6 +17,7 @@ from thinner.profiling import count_macs
 if TYPE_CHECKING:
     from thinner.config import Network, Params
 
+_NETWORKS = ("finetune", "scratch", "distill", "prune")
 _CLASSES = 10  # a stand-in where the data are not prepared yet; nothing here depends on the number
 
 
@@ -57,6 +58,7 @@ def deep(params: Params) -> Iterator[str]:
     if params.run.device == "mps" and not torch.backends.mps.is_available():
         yield "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"
     yield from _source(params.data.source)
+    yield from _claims(params)
 
 
 def _weights(name: str, section: Network) -> Iterator[str]:
@@ -130,6 +132,32 @@ def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]
             f"prune.ratio: {prune.ratio} over prune.rounds: {prune.rounds} asks for {wanted / now:.0%} of the MACs; "
             f"'{section.network}' with round_to {prune.round_to} can reach {fewest / now:.0%} to 100%"
         )
+
+
+def _claims(params: Params) -> Iterator[str]:
+    from thinner import statistics
+
+    for number, text in enumerate(params.claims):
+        try:
+            claim = statistics.parse_claim(text, params.candidate_names)
+        except UserError as error:
+            yield f"claims[{number}]: {error}"
+            continue
+        if claim.kind != "faster":
+            continue
+        if claim.batch not in params.evaluate.latency_batches:
+            timed = ", ".join(str(batch) for batch in params.evaluate.latency_batches)
+            yield f"claims[{number}]: batch {claim.batch} is not timed. Choose one of evaluate.latency_batches: {timed}"
+        if params.evaluate.latency_repeats < statistics.FEWEST_ROUNDS:
+            yield (
+                f"evaluate.latency_repeats: {params.evaluate.latency_repeats}, but claims[{number}] is about speed. "
+                f"Give it {statistics.FEWEST_ROUNDS} or more"
+            )
+        if claim.runtime == "onnxruntime":
+            exported = [name for name in params.candidate_names if name not in _NETWORKS]
+            for name in (claim.candidate, claim.reference):
+                if name not in exported and f"{name}_onnx" not in exported:
+                    yield f"claims[{number}]: '{name}' is not exported to ONNX. Add it to export.candidates"
 
 
 def _source(source: str) -> Iterator[str]:

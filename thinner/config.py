@@ -239,6 +239,7 @@ class Prune(Section):
 
 
 class Export(Section):
+    candidates: Annotated[list[Literal["finetune", "scratch", "distill", "prune"]], Field(min_length=1)]
     formats: list[Literal["onnx", "onnx_int8"]]
     opset: Annotated[int, Field(ge=17)]
     calibration_images: Count
@@ -267,6 +268,13 @@ class Params(Section):
     export: Export
     evaluate: Evaluate
     report: Report
+    claims: list[str]
+
+    @property
+    def candidate_names(self) -> list[str]:
+        """What evaluate measures, in the order in which tables show it: four networks, then their exports."""
+        exports = [f"{name}_{format_}" for name in self.export.candidates for format_ in self.export.formats]
+        return ["finetune", "scratch", "distill", "prune", *exports]
 
 
 def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:
@@ -359,7 +367,7 @@ def _contradictions(params: Params) -> Iterable[str]:
     if params.student.training.steps is None:
         yield (
             f"student.training.epochs: {params.student.training.epochs}, but scratch sees fewer images than distill: "
-            "equal epochs are unequal budgets. Set student.training.epochs: null and student.training.steps: 1200"
+            "equal epochs are unequal budgets. Set student.training.epochs: null and student.training.steps: 1000"
         )
 
 

@@ -31,15 +31,19 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu2 = nn.ReLU()
+        self.subsample: nn.Module = nn.Identity()
         self.shortcut: nn.Module = nn.Identity()
+        if stride != 1:
+            # Every second pixel, then a convolution of stride 1: the same numbers as one of stride 2. That one wrote
+            # beyond its memory on a CPU (torch 2.14.1, fewer than 8 channels_in, channels_last, one thread), and a
+            # pruned network may have so few.
+            self.subsample = nn.MaxPool2d(1, stride)
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d i j"]:
         y = self.relu1(self.bn1(self.conv1(x)))
-        return self.relu2(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return self.relu2(self.bn2(self.conv2(y)) + self.shortcut(self.subsample(x)))
 
 
 class CifarResNet(nn.Module):

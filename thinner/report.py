@@ -41,8 +41,11 @@ WHAT = {
     "scratch": "the student's network, trained without the teacher: the control",
     "distill": "the student, trained on the teacher's outputs",
     "prune": "the distilled student with channels removed",
-    "prune_onnx": "prune as ONNX",
-    "prune_onnx_int8": "prune as ONNX in 8 bits",
+}
+WHAT |= {
+    f"{name}_{format_}": f"{name} as {words}"
+    for name in tuple(WHAT)
+    for format_, words in (("onnx", "ONNX"), ("onnx_int8", "ONNX in 8 bits"))
 }
 # readable on white and on near-black, and told apart by people with a colour-vision deficiency
 COLOURS = ("#4c8fe0", "#e69f00", "#13a37f", "#e0603c", "#a98bdc", "#cc79a7", "#8c8c8c", "#56b4e9")
@@ -71,6 +74,7 @@ class Evidence:
     data: Mapping[str, Any]  # data/prepared/info.json
     integrity: Mapping[str, Any]  # reports/prepare.json
     params: Mapping[str, Any]  # params.yaml
+    verdicts: Sequence[Mapping[str, Any]]  # reports/claims.json
 
 
 def read_evidence(
@@ -81,6 +85,7 @@ def read_evidence(
     classes: Sequence[str],
     data: Mapping[str, Any],
     params: Mapping[str, Any],
+    verdicts: Sequence[Mapping[str, Any]] = (),
 ) -> Evidence:
     """Gather what the stages left in ``reports`` and in ``evaluated`` (predictions.npz)."""
     measured = read_metrics(reports / "metrics.json")
@@ -99,6 +104,7 @@ def read_evidence(
         classes=classes,
         data=data,
         params=params,
+        verdicts=verdicts,
         integrity=json.loads((reports / "prepare.json").read_text()),
     )
 
@@ -184,8 +190,18 @@ def _ratio(theirs: float, mine: float, less: str, more: str) -> str:
     return f"{times(theirs, mine)} {less}" if theirs >= mine else f"{times(mine, theirs)} {more}"
 
 
-def render_markdown(measured: Metrics, environment: Mapping[str, Any]) -> str:
-    """The candidates as a table for a README or a pull request."""
+def _verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not verdicts:
+        return []
+    lines = ["| verdict | claim | measured on the test split |", "|---|---|---|"]
+    lines += [f"| **{v['outcome']}** | {v['claim']} | {v['numbers']} |" for v in verdicts]
+    return [*lines, ""]
+
+
+def render_markdown(
+    measured: Metrics, environment: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """What was proven, and the candidates as a table, for a README or a pull request."""
     batches = latency_batches(measured)
     header = [
         "candidate",
@@ -223,6 +239,7 @@ def render_markdown(measured: Metrics, environment: Mapping[str, Any]) -> str:
             [
                 headline(measured, environment["test_images"]),
                 "",
+                *_verdict_lines(verdicts),
                 *lines,
                 "",
                 f"{environment['test_images']:,} test images; agreement is with the teacher ({TEACHER}); "
@@ -289,6 +306,7 @@ def render_html(evidence: Evidence, samples: int) -> str:
         what=WHAT,
         runtimes=RUNTIMES,
         batches=latency_batches(evidence.metrics),
+        verdicts=evidence.verdicts,
         headline=headline(evidence.metrics, len(evidence.labels)),
         standard_error=math.sqrt(accuracy * (1 - accuracy) / len(evidence.labels)),
         charts=_charts(evidence),
@@ -631,6 +649,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = render_markdown(
             read_metrics(options.reports / "metrics.json"),
             json.loads((options.reports / "evaluate" / "environment.json").read_text()),
+            list(json.loads((options.reports / "claims.json").read_text()).values()),
         )
         if options.check:
             current = f"{BEGIN}\n{table.strip()}\n{END}" in options.readme.read_text(encoding="utf-8")

@@ -40,6 +40,7 @@ Outcome = Literal["proven", "refuted", "not shown"]
 
 T = TypeVar("T")
 
+FEWEST_ROUNDS = 10  # of timing; with fewer, an interval says nothing
 RESAMPLES = 20_000  # a bootstrap p-value is then good to 0.001 near 0.05, and may be as small as 0.0001
 
 
@@ -255,7 +256,9 @@ class Verdict:
     threshold: float
     p_value: float | None
 
-    def __str__(self) -> str:
+    @property
+    def numbers(self) -> str:
+        """The effect with its interval, what was asked for, and what that rests on, in the claim's own units."""
         e = self.estimate
         if self.claim.kind in ("faster", "smaller"):
             numbers = f"{e.effect:.2f}x [{e.low:.2f}, {e.high:.2f}], asked {self.threshold:.2f}x"
@@ -267,7 +270,10 @@ class Verdict:
         p = "" if self.p_value is None else f", p = {self.p_value:.2g}"
         unit = {"faster": "rounds", "smaller": None}.get(self.claim.kind, "images")
         sample = "" if unit is None else f", {e.count} {unit}, {e.seeds} seed{'s' if e.seeds > 1 else ''}"
-        return f"{self.outcome}: {self.claim.text}: {numbers}{p}{sample} ({e.method})"
+        return f"{numbers}{p}{sample} ({e.method})"
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.claim.text}: {self.numbers}"
 
 
 def judge(
@@ -421,9 +427,9 @@ def speed_ratio(
     short: they covered 91-94 % in simulation. Raises ClaimError on unequal or fewer than 10 rounds, and on
     times that are not positive.
     """
-    if candidate_ms.shape != reference_ms.shape or candidate_ms.size < 10:
+    if candidate_ms.shape != reference_ms.shape or candidate_ms.size < FEWEST_ROUNDS:
         raise ClaimError(
-            "a speed-up needs the same rounds of both, 10 or more: "
+            f"a speed-up needs the same rounds of both, {FEWEST_ROUNDS} or more: "
             f"there are {candidate_ms.size} and {reference_ms.size}"
         )
     if not (np.minimum(candidate_ms, reference_ms) > 0).all():

@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -17,7 +19,7 @@ from thinner.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
 
 runner = CliRunner()
-VERBS = ("run", "stage", "status", "report", "ui", "serve", "predict")
+VERBS = ("run", "stage", "status", "report", "claims", "ui", "serve", "predict")
 
 
 def test_help_names_every_verb_and_each_explains_itself() -> None:
@@ -69,6 +71,35 @@ def test_report_says_what_to_do_when_there_is_none(tmp_path: Path, monkeypatch: 
     done = runner.invoke(cli.app, ["report"])
     assert done.exit_code == 1
     assert "thinner run" in done.output
+
+
+def test_claims_are_shown_and_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    (tmp_path / "dvc.yaml").write_text("")
+    (tmp_path / "reports").mkdir()
+    monkeypatch.chdir(tmp_path)
+    none_yet = runner.invoke(cli.app, ["claims"])
+    assert none_yet.exit_code == 1
+    assert "thinner run" in none_yet.output
+    texts = yaml.safe_load((PROJECT / "params.yaml").read_text())["claims"]
+    verdicts = {
+        f"claim_{n}": {"claim": text, "outcome": "proven", "numbers": "+4.0 points"} for n, text in enumerate(texts)
+    }
+    judged = tmp_path / "reports" / "claims.json"
+    judged.write_text(json.dumps(verdicts))
+    shown = runner.invoke(cli.app, ["claims", "--strict"])
+    assert shown.exit_code == 0, shown.output
+    assert texts[0] in shown.output
+    assert f"{len(texts)} of {len(texts)} proven" in shown.output
+    verdicts["claim_1"]["outcome"] = "not shown"
+    judged.write_text(json.dumps(verdicts))
+    assert runner.invoke(cli.app, ["claims"]).exit_code == 0
+    assert runner.invoke(cli.app, ["claims", "--strict"]).exit_code == 1
+    del verdicts["claim_1"]  # judged before params.yaml was edited
+    judged.write_text(json.dumps(verdicts))
+    stale = runner.invoke(cli.app, ["claims", "--strict"])
+    assert stale.exit_code == 1
+    assert "thinner stage report" in stale.output
 
 
 def test_results_table_has_a_row_per_candidate_in_the_units_of_its_headings() -> None:

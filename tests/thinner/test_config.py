@@ -73,6 +73,12 @@ def test_a_mistake_is_named(tmp_path, changes, line):
         ({"distill.losses.0.name": "fitnet"}, "'fitnet' compares features, which are not cached. Set distill.teacher: live"),
         ({"prune.criterion": "L9"}, "prune.criterion: unknown 'L9'. Choose one of: magnitude"),
         ({"prune.rounds": 20, "prune.ratio": 0.3}, "prune.ratio: 0.3 over prune.rounds: 20 asks for 0% of the MACs; 'resnet8' with round_to 8 can reach 13% to 100%"),
+        ({"claims": ["distil beats scratch on accuracy"]}, "claims[0]: distil beats scratch on accuracy\n^ unknown candidate (did you mean 'distill'?)"),
+        ({"claims": ["distill beat scratch on accuracy"]}, "        ^ expected one of: agrees, beats, is"),
+        ({"claims": ["prune is faster than distill at batch 3"]}, "claims[0]: batch 3 is not timed. Choose one of evaluate.latency_batches: 1, 64"),
+        ({"claims": ["prune is faster than scratch at batch 64 in onnxruntime"]}, "claims[0]: 'scratch' is not exported to ONNX. Add it to export.candidates"),
+        ({"evaluate.latency_repeats": 5}, "evaluate.latency_repeats: 5, but claims[2] is about speed. Give it 10 or more"),
+        ({"export.candidates": ["prune", "dist"]}, "export.candidates"),
         ({"data.source": "torchvision:FashionMINST"}, "data.source: unknown torchvision set 'FashionMINST'. Did you mean FashionMNIST"),
         ({"student.image_size": 8, "student.network": "torchvision:alexnet", "student.width": None, "student.stem_stride": None, "student.mean": [0.5] * 3, "student.std": [0.5] * 3}, "student.image_size: 8 px does not go through 'torchvision:alexnet'"),
     ],
@@ -118,7 +124,7 @@ def test_every_key_is_documented():
     text = (ROOT / "docs" / "params.md").read_text()
     for section, keys in GOOD.items():
         assert f"## {section}" in text
-        for key in keys:
+        for key in keys if isinstance(keys, dict) else ():
             assert f"`{key}`" in text, f"{section}.{key} is not in docs/params.md"
 
 

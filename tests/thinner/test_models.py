@@ -1,5 +1,8 @@
 """Networks by name, heads, weights, freezing."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
@@ -130,3 +133,27 @@ def test_tap_holds_the_latest_output_and_names_near_layers():
     assert taps["stages.1"].shape == (2, 32, 16, 16)
     with pytest.raises(models.NetworkError, match=r"no layer 'stage\.1'.*stages\.1"):
         models.tap(model, ["stage.1"])
+
+
+def test_the_shortcut_gives_the_numbers_of_a_convolution_of_stride_2():
+    torch.manual_seed(0)
+    block = models.BasicBlock(6, 8, 2).eval()
+    x = torch.randn(3, 6, 9, 9)
+    expected = block.shortcut[1](torch.nn.functional.conv2d(x, block.shortcut[0].weight, stride=2))
+    assert block.shortcut(block.subsample(x)).equal(expected)
+
+
+def test_a_network_of_few_channels_trains_on_one_thread():
+    # With convolutions of size 1 and stride 2 torch 2.14.1 wrote beyond its memory: the process died
+    script = """
+import torch
+from thinner import models
+torch.set_num_threads(1)
+network = {"name": "resnet8", "width": 4, "stem_stride": 2, "classes": 10, "channels": 1}
+model = models.create(network).to(memory_format=torch.channels_last)
+for step in range(40):
+    model(torch.randn(8, 1, 16, 16).contiguous(memory_format=torch.channels_last)).square().sum().backward()
+    memory = [bytearray(size) for size in (40, 128, 576, 2304)]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

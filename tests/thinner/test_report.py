@@ -112,6 +112,7 @@ def evidence() -> Evidence:
         data={"source": "folder:data/raw", "counts": {"labelled": 5, "test": 10}},
         integrity=INTEGRITY,
         params={"run": {"seed": 7}},
+        verdicts=[{"claim": "distill beats <prune>", "outcome": "not shown", "numbers": "+1.00 points"}],
     )
 
 
@@ -194,6 +195,10 @@ def test_points_have_a_sign_and_no_negative_zero() -> None:
 
 
 def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:
+    verdict = {"claim": "distill beats prune on accuracy", "outcome": "proven", "numbers": "+9 points"}
+    assert "| **proven** | distill beats prune on accuracy | +9 points |" in render_markdown(
+        METRICS, ENVIRONMENT, [verdict]
+    )
     lines = render_markdown(METRICS, ENVIRONMENT).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
@@ -336,6 +341,8 @@ def write_inputs(folder: Path, evidence: Evidence) -> tuple[Path, Path]:
         path.mkdir(parents=True)
     (reports / "metrics.json").write_text(json.dumps(evidence.metrics, sort_keys=True))
     (reports / "evaluate" / "environment.json").write_text(json.dumps(evidence.environment))
+    verdicts = {f"claim_{n}": verdict for n, verdict in enumerate(evidence.verdicts)}
+    (reports / "claims.json").write_text(json.dumps(verdicts))
     (reports / "prepare.json").write_text(json.dumps(evidence.integrity))
     for name, frame in evidence.history.items():
         frame.to_csv(reports / name / "history.csv", index=False)
@@ -360,6 +367,7 @@ def test_evidence_is_read_back_from_the_files_that_stages_write(evidence: Eviden
         classes=CLASSES,
         data=evidence.data,
         params=evidence.params,
+        verdicts=evidence.verdicts,
     )
     assert list(read.metrics) == list(METRICS)  # in the order of the pipeline, not of the alphabet
     assert render_html(read, 3) == render_html(evidence, 3)
