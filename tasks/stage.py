@@ -306,7 +306,7 @@ def set_up_torch(run: Run) -> str:
     record.
 
     Does nothing but name the machine's processor when the stage does not use torch: importing it costs
-    seconds. `warn_only` because a few operators have no deterministic form on a GPU; on the CPU all that we
+    seconds. Warnings only, because a few operators have no deterministic form on a GPU; on the CPU all that we
     use have one.
     """
     if "torch" not in sys.modules:
@@ -315,7 +315,10 @@ def set_up_torch(run: Run) -> str:
 
     torch.set_num_threads(thread_count(run.threads))
     torch.manual_seed(run.seed)  # for whatever takes no generator, such as the initial weights of a layer
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if run.compile:
+        torch.use_deterministic_algorithms(True, warn_only=True)  # tells the compiler as well, which takes seconds
+    else:
+        torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False
     if run.device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"

@@ -389,7 +389,8 @@ def _restore(
         for parameter in group["params"]:
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and key != "step":
-                    optimizer.state[parameter][key] = value.to(fabric.device)
+                    # laid out like its parameter (channels_last, maybe): fused optimisers walk both as raw memory
+                    optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
     return int(metadata["done"]), json.loads(metadata["history"]), part("best")
 
 

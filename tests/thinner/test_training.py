@@ -20,7 +20,13 @@ PREPROCESSING = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.5]}
 def network():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(256, 2)
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(256, 2),
     )
 
 
@@ -74,15 +80,16 @@ def test_two_runs_end_with_identical_weights():
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_killed_run_resumes_and_ends_with_identical_weights(tmp_path, name, ema):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_killed_run_resumes_and_ends_with_identical_weights(tmp_path, name, ema, layout):
     def optimizer(model):
         return training.make_optimizer(model, name, lr=1e-2, weight_decay=0.01)
 
-    whole, cut = network(), network()
+    whole, cut = (network().to(memory_format=layout) for _ in range(2))
     history = fit(whole, optimizer=optimizer(whole), ema=ema)
     # the exception leaves before the state of step 20 is written, as a kill in between would
     assert fit(cut, resume=tmp_path, stop_at=20, optimizer=optimizer(cut), ema=ema) is None
-    again = network()
+    again = network().to(memory_format=layout)
     assert fit(again, resume=tmp_path, optimizer=optimizer(again), ema=ema) == history
     assert same_weights(whole, again)
 
@@ -190,10 +197,10 @@ def test_rates_rise_and_then_never_rise_again(schedule):
 
 
 def test_norms_and_biases_are_not_decayed_and_the_head_has_its_rate():
-    optimizer = training.make_optimizer(network(), "adamw", lr=0.1, weight_decay=0.5, head="5", head_lr=1.0)
+    optimizer = training.make_optimizer(network(), "adamw", lr=0.1, weight_decay=0.5, head="6", head_lr=1.0)
     found = {(g["lr"], g["weight_decay"]): sorted(tuple(p.shape) for p in g["params"]) for g in optimizer.param_groups}
     assert found == {
-        (0.1, 0.5): [(4, 1, 3, 3)], (0.1, 0.0): [(4,), (4,), (4,)], (1.0, 0.5): [(2, 256)], (1.0, 0.0): [(2,)],
+        (0.1, 0.5): [(4, 1, 3, 3), (4, 4, 3, 3)], (0.1, 0.0): [(4,)] * 4, (1.0, 0.5): [(2, 256)], (1.0, 0.0): [(2,)],
     }  # fmt: skip
 
 
