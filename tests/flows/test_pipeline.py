@@ -168,6 +168,8 @@ def test_dvc_agrees_that_everything_is_up_to_date(toy: Toy) -> None:
 @pytest.mark.integration
 def test_second_run_does_nothing_records_nothing_and_imports_neither_torch_nor_mlflow(toy: Toy) -> None:
     before = len(_runs(toy))
+    database = toy.root / ".prefect" / "prefect.db"
+    told = database.stat().st_mtime_ns
     script = (
         "import sys\nfrom flows import pipeline\ncode = pipeline.run()\n"
         "print('HEAVY', sorted({'torch', 'mlflow', 'torchvision', 'timm'} & set(sys.modules)))\n"
@@ -178,6 +180,7 @@ def test_second_run_does_nothing_records_nothing_and_imports_neither_torch_nor_m
     assert "HEAVY []" in done.stdout
     assert "Every stage is up to date" in done.stdout
     assert len(_runs(toy)) == before
+    assert database.stat().st_mtime_ns == told  # no server was started to be told of nothing
 
 
 @pytest.mark.integration
