@@ -380,7 +380,7 @@ def _tradeoffs(evidence: Evidence) -> list[Chart]:
     ]
     for key, label, title, chosen in axes:
         figure = _figure(label, "test accuracy", height=420, xaxis_type="log", xaxis_dtick="D2", yaxis_tickformat=".1%")
-        figure.update_layout(legend={"entrywidth": 0.48, "entrywidthmode": "fraction"})
+        figure.update_layout(legend={"entrywidth": 0.49, "entrywidthmode": "fraction", "font": {"size": 10}})
         on_front = pareto_front([row[key] for row in chosen.values()], [row["accuracy"] for row in chosen.values()])
         front = sorted((row[key], row["accuracy"]) for row, good in zip(chosen.values(), on_front, strict=True) if good)
         figure.add_scatter(

@@ -450,7 +450,7 @@ def test_a_real_browser_draws_every_chart_sorts_the_table_and_has_nothing_to_com
     dom = Page(done.stdout)
     drawn = [svg for svg in dom.all("svg") if svg.get("class") == "main-svg"]
     assert len(drawn) >= 9
-    table = done.stdout.split("<tbody>")[1].split("</tbody>")[0]
+    table = done.stdout.split('<table class="sortable">')[1].split("<tbody>")[1].split("</tbody>")[0]
     assert re.findall(r'<th scope="row" data-value="(\w+)"', table) == [
         "prune",
         "prune_onnx",
