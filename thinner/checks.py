@@ -5,6 +5,7 @@ Networks are built on the meta device, where nothing is allocated, so that this 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ def deep(params: Params) -> Iterator[str]:
         except UserError as error:
             text = str(error)
             yield f"{name}.{text}" if text.startswith("network:") else f"{name}.network: {text}"
+            if not str(section.weights).startswith("torchvision:"):  # those belong to a network
+                yield from _weights(name, section)
             continue
         yield from _weights(name, section)
         try:
@@ -141,7 +144,7 @@ def _claims(params: Params) -> Iterator[str]:
         try:
             claim = statistics.parse_claim(text, params.candidate_names)
         except UserError as error:
-            yield f"claims[{number}]: {error}"
+            yield f"claims[{number}]:\n" + textwrap.indent(str(error), "    ")
             continue
         if claim.kind != "faster":
             continue
