@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tasks.stage import Stage
 from thinner import checkpoint, models, store, training, views
-from thinner.config import Augmentation, Budget, Network, Params, steps_of
+from thinner.config import Augmentation, Budget, Network, Params
 
 PREPARED = "data/prepared"
 
@@ -108,7 +108,13 @@ def learn(
 ) -> list[training.Row]:
     """Train as ``plan`` says, shown and recorded; returns the rows of the learning curve."""
     run = stage.params.run
-    steps, validate_every = steps_of(plan, len(batches.pool))
+    steps, validate_every = training.steps_of(
+        len(batches.pool),
+        batch_size=plan.batch_size,
+        steps=plan.steps,
+        epochs=plan.epochs,
+        validate_every=plan.validate_every,
+    )
     model.to(memory_format=memory_format_of(stage.params))
     with stage.progress(name, steps) as bar:
 

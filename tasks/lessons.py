@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tasks.learning import memory_format_of, policy_of, preprocessing_of
-from thinner import checkpoint, losses, models, signals, store, training, views
+from tasks import teachers
+from tasks.learning import policy_of, preprocessing_of
+from thinner import losses, models, signals, store, training, views
 from thinner.config import Params
 
 TEACH = "data/teach"
+
+Ask = Callable[[Any, Any], tuple[Tensor, Mapping[str, Tensor]]]  # image numbers, view numbers -> logits, features
 
 
 @dataclass(frozen=True)
@@ -29,67 +31,65 @@ class Lesson:
 def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int, device: torch.device) -> Lesson:
     """The losses of ``distill.losses`` between ``student`` (on ``device``) and the teacher.
 
-    With ``teacher: cached`` the teacher's logits come from the teach stage, with ``live`` from the network itself.
-    Losses that compare feature maps need the live teacher (thinner.checks says so before anything runs).
+    With ``teacher: cached`` logits and features come from the teach stage, with ``live`` from the networks themselves.
+    What is compared must have been kept: thinner.checks says so before anything runs.
     """
     distill = params.distill
     parts = []
     for part in distill.losses:
         given = parameters_of(part.name, part.parameters, distill.temperature)
         parts.append((part.name, part.weight, given, given.pop("warmup_epochs", None)))
-    layers = {side: [n for p in parts for n in p[2].get(f"{side}_layers", [])] for side in ("student", "teacher")}
-    if distill.teacher == "cached":
-        cache = signals.open_signals(TEACH)
-        combined = losses.combine(parts, seed=params.run.seed)
-
-        def cached(model: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:
-            teacher_logits = cache.logits(batch.index, batch.view, device)
-            return combined(model(batch.images), teacher_logits, batch.labels, epoch=number / per_epoch)
-
-        return Lesson(cached, None)
-
-    loaded = checkpoint.load("data/finetune")
-    teacher = loaded.model.to(device, memory_format=memory_format_of(params))
-    student_taps, teacher_taps = models.tap(student, layers["student"]), models.tap(teacher, layers["teacher"])
-
-    def ask(index: npt.NDArray[np.int64], view: npt.NDArray[np.int64]) -> Tensor:
+    wanted = {
+        side: list(dict.fromkeys(n for p in parts for n in p[2].get(f"{side}_layers", [])))
+        for side in ("student", "teacher")
+    }
+    ask = _cached(wanted["teacher"], device) if distill.teacher == "cached" else _live(params, data, wanted, device)
+    taps = models.tap(student, wanted["student"])
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {"student": {}, "teacher": {}}
+    if wanted["student"]:  # one dry forward of each sizes what compares them
+        two = data.splits["labelled"][:2]
         with torch.no_grad():
-            return signals.view_logits(
-                teacher,
-                data.images,
-                index,
-                view,
-                preprocessing=loaded.spec["preprocessing"],
-                policy=policy_of(params.student.augment),
-                seed=params.run.seed,
-                device=device,
-            )
-
-    if layers["student"]:  # one dry forward of each sizes what compares them
-        ask(data.splits["labelled"][:2], np.zeros(2, dtype=np.int64))
-        with torch.no_grad():
-            student.eval()(views.preprocess(data.images[:2], preprocessing_of(params.student), device))
+            student.eval()(views.preprocess(data.images[two], preprocessing_of(params.student), device))
+        features = ask(two, np.zeros(2, dtype=np.int64))[1]
+        shapes = {
+            side: {name: tuple(value.shape[1:]) for name, value in found.items()}
+            for side, found in (("student", taps), ("teacher", features))
+        }
     combined = losses.combine(
-        parts,
-        {name: tuple(value.shape[1:]) for name, value in student_taps.items()},
-        {name: tuple(value.shape[1:]) for name, value in teacher_taps.items()},
-        images=len(data.images),
-        seed=params.run.seed,
+        parts, shapes["student"], shapes["teacher"], images=len(data.images), seed=params.run.seed
     ).to(device)
 
-    def live(model: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:
-        teacher_logits = ask(batch.index, batch.view)
+    def step(model: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:
+        logits, features = ask(batch.index, batch.view)
         return combined(
             model(batch.images),
-            teacher_logits,
+            logits,
             batch.labels,
             epoch=number / per_epoch,
-            student_features=student_taps,
-            teacher_features=teacher_taps,
+            student_features=taps,
+            teacher_features=features,
             index=torch.from_numpy(batch.index).to(device),
         )
 
-    return Lesson(live, combined if any(True for _ in combined.parameters()) else None)
+    return Lesson(step, combined if any(True for _ in combined.state_dict()) else None)
+
+
+def _cached(layers: Sequence[str], device: torch.device) -> Ask:
+    cache = signals.open_signals(TEACH).only(layers)
+    return lambda index, view: (
+        cache.logits(index, view, device),
+        cache.features(index, view, device) if layers else {},
+    )
+
+
+def _live(params: Params, data: store.Store, wanted: dict[str, list[str]], device: torch.device) -> Ask:
+    teacher = teachers.teacher(params, data, device, [signals.Feature(layer) for layer in wanted["teacher"]]).ask
+    policy, seed = policy_of(params.student.augment), params.run.seed
+
+    def ask(index: Any, view: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return teacher(signals.View(data.images, index, view, policy, seed, device))
+
+    return ask
 
 
 def parameters_of(name: str, given: dict[str, Any], temperature: float) -> dict[str, Any]:

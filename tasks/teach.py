@@ -1,8 +1,8 @@
-"""teach: the teacher's logits for every training image and view that students will see, computed once."""
+"""teach: the teacher's signals for every training image and view that students will see, computed once."""
 
-from tasks import learning
+from tasks import learning, teachers
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, signals, store, training
+from thinner import signals, store, training
 
 TEACH = "data/teach"
 
@@ -12,7 +12,8 @@ def teach(stage: Stage) -> None:
     data = store.open_store(learning.PREPARED)
     # one process: a teacher that only looks gains little from more, and the file has one writer
     fabric = training.make_fabric(params.run.device, 1, params.run.precision)
-    teacher = checkpoint.load("data/finetune")
+    features = [signals.Feature(kept.layer, kept.keep == "pooled") for kept in section.features]
+    chosen = teachers.teacher(params, data, fabric.device, features)
     pool = learning.training_pool(data)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
@@ -20,22 +21,27 @@ def teach(stage: Stage) -> None:
     with stage.output(TEACH) as folder, stage.progress("teach", total) as bar:
         signals.write_signals(
             folder,
-            teacher.model.to(memory_format=learning.memory_format_of(params)),
+            chosen.ask,
             data.images,
             pool,
             count=section.views,
-            classes=len(data.classes),
-            preprocessing=teacher.spec["preprocessing"],
             policy=learning.policy_of(params.student.augment),
             seed=params.run.seed,
             batch_size=section.batch_size,
             device=fabric.device,
-            info={"teacher": teacher.sha256, "data_sha256": data.sha256, "views": section.views},
+            info={"teachers": chosen.sha256, "weights": chosen.weights, "data_sha256": data.sha256},
             work=stage.resume,
+            top_k=section.top_k,
+            features=features,
             on_images=lambda done: bar.update(done, images=done),
         )
     stage.record.metrics({"teach/images": float(total)})
-    stage.say(f"teach: {section.views} view(s) of {len(pool):,} images in {TEACH}")
+    for name, weight in chosen.weights.items():
+        if len(chosen.weights) > 1:
+            stage.say(f"teach: {name} counts {weight:.1%}")
+    kept = "logits" if section.top_k is None else f"the {section.top_k} largest logits"
+    layers = "".join(f", {feature.layer} ({'pooled' if feature.pooled else 'map'})" for feature in features)
+    stage.say(f"teach: {kept}{layers} for {section.views} view(s) of {len(pool):,} images in {TEACH}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = GRAPH["stages"]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
-# They decide what is recorded or refused, never what is computed: a better message must not train a network
-# again.
-ONLY_WATCH = {"tasks.lineage", "tasks.tracking", "thinner.checks"}
+# They decide what is recorded or refused, never what is computed: a better message, or a new key of another stage, must
+# not train a network again. (The values of params.yaml are dependencies by themselves.)
+ONLY_WATCH = {"tasks.lineage", "tasks.tracking", "thinner.config", "thinner.checks"}
 SHARED_SECTIONS = {"run", "data", "student", "claims"}  # sections that are not a stage's
 
 

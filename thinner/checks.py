@@ -54,6 +54,7 @@ def deep(params: Params) -> Iterator[str]:
         if params.finetune.freeze > len(parts):
             listed = ", ".join(parts)
             yield f"finetune.freeze: {params.finetune.freeze}, but the network has {len(parts)} parts: {listed}"
+    yield from _features(params, built)
     yield from _losses(params, built)
     yield from _pruning(params, built)
     if params.run.device == "cuda" and not torch.cuda.is_available():
@@ -93,7 +94,7 @@ def _losses(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
             yield f"{where}: {error}"
         needs = losses.LOSSES[part.name].needs & {"features", "pooled"}
         if needs and params.distill.teacher == "cached":
-            yield (f"{where}.name: '{part.name}' compares features, which are not cached. Set distill.teacher: live")
+            yield from _kept(params, where, given.get("teacher_layers", []), whole="features" in needs)
         if needs:
             for side, section in (("student", "student"), ("teacher", "finetune")):
                 names = given.get(f"{side}_layers", [])
@@ -102,6 +103,32 @@ def _losses(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
                         models.tap(built[section], names)
                     except UserError as error:
                         yield f"{where}.{side}_layers: {error}"
+
+
+def _kept(params: Params, where: str, layers: Any, whole: bool) -> Iterator[str]:
+    """What a loss compares must lie in the cache, and be whole where it looks at places."""
+    kept = {feature.layer: feature.keep for feature in params.teach.features}
+    for layer in layers if isinstance(layers, list) else []:
+        if layer not in kept or (whole and kept[layer] == "pooled"):
+            has = f"kept as '{kept[layer]}'" if layer in kept else "not among teach.features"
+            yield (
+                f"{where}.teacher_layers: '{layer}' is {has}, but the loss needs it. Add to teach.features: "
+                f"{{layer: {layer}, keep: {'map' if whole else 'pooled'}}}, or set distill.teacher: live"
+            )
+
+
+def _features(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
+    seen: set[str] = set()
+    for number, feature in enumerate(params.teach.features):
+        where = f"teach.features[{number}].layer"
+        if feature.layer in seen:
+            yield f"{where}: '{feature.layer}' is named twice. Name each layer once"
+        seen.add(feature.layer)
+        if params.teach.teachers[0] == "finetune" and "finetune" in built:
+            try:
+                models.tap(built["finetune"], [feature.layer])
+            except UserError as error:
+                yield f"{where}: {error}"
 
 
 def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:

@@ -10,7 +10,6 @@ All errors of a file are raised together, one line each: key, value, mend.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -113,6 +112,12 @@ class Augmentation(Section):
     contrast: Ratio
     erase: Ratio
 
+    @property
+    def still(self) -> bool:
+        """Whether views are the image itself."""
+        moves = (self.rotation_degrees, self.translation, self.brightness, self.contrast, self.erase)
+        return self.crop == 1.0 and not self.flip and not any(moves)
+
 
 class Budget(Section):
     """How long and how fast a network is trained."""
@@ -202,9 +207,20 @@ class Scratch(Section):
     cutmix: NonNegative
 
 
+class Feature(Section):
+    """A layer of the teacher whose output is kept for losses that compare features."""
+
+    layer: str
+    keep: Literal["map", "pooled"]
+
+
 class Teach(Section):
+    teachers: Annotated[list[str], Field(min_length=1)]
+    combine: Literal["mean", "accuracy"]
     views: Count
     batch_size: Count
+    top_k: Count | None
+    features: list[Feature]
 
 
 class LossPart(BaseModel):
@@ -364,6 +380,7 @@ def _contradictions(params: Params) -> Iterable[str]:
         yield "run.precision: 'fp16' does not train on cpu. Choose one of: fp32, bf16"
     if params.run.devices > 1 and params.distill.teacher == "live" and params.run.compile:
         yield "run.compile: true does not go with run.devices > 1 and distill.teacher: live. Set run.compile: false"
+    yield from _teachers(params)
     if params.student.training.steps is None:
         yield (
             f"student.training.epochs: {params.student.training.epochs}, but scratch sees fewer images than distill: "
@@ -371,14 +388,37 @@ def _contradictions(params: Params) -> Iterable[str]:
         )
 
 
+TEACHERS = Path("data/teachers")  # DVC watches this folder
+
+
+def _teachers(params: Params) -> Iterable[str]:
+    teach = params.teach
+    for number, name in enumerate(teach.teachers):
+        where, path = f"teach.teachers[{number}]", Path(name)
+        if name == "finetune":
+            continue
+        if path.parent != TEACHERS:
+            yield (
+                f"{where}: unknown '{name}'. Choose one of: finetune, {TEACHERS}/NAME (a checkpoint's folder), "
+                f"{TEACHERS}/NAME.npz (logits)"
+            )
+        elif not path.exists():
+            yield f"{where}: '{name}' does not exist. Put the checkpoint's folder or the .npz there (docs/teachers.md)"
+        elif path.suffix == ".npz" and not params.student.augment.still:
+            yield (
+                f"{where}: '{name}' knows the images only as they are, but student.augment moves them. "
+                "Set crop 1.0, flip false and the rest 0.0, or use networks as teachers"
+            )
+    if len(set(teach.teachers)) < len(teach.teachers):
+        yield f"teach.teachers: {teach.teachers} names one twice. Name each once"
+    if teach.features and teach.teachers[0].endswith(".npz"):
+        yield (
+            f"teach.features: come from the first teacher, but '{teach.teachers[0]}' is a file of logits. "
+            "Put a network first, or set teach.features: []"
+        )
+
+
 def _deep_contradictions(params: Params) -> list[str]:
     from thinner import checks
 
     return list(checks.deep(params))
-
-
-def steps_of(training: Budget, images: int) -> tuple[int, int]:
-    """(total steps, steps between two validations) for ``images`` training images."""
-    per_epoch = max(1, math.ceil(images / training.batch_size))
-    steps = training.steps if training.steps is not None else per_epoch * (training.epochs or 0)
-    return steps, min(steps, training.validate_every or per_epoch)

@@ -1,15 +1,24 @@
-"""The teacher's signals: its logits for a number of views of every training image, computed once, kept on disk.
+"""The teacher's signals for a number of views of every training image: computed once, kept on disk.
 
-``logits.npy`` float16 [views, images, classes], each row less its centre (half the sum of its largest and smallest
-value), because float16 is finest around zero; ``centres.npy`` float32 [views, images]; ``index.npy`` int64
-[images], sorted image numbers; ``signals.json`` what they were made of.
+In the folder, with V views, N images, C classes:
+
+- ``logits.npy`` float16 [V, N, C], each row less its centre (half the sum of its largest and smallest value), because
+  float16 is finest around zero; ``centres.npy`` float32 [V, N]
+- ``index.npy`` int64 [N], sorted image numbers; ``signals.json`` what the set was made of
+- with ``top_k``: ``logits.npy`` is [V, N, k], the k largest, ``classes.npy`` int32 [V, N, k] whose they are, and
+  ``rest.npy`` float32 [V, N] the log of the summed exponentials of all others
+- ``features-0.npy``, ... float16 [V, N, *shape]: outputs of layers of the first teacher, whole or pooled
+
+A teacher is whatever answers for views of images; several are averaged. The set is exact: each answer is for the very
+view that the student will see (thinner.views), rounded to float16 and to nothing else, unless ``top_k`` is set.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +28,93 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thinner import views
+from thinner import models, views
 from thinner.errors import UserError
+from thinner.mapped import take
+
+_HALF = 65504.0  # the largest float16
 
 
 class SignalsError(UserError):
-    """Cached signals are missing or do not fit what is asked of them."""
+    """Teacher signals are missing or do not fit what is asked of them."""
+
+
+# ---------------------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
 class Signals:
+    """A set on disk, opened; the arrays stay there until looked at."""
+
     scores: npt.NDArray[np.float16]
     centres: npt.NDArray[np.float32]
     index: npt.NDArray[np.int64]
     info: dict[str, Any]
+    classes: npt.NDArray[np.int32] | None = None
+    rest: npt.NDArray[np.float32] | None = None
+    maps: Mapping[str, npt.NDArray[np.float16]] = field(default_factory=dict)
 
     def logits(
         self, index: Int[np.ndarray, " batch"], view: Int[np.ndarray, " batch"], device: torch.device | str = "cpu"
     ) -> Float[Tensor, "batch classes"]:
+        """What the teacher said of these views.
+
+        With ``top_k`` the classes that were not kept share what probability is left in equal parts (marginal
+        smoothing, Shen & Xing 2021, https://arxiv.org/abs/2112.01528, section 3.2): the probabilities of the kept ones
+        and the sum of the others are the teacher's, at temperature 1.
+        """
+        row = self._rows(index)
+        centre = take(self.centres, (view, row))[:, None]
+        values = take(self.scores, (view, row)).astype(np.float32) + centre
+        if self.classes is not None and self.rest is not None:
+            count = int(self.info["classes"])
+            each = take(self.rest, (view, row))[:, None] - np.log(max(1, count - values.shape[1]))
+            dense = np.broadcast_to(each, (len(row), count)).astype(np.float32)
+            np.put_along_axis(dense, take(self.classes, (view, row)).astype(np.int64), values, axis=1)
+            values = dense
+        return torch.from_numpy(values).to(device)
+
+    def features(
+        self, index: Int[np.ndarray, " batch"], view: Int[np.ndarray, " batch"], device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """The kept layers' outputs for these views, by module path, float32 ``[batch, *shape]``."""
+        row = self._rows(index)
+        return {
+            layer: torch.from_numpy(take(values, (view, row)).astype(np.float32)).to(device)
+            for layer, values in self.maps.items()
+        }
+
+    def only(self, layers: Sequence[str]) -> Signals:
+        """The same set with the features of ``layers`` only: reading the others would cost time for nothing."""
+        return Signals(
+            self.scores, self.centres, self.index, self.info, self.classes, self.rest,
+            {layer: self.maps[layer] for layer in layers},
+        )  # fmt: skip
+
+    def _rows(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         row = np.searchsorted(self.index, index)
         if (row >= len(self.index)).any() or (self.index[np.minimum(row, len(self.index) - 1)] != index).any():
             raise SignalsError("the teacher has no signals for some of these images. Make them: thinner stage teach")
-        values = self.scores[view, row].astype(np.float32) + self.centres[view, row][:, None]
-        return torch.from_numpy(values).to(device)
+        return row
 
 
 def open_signals(folder: str | Path) -> Signals:
     folder = Path(folder)
+
+    def mapped(name: str) -> Any:
+        return np.load(folder / name, mmap_mode="r")
+
     try:
+        info = json.loads((folder / "signals.json").read_text())
+        top = info.get("top_k") is not None
         return Signals(
-            np.load(folder / "logits.npy", mmap_mode="r"),
-            np.load(folder / "centres.npy", mmap_mode="r"),
+            mapped("logits.npy"),
+            mapped("centres.npy"),
             np.load(folder / "index.npy"),
-            json.loads((folder / "signals.json").read_text()),
+            info,
+            mapped("classes.npy") if top else None,
+            mapped("rest.npy") if top else None,
+            {kept["layer"]: mapped(f"features-{n}.npy") for n, kept in enumerate(info.get("features", []))},
         )
     except (FileNotFoundError, ValueError) as error:
         raise SignalsError(
@@ -59,69 +122,125 @@ def open_signals(folder: str | Path) -> Signals:
         ) from error
 
 
-@torch.inference_mode()
-def write_signals(
-    folder: Path,
-    teacher: nn.Module,
-    images: npt.NDArray[np.uint8],
-    index: npt.NDArray[np.int64],
-    *,
-    count: int,
-    classes: int,
-    preprocessing: dict[str, Any],
-    policy: views.Policy,
-    seed: int,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    info: dict[str, Any],
-    work: Path,
-    on_images: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Ask ``teacher`` for ``count`` views of the images ``index`` (sorted) and write the set into ``folder``.
+# ---------------------------------------------------------------------------------------------------- teachers
 
-    The arrays grow in ``work``, which outlives a killed run: a new call goes on after the last whole batch.
+
+@dataclass(frozen=True)
+class Feature:
+    """A layer whose output is kept: whole, or averaged over places (``pooled``)."""
+
+    layer: str
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """What a teacher is asked about: these images, in these views."""
+
+    images: npt.NDArray[np.uint8]  # of the whole store, usually memory-mapped
+    index: npt.NDArray[np.int64]
+    number: int | npt.NDArray[np.int64]
+    policy: views.Policy
+    seed: int
+    device: torch.device | str = "cpu"
+
+
+class NetworkTeacher:
+    """A network, and what it wants to see."""
+
+    def __init__(self, model: nn.Module, preprocessing: dict[str, Any], features: Sequence[Feature] = ()) -> None:
+        self.model, self.preprocessing, self._features = model.eval(), preprocessing, tuple(features)
+        self._taps = models.tap(model, [feature.layer for feature in features])
+
+    @torch.inference_mode()
+    def __call__(self, view: View) -> tuple[Float[Tensor, "batch classes"], dict[str, Tensor]]:
+        logits = view_logits(
+            self.model, view.images, view.index, view.number,
+            preprocessing=self.preprocessing, policy=view.policy, seed=view.seed, device=view.device,
+        )  # fmt: skip
+        found: dict[str, Tensor] = {}
+        for feature in self._features:
+            output = self._taps[feature.layer].float()
+            found[feature.layer] = output.flatten(2).mean(2) if feature.pooled and output.ndim > 2 else output
+        return logits, found
+
+
+class GivenTeacher:
+    """Logits that were computed elsewhere, for images as they are stored: views that move have no answer here."""
+
+    def __init__(self, index: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> None:
+        order = np.argsort(index)
+        self._index, self._logits = index[order], logits[order].astype(np.float32)
+
+    def __call__(self, view: View) -> tuple[Float[Tensor, "batch classes"], dict[str, Tensor]]:
+        if not view.policy.still:
+            raise SignalsError(
+                "student.augment: moves the images, but a teacher in a file knows them only as they are. "
+                "Set crop 1.0, flip false and the rest 0.0, or use networks as teachers"
+            )
+        row = np.searchsorted(self._index, view.index)
+        if (row >= len(self._index)).any() or (self._index[np.minimum(row, len(self._index) - 1)] != view.index).any():
+            raise SignalsError("teach.teachers: the file has no logits for some of these images")
+        return torch.from_numpy(self._logits[row]).to(view.device), {}
+
+
+Teacher = Callable[[View], tuple[Tensor, dict[str, Tensor]]]
+
+
+def average(teachers: Sequence[Teacher], weights: Sequence[float]) -> Teacher:
+    """One teacher out of several: the mean of their logits with ``weights`` (made to add up to 1), which is the
+    geometric mean of their distributions (Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2). The
+    features are those of the first."""
+    total = sum(weights)
+    if len(teachers) != len(weights) or total <= 0 or min(weights) < 0:
+        raise SignalsError(f"{len(teachers)} teachers cannot be weighted by {list(weights)}")
+    if len(teachers) == 1:
+        return teachers[0]
+
+    def ask(view: View) -> tuple[Tensor, dict[str, Tensor]]:
+        answers = [teacher(view) for teacher in teachers]
+        logits = [logits * (weight / total) for (logits, _), weight in zip(answers, weights, strict=True)]
+        return torch.stack(logits).sum(0), answers[0][1]
+
+    return ask
+
+
+def read_given(
+    path: Path, names: Sequence[str], classes: Sequence[str], needed: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """(image numbers, logits) of a ``.npz`` with ``names`` [M] (paths below the source's folder, as in ``names`` here),
+    ``logits`` [M, classes], and, to be safe, ``classes`` [classes], which may come in another order.
+
+    Raises SignalsError where an image of ``needed`` is missing or classes differ.
     """
-    teacher.eval().to(device)
-    shape = (count, len(index), classes)
-    mark = work / "done.json"
-    done = json.loads(mark.read_text())["done"] if mark.exists() else 0
-    mode = "r+" if done else "w+"
-    scores = np.lib.format.open_memmap(work / "logits.npy", mode=mode, dtype=np.float16, shape=shape)
-    centres = np.lib.format.open_memmap(work / "centres.npy", mode=mode, dtype=np.float32, shape=shape[:2])
-    for start in range(done, count * len(index), batch_size):
-        # batches run over images first, then views, and do not cross from one view to the next
-        view, row = divmod(start, len(index))
-        stop = min(row + batch_size, len(index))
-        for first, last, number in ((row, stop, view), (0, row + batch_size - len(index), view + 1)):
-            if last > first and number < count:
-                logits = view_logits(
-                    teacher,
-                    images,
-                    index[first:last],
-                    number,
-                    preprocessing=preprocessing,
-                    policy=policy,
-                    seed=seed,
-                    device=device,
-                ).cpu()
-                centre = (logits.amax(1) + logits.amin(1)) / 2
-                scores[number, first:last] = (logits - centre[:, None]).to(torch.float16).numpy()
-                centres[number, first:last] = centre.numpy()
-        done = min(start + batch_size, count * len(index))
-        on_images(done)
-        if (start // batch_size) % 20 == 19:
-            scores.flush()
-            centres.flush()
-            partial = mark.with_suffix(".partial")
-            partial.write_text(json.dumps({"done": done}))
-            partial.replace(mark)
-    scores.flush()
-    centres.flush()
-    del scores, centres
-    np.save(folder / "index.npy", index)
-    (folder / "signals.json").write_text(json.dumps(info, indent=1, sort_keys=True) + "\n")
-    for name in ("logits.npy", "centres.npy"):
-        np.save(folder / name, np.load(work / name, mmap_mode="r"))
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            given = {key: file[key] for key in file.files}
+        theirs, logits = [str(name) for name in given["names"]], given["logits"].astype(np.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise SignalsError(
+            f"{path}: cannot be read as teacher logits ({error}). "
+            "Write it with numpy.savez(path, names=..., logits=..., classes=...)"
+        ) from error
+    if logits.shape != (len(theirs), len(classes)):
+        raise SignalsError(
+            f"{path}: logits are {list(logits.shape)}, but there are {len(theirs)} names and {len(classes)} classes"
+        )
+    if not np.isfinite(logits).all():
+        raise SignalsError(f"{path}: some logits are not finite numbers")
+    if "classes" in given:
+        columns = [str(name) for name in given["classes"]]
+        if sorted(columns) != sorted(classes):
+            raise SignalsError(f"{path}: has the classes {columns}, the data {list(classes)}")
+        logits = logits[:, [columns.index(name) for name in classes]]
+    numbers = {name: number for number, name in enumerate(names)}
+    known = [(numbers[name], row) for row, name in enumerate(theirs) if name in numbers]
+    index = np.array([number for number, _ in known], dtype=np.int64)
+    missing = np.setdiff1d(needed, index)
+    if len(missing):
+        some = ", ".join(names[number] for number in missing[:3])
+        raise SignalsError(f"{path}: no logits for {len(missing)} of the {len(needed)} images, such as {some}")
+    return index, logits[[row for _, row in known]]
 
 
 @torch.inference_mode()
@@ -138,8 +257,106 @@ def view_logits(
 ) -> Float[Tensor, "batch classes"]:
     """What the live teacher says of these views."""
     pixels = views.draw(
-        images[index], index, view, size=preprocessing["image_size"], seed=seed, policy=policy, device=device
+        take(images, index), index, view, size=preprocessing["image_size"], seed=seed, policy=policy, device=device
     )
     x = views.normalise(pixels, preprocessing["mean"], preprocessing["std"])
     logits: Tensor = teacher(views.laid_out_for(teacher, x))
     return logits.float()
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def write_signals(
+    folder: Path,
+    teacher: Teacher,
+    images: npt.NDArray[np.uint8],
+    index: npt.NDArray[np.int64],
+    *,
+    count: int,
+    policy: views.Policy,
+    seed: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    info: dict[str, Any],
+    work: Path,
+    top_k: int | None = None,
+    features: Sequence[Feature] = (),
+    on_images: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Ask ``teacher`` for ``count`` views of the images ``index`` (sorted) and write the set into ``folder``.
+
+    The arrays grow in ``work``, which outlives a killed run: a new call goes on after the last whole batch. Raises
+    SignalsError before the first when the disk has no room for the set.
+    """
+    first = answer(teacher(View(images, index[:1], 0, policy, seed, device)), top_k, features)
+    classes = int(first.pop("width")[0])
+    total = count * len(index)
+    needed = sum(total * values[0].nbytes for values in first.values())
+    mark = work / "done.json"
+    done = json.loads(mark.read_text())["done"] if mark.exists() else 0
+    free = shutil.disk_usage(work).free
+    if not done and needed > free:
+        raise SignalsError(
+            f"teach: the signals take {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left. "
+            "Lower teach.views, set teach.top_k, or keep fewer or pooled teach.features"
+        )
+    arrays = {
+        name: np.lib.format.open_memmap(
+            work / f"{name}.npy",
+            mode="r+" if done else "w+",
+            dtype=values.dtype,
+            shape=(count, len(index), *values.shape[1:]),
+        )
+        for name, values in first.items()
+    }
+    for start in range(done, total, batch_size):
+        end = min(start + batch_size, total)
+        for number in range(start // len(index), -(-end // len(index))):  # a batch may reach into further views
+            rows = slice(max(0, start - number * len(index)), min(len(index), end - number * len(index)))
+            said = teacher(View(images, index[rows], number, policy, seed, device))
+            for name, values in answer(said, top_k, features).items():
+                if name in arrays:
+                    arrays[name][number, rows] = values
+        done = end
+        on_images(done)
+        if (start // batch_size) % 20 == 19:
+            for array in arrays.values():
+                array.flush()
+            partial = mark.with_suffix(".partial")
+            partial.write_text(json.dumps({"done": done}))
+            partial.replace(mark)
+    for array in arrays.values():
+        array.flush()
+    names = list(arrays)
+    arrays.clear()
+    np.save(folder / "index.npy", index)
+    kept = [{"layer": feature.layer, "pooled": feature.pooled} for feature in features]
+    about = {**info, "views": count, "classes": classes, "top_k": top_k, "features": kept}
+    (folder / "signals.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    mark.unlink(missing_ok=True)  # from here on the arrays leave `work` one by one: not a state to go on from
+    for name in names:
+        shutil.move(work / f"{name}.npy", folder / f"{name}.npy")
+
+
+def answer(
+    said: tuple[Tensor, Mapping[str, Tensor]], top_k: int | None, features: Sequence[Feature]
+) -> dict[str, npt.NDArray[Any]]:
+    """What a teacher said, as the rows that are stored, by the name of their file; and ``width``, the classes."""
+    logits = said[0].float().cpu()
+    width = logits.shape[1]
+    rows: dict[str, npt.NDArray[Any]] = {"width": np.full(len(logits), width)}
+    if top_k is not None:
+        if top_k >= width:
+            raise SignalsError(f"teach.top_k: {top_k}, but there are {width} classes. Set teach.top_k: null")
+        logits, chosen = logits.topk(top_k, dim=1)
+        others = said[0].float().cpu().scatter(1, chosen, -torch.inf)
+        rows["classes"] = chosen.to(torch.int32).numpy()
+        rows["rest"] = others.logsumexp(1).clamp_min(-_HALF).numpy()
+    centre = (logits.amax(1) + logits.amin(1)) / 2
+    rows["logits"] = (logits - centre[:, None]).clamp(-_HALF, _HALF).to(torch.float16).numpy()
+    rows["centres"] = centre.numpy()
+    for number, feature in enumerate(features):
+        values = said[1][feature.layer].float().cpu()
+        rows[f"features-{number}"] = values.clamp(-_HALF, _HALF).contiguous().to(torch.float16).numpy()
+    return rows

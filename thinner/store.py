@@ -3,6 +3,7 @@
     data/prepared/images.npy   uint8 [N, H, W, C]
                   labels.npy   int64 [N]; -1 where nobody may know the label
                   splits.npz   labelled, unlabelled, validation, test: int64 numbers of images, sorted
+                  names.json   of the images, as the source names them: paths below its folder, for example
                   info.json    classes, sha256, counts, image_size, channels, fit, source
 
 Reading is ``open_store(folder)``. Writing is four steps, which ``write_store`` does in a row: `write_images`
@@ -105,6 +106,8 @@ def write_store(
         labelled=labelled, validation=validation, test=test, unlabelled=unlabelled, seed=seed,
     )  # fmt: skip
     labels = forget(labels, splits)
+    names = json.dumps([listing.name(int(i)) for i in written.kept], ensure_ascii=False, indent=0)
+    (folder / "names.json").write_text(names + "\n", encoding="utf-8")
     info = {"source": source, "image_size": image_size, "channels": channels, "fit": fit}
     write_splits(
         folder, labels, splits,

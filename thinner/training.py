@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from thinner import views
 from thinner.errors import UserError
+from thinner.mapped import take
 
 Row = dict[str, float]
 
@@ -87,7 +88,13 @@ class Batches:
         order = np.argsort(index)  # a memory map reads forwards faster, and the sum of a batch has no order
         index, view = index[order], view[order]
         pixels = views.draw(
-            self.images[index], index, view, size=self.size, seed=self.seed, policy=self.policy, device=self.device
+            take(self.images, index),
+            index,
+            view,
+            size=self.size,
+            seed=self.seed,
+            policy=self.policy,
+            device=self.device,
         )
         batch = views.normalise(pixels, list(self.mean), list(self.std))
         if self.channels_last:
@@ -157,6 +164,16 @@ def make_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, fused=True)
     raise TrainingError(f"optimizer: unknown '{name}'. Choose one of: sgd, adam, adamw")
+
+
+def steps_of(
+    images: int, *, batch_size: int, steps: int | None, epochs: int | None, validate_every: int | None
+) -> tuple[int, int]:
+    """(total steps, steps between two validations) of a training with ``steps`` or ``epochs`` over ``images`` images;
+    validation is once per epoch where ``validate_every`` is None."""
+    per_epoch = max(1, math.ceil(images / batch_size))
+    total = steps if steps is not None else per_epoch * (epochs or 0)
+    return total, min(total, validate_every or per_epoch)
 
 
 def learning_rate_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
@@ -409,7 +426,7 @@ def logits_of(
     model.eval()
     out = []
     for start in range(0, len(index), batch_size):
-        x = views.preprocess(images[index[start : start + batch_size]], preprocessing, device)
+        x = views.preprocess(take(images, index[start : start + batch_size]), preprocessing, device)
         out.append(model(views.laid_out_for(model, x)).float().cpu())
         on_batch(min(len(index), start + batch_size))
     return torch.cat(out)

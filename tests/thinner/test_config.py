@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from thinner.config import Params, ParamsError, load_params, steps_of
+from thinner.config import Params, ParamsError, load_params
 
 ROOT = Path(__file__).parents[2]
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -35,6 +35,9 @@ def test_the_shipped_file_is_right():
     load_params(ROOT / "params.yaml", deep=True)
 
 
+FITNET = {"name": "fitnet", "weight": 1.0, "student_layers": ["stages.2"], "teacher_layers": ["blocks.4"]}
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -54,6 +57,10 @@ def test_the_shipped_file_is_right():
         ({"data.source": "folder:photos"}, "'data/raw' does not hold 'photos', so DVC would not notice a changed picture. Set data.root: photos"),
         ({"data.channels": 3}, "student.mean: one value (grey), but data.channels is 3"),
         ({"distill.losses": []}, "distill.losses: []: list should have at least 1 item"),
+        ({"teach.teachers": ["fintune"]}, "teach.teachers[0]: unknown 'fintune'. Choose one of: finetune, data/teachers/NAME"),
+        ({"teach.teachers": ["finetune", "data/teachers/no.npz"]}, "teach.teachers[1]: 'data/teachers/no.npz' does not exist. Put"),
+        ({"teach.teachers": ["finetune", "finetune"]}, "names one twice"),
+        ({"teach.teachers": []}, "teach.teachers: []: list should have at least 1 item"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(tmp_path, changes, line):
@@ -71,7 +78,10 @@ def test_a_mistake_is_named(tmp_path, changes, line):
         ({"finetune.freeze": 999}, "finetune.freeze: 999, but the network has"),
         ({"distill.losses.0.name": "kll"}, "distill.losses[0].name: unknown 'kll'. Choose one of: kd, mse"),
         ({"distill.losses.0.alpha": 3}, "distill.losses[0]: "),
-        ({"distill.losses.0.name": "fitnet"}, "'fitnet' compares features, which are not cached. Set distill.teacher: live"),
+        ({"distill.losses": [FITNET]}, "distill.losses[0].teacher_layers: 'blocks.4' is not among teach.features, but the loss needs it. Add to teach.features: {layer: blocks.4, keep: map}, or set distill.teacher: live"),
+        ({"distill.losses": [FITNET], "teach.features": [{"layer": "blocks.4", "keep": "pooled"}]}, "'blocks.4' is kept as 'pooled', but the loss needs it. Add to teach.features: {layer: blocks.4, keep: map}"),
+        ({"teach.features": [{"layer": "block.4", "keep": "map"}]}, "teach.features[0].layer: no layer 'block.4' in EfficientNet. Near: blocks.4"),
+        ({"teach.features": [{"layer": "blocks.4", "keep": "map"}] * 2}, "teach.features[1].layer: 'blocks.4' is named twice"),
         ({"prune.criterion": "L9"}, "prune.criterion: unknown 'L9'. Choose one of: magnitude"),
         ({"prune.rounds": 20, "prune.ratio": 0.3}, "prune.ratio: 0.3 over prune.rounds: 20 asks for 0% of the MACs; 'resnet8' with round_to 8 can reach 13% to 100%"),
         ({"claims": ["distil beats scratch on accuracy"]}, "claims[0]:\n    distil beats scratch on accuracy\n    ^ unknown candidate (did you mean 'distill'?)"),
@@ -127,14 +137,6 @@ def test_every_key_is_documented():
         assert f"## {section}" in text
         for key in keys if isinstance(keys, dict) else ():
             assert f"`{key}`" in text, f"{section}.{key} is not in docs/params.md"
-
-
-def test_steps_are_given_or_follow_from_epochs():
-    training = load_params(ROOT / "params.yaml").finetune.training
-    by_epochs = training.model_copy(update={"epochs": 3, "steps": None, "validate_every": None, "batch_size": 64})
-    assert steps_of(by_epochs, 2000) == (96, 32)
-    by_steps = by_epochs.model_copy(update={"epochs": None, "steps": 50})
-    assert steps_of(by_steps, 2000) == (50, 32)
 
 
 def test_the_shipped_file_names_every_section_of_the_model():

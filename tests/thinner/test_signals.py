@@ -1,12 +1,14 @@
 """What the teacher said once is what it would say again."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from thinner import models, signals, views
+from thinner.mapped import take
 
 NETWORK = {"name": "resnet8", "width": 8, "stem_stride": 2, "classes": 7, "channels": 1}
 PREPROCESSING = {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.25]}
@@ -20,14 +22,25 @@ def teacher():
     return models.create(NETWORK).eval()
 
 
-def write(folder, work, **changes):
+def write(folder, work, who=None, **changes):
     folder.mkdir(exist_ok=True)
     work.mkdir(exist_ok=True)
     arguments = {
-        "count": 3, "classes": 7, "preprocessing": PREPROCESSING, "policy": POLICY, "seed": 4, "batch_size": 4,
-        "info": {"teacher": "x"}, "work": work, **changes,
+        "count": 3, "policy": POLICY, "seed": 4, "batch_size": 4, "info": {"teacher": "x"}, "work": work, **changes,
     }  # fmt: skip
-    signals.write_signals(folder, teacher(), IMAGES, INDEX, **arguments)
+    who = who or signals.NetworkTeacher(teacher(), PREPROCESSING, changes.get("features", ()))
+    signals.write_signals(folder, who, IMAGES, INDEX, **arguments)
+    return signals.open_signals(folder)
+
+
+def view_of(index, number=0, policy=POLICY):
+    return signals.View(IMAGES, np.asarray(index), number, policy, 4)
+
+
+def says(logits):
+    """A teacher that says the same of every image."""
+    row = torch.as_tensor(logits, dtype=torch.float32)
+    return lambda view: (row.repeat(len(view.index), 1), {})
 
 
 def test_cached_signals_equal_the_live_teacher(tmp_path):
@@ -41,25 +54,17 @@ def test_cached_signals_equal_the_live_teacher(tmp_path):
 
 def test_large_logits_lose_little(tmp_path):
     # float16 keeps 2**-8 at 8; the centre halves the size of what is stored
-    class Loud(torch.nn.Module):
-        def forward(self, x):
-            return torch.linspace(-15.0, 16.0, 7) + x.mean(dim=(1, 2, 3))[:, None] * 0
-
-    (tmp_path / "work").mkdir()
-    signals.write_signals(
-        tmp_path, Loud(), IMAGES, INDEX, count=1, classes=7, preprocessing=PREPROCESSING, policy=POLICY, seed=0,
-        batch_size=4, info={}, work=tmp_path / "work",
-    )  # fmt: skip
-    got = signals.open_signals(tmp_path).logits(INDEX, np.zeros(10, dtype=np.int64))
-    assert (got - torch.linspace(-15.0, 16.0, 7)).abs().max() <= 4e-3
+    loud = torch.linspace(-15.0, 16.0, 7)
+    got = write(tmp_path / "out", tmp_path / "work", says(loud)).logits(INDEX, np.zeros(10, dtype=np.int64))
+    assert (got - loud).abs().max() <= 4e-3
 
 
-def test_the_batch_size_of_the_teacher_changes_next_to_nothing(tmp_path):
-    for size in (3, 10):
-        write(tmp_path / str(size), tmp_path / f"work{size}", batch_size=size)
-    one, two = (signals.open_signals(tmp_path / str(size)) for size in (3, 10))
-    view = np.ones(10, dtype=np.int64)
-    assert torch.allclose(one.logits(INDEX, view), two.logits(INDEX, view), atol=2e-3)
+@pytest.mark.parametrize("size", [3, 10, 13, 27, 100])  # within a view, a whole one, across two, across three, all
+def test_the_batch_size_of_the_teacher_changes_next_to_nothing(tmp_path, size):
+    cache = write(tmp_path / "out", tmp_path / "work", batch_size=size)
+    for number in range(3):
+        live = signals.NetworkTeacher(teacher(), PREPROCESSING)(view_of(INDEX, number))[0]
+        assert (cache.logits(INDEX, np.full(10, number)) - live).abs().max() <= 2e-3
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
@@ -98,3 +103,119 @@ def test_an_image_without_signals_is_an_error(tmp_path):
 def test_missing_signals_name_the_stage(tmp_path):
     with pytest.raises(signals.SignalsError, match="thinner stage teach"):
         signals.open_signals(tmp_path)
+
+
+def test_kept_features_are_those_of_the_live_teacher(tmp_path):
+    features = [signals.Feature("stages.1"), signals.Feature("stages.2", pooled=True)]
+    cache = write(tmp_path / "out", tmp_path / "work", features=features)
+    wanted, number = np.array([29, 1, 13, 8]), np.array([0, 2, 1, 2])
+    got = cache.features(wanted, number)
+    live = signals.NetworkTeacher(teacher(), PREPROCESSING, [signals.Feature("stages.1"), signals.Feature("stages.2")])
+    maps = live(view_of(wanted, number))[1]
+    assert list(got) == ["stages.1", "stages.2"]
+    torch.testing.assert_close(got["stages.1"], maps["stages.1"], atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(got["stages.2"], maps["stages.2"].mean((2, 3)), atol=2e-3, rtol=1e-3)
+    assert list(cache.only(["stages.2"]).features(wanted, number)) == ["stages.2"]
+
+
+def test_the_largest_logits_keep_their_probability_and_the_others_share_the_rest(tmp_path):
+    probabilities = np.array([0.05, 0.5, 0.02, 0.25, 0.1, 0.05, 0.03])
+    got = write(tmp_path / "out", tmp_path / "work", says(np.log(probabilities) + 3.0), top_k=3)
+    got = got.logits(INDEX, np.ones(10, dtype=np.int64)).softmax(1)
+    # by hand: 0.5, 0.25 and 0.1 are kept; the other four share 0.15
+    expected = [0.0375, 0.5, 0.0375, 0.25, 0.1, 0.0375, 0.0375]
+    np.testing.assert_allclose(got.numpy(), np.tile(expected, (10, 1)), atol=2e-4)
+
+
+def test_many_classes_take_less_room(tmp_path):
+    wide = says(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    for name, top in (("all", None), ("few", 20)):
+        write(tmp_path / name, tmp_path / f"work {name}", wide, top_k=top)
+    size = {name: sum(f.stat().st_size for f in (tmp_path / name).iterdir()) for name in ("all", "few")}
+    assert size["few"] < 0.1 * size["all"]
+
+
+def test_top_k_of_all_classes_is_refused(tmp_path):
+    with pytest.raises(signals.SignalsError, match="teach.top_k: 7, but there are 7 classes. Set teach.top_k: null"):
+        write(tmp_path / "out", tmp_path / "work", top_k=7)
+
+
+def test_a_set_that_does_not_fit_the_disk_is_refused_before_the_first_image(tmp_path, monkeypatch):
+    usage = signals.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(signals.shutil, "disk_usage", lambda path: usage._replace(free=100))
+    seen = []
+    with pytest.raises(
+        signals.SignalsError, match=r"the signals take 0.0 GB, the disk has 0.0 GB left. Lower teach.views"
+    ):
+        write(tmp_path / "out", tmp_path / "work", on_images=seen.append)
+    assert not seen
+
+
+def test_several_teachers_are_averaged_by_weight():
+    features = {"blocks": torch.ones(1)}
+    first = lambda view: (torch.tensor([[4.0, 0.0]]), features)  # noqa: E731
+    ask = signals.average([first, says([0.0, 8.0])], [3.0, 1.0])
+    logits, found = ask(view_of([1]))
+    assert logits.tolist() == [[3.0, 2.0]]  # (3 * 4 + 1 * 0) / 4, (3 * 0 + 1 * 8) / 4
+    assert found is features
+    with pytest.raises(signals.SignalsError, match="cannot be weighted"):
+        signals.average([first, first], [0.0, 0.0])
+
+
+NAMES = [f"cat/{n}.jpg" for n in range(30)]
+
+
+def save_given(path, rows=INDEX, **changes):
+    logits = np.random.default_rng(1).normal(size=(len(rows), 2)).astype(np.float32)
+    content = {"names": np.array([NAMES[n] for n in rows]), "logits": logits, "classes": np.array(["dog", "cat"])}
+    content = {k: v for k, v in {**content, **changes}.items() if v is not None}
+    np.savez(path, **content)
+    return logits
+
+
+def test_logits_from_a_file_are_matched_by_name_and_class(tmp_path):
+    shuffled = np.random.default_rng(0).permutation(INDEX)
+    logits = save_given(tmp_path / "t.npz", shuffled)
+    index, given = signals.read_given(tmp_path / "t.npz", NAMES, ["cat", "dog"], INDEX)
+    got, _ = signals.GivenTeacher(index, given)(view_of([29, 1, 8], policy=views.Policy()))
+    rows = [int(np.flatnonzero(shuffled == n)[0]) for n in (29, 1, 8)]
+    np.testing.assert_array_equal(got.numpy(), logits[rows][:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": INDEX[:-2]}, r"no logits for 2 of the 10 images, such as cat/25.jpg, cat/29.jpg"),
+        ({"classes": np.array(["cow", "cat"])}, r"has the classes \['cow', 'cat'\], the data \['cat', 'dog'\]"),
+        ({"logits": np.zeros((10, 3), np.float32)}, r"logits are \[10, 3\], but there are 10 names and 2 classes"),
+        ({"logits": np.full((10, 2), np.nan)}, "some logits are not finite"),
+        ({"names": None}, "cannot be read as teacher logits .*numpy.savez"),
+    ],
+)
+def test_a_file_of_logits_that_does_not_fit_is_named(tmp_path, changes, message):
+    save_given(tmp_path / "t.npz", **changes)
+    with pytest.raises(signals.SignalsError, match=message):
+        signals.read_given(tmp_path / "t.npz", NAMES, ["cat", "dog"], INDEX)
+
+
+def test_a_file_of_logits_has_no_answer_for_views_that_move(tmp_path):
+    with pytest.raises(signals.SignalsError, match="student.augment: moves the images"):
+        signals.GivenTeacher(INDEX, np.zeros((10, 2), np.float32))(view_of([1]))
+
+
+def test_taking_rows_gives_the_pages_back(tmp_path):
+    np.save(tmp_path / "big.npy", np.random.default_rng(0).integers(0, 256, (40_000, 784), dtype=np.uint8))
+    mapped = np.load(tmp_path / "big.npy", mmap_mode="r")
+
+    def resident():  # kB of this file that count as ours
+        lines = Path("/proc/self/smaps").read_text().split("\n")
+        start = next(n for n, line in enumerate(lines) if line.endswith("big.npy"))
+        return int(next(line for line in lines[start:] if line.startswith("Rss:")).split()[1])
+
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("this system does not tell")
+    rows = np.arange(0, 40_000, 4)
+    np.testing.assert_array_equal(take(mapped, rows), np.load(tmp_path / "big.npy")[rows])
+    assert resident() < 1_000
+    mapped[rows]
+    assert resident() > 20_000  # what it would be otherwise

@@ -296,3 +296,10 @@ def test_two_processes_learn_what_one_does(tmp_path):
         )  # fmt: skip
     one, two = (load_file(tmp_path / f"{n}.safetensors") for n in (1, 2))
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+def test_steps_are_given_or_follow_from_epochs():
+    epochs = {"batch_size": 64, "epochs": 3, "steps": None, "validate_every": None}
+    assert training.steps_of(2000, **epochs) == (96, 32)  # 2,000 / 64 = 31.25
+    assert training.steps_of(2000, **epochs | {"epochs": None, "steps": 50}) == (50, 32)
+    assert training.steps_of(2000, **epochs | {"validate_every": 200}) == (96, 96)

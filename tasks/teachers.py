@@ -1,0 +1,74 @@
+"""Who teaches: the networks and files of ``teach.teachers`` as one teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tasks import learning
+from thinner import checkpoint, signals, store, views
+from thinner.config import Params
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """``ask`` is the teacher; the rest says what it was made of."""
+
+    ask: signals.Teacher
+    sha256: dict[str, str]  # of each teacher's weights or file, by its name in teach.teachers
+    weights: dict[str, float]  # add up to 1
+
+
+def teacher(
+    params: Params, data: store.Store, device: torch.device, features: Sequence[signals.Feature] = ()
+) -> Chosen:
+    """The teachers on ``device``, averaged as ``teach.combine`` says; the first one's ``features`` beside the logits.
+
+    Raises SignalsError for a file that does not fit the data, CheckpointError for a checkpoint of other classes.
+    """
+    section = params.teach
+    validation = data.splits["validation"]
+    made: list[signals.Teacher] = []
+    sha256: dict[str, str] = {}
+    for number, name in enumerate(section.teachers):
+        if name.endswith(".npz"):
+            needed = learning.training_pool(data)
+            if section.combine == "accuracy":
+                needed = np.sort(np.concatenate([needed, validation]))
+            names = json.loads(Path(learning.PREPARED, "names.json").read_text(encoding="utf-8"))
+            made.append(signals.GivenTeacher(*signals.read_given(Path(name), names, data.classes, needed)))
+            sha256[name] = checkpoint.file_sha256(name)
+            continue
+        loaded = checkpoint.load("data/finetune" if name == "finetune" else name)
+        if list(loaded.spec["classes"]) != list(data.classes):
+            raise checkpoint.CheckpointError(
+                f"teach.teachers[{number}]: '{name}' knows the classes {loaded.spec['classes']}, "
+                f"the data have {list(data.classes)}"
+            )
+        model = loaded.model.to(device, memory_format=learning.memory_format_of(params))
+        made.append(signals.NetworkTeacher(model, loaded.spec["preprocessing"], features if number == 0 else ()))
+        sha256[name] = loaded.sha256
+    scores = [1.0] * len(made)
+    if section.combine == "accuracy":
+        scores = [_accuracy(one, data, validation, device) for one in made]
+    total = sum(scores)
+    weights = {name: score / total for name, score in zip(section.teachers, scores, strict=True)}
+    return Chosen(signals.average(made, scores), sha256, weights)
+
+
+def _accuracy(one: signals.Teacher, data: store.Store, index: np.ndarray, device: torch.device) -> float:
+    """On the validation split, of the images as they are."""
+    right = 0
+    for start in range(0, len(index), _BATCH):
+        some = index[start : start + _BATCH]
+        logits, _ = one(signals.View(data.images, some, 0, views.Policy(), 0, device))
+        right += int((logits.argmax(1).cpu().numpy() == data.labels[some]).sum())
+    return right / len(index)
+
+
+_BATCH = 256

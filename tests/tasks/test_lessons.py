@@ -1,0 +1,183 @@
+"""What a student is taught is what the teacher says: cached or live, one teacher or several, or a file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tasks import learning, lessons, teachers
+from tasks.stage import Stage
+from tasks.teach import teach
+from thinner import checkpoint, models, store, training
+from thinner.config import Params
+from thinner.signals import SignalsError
+
+GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
+CLASSES = ("cat", "dog", "fox")
+PREPROCESSING = {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.25]}
+TEACHER = {"name": "resnet8", "classes": 3, "channels": 1, "width": 8, "stem_stride": 1}
+FEATURES = [{"layer": "stages.1", "keep": "map"}, {"layer": "stages.2", "keep": "pooled"}]
+LAYERS = {"student_layers": ["stages.1"], "teacher_layers": ["stages.1"]}
+LAST = {"student_layers": ["stages.2"], "teacher_layers": ["stages.2"]}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """40 images and a teacher, prepared and fine-tuned."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "prepared"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    np.save(folder / "images.npy", rng.integers(0, 256, (40, 12, 12, 1), dtype=np.uint8))
+    labels = rng.integers(0, 3, 40)
+    labels[8:24] = -1
+    np.save(folder / "labels.npy", labels)
+    splits = {
+        "labelled": np.arange(8),
+        "unlabelled": np.arange(8, 24),
+        "validation": np.arange(24, 34),
+        "test": np.arange(34, 40),
+    }
+    np.savez(folder / "splits.npz", **splits)
+    (folder / "info.json").write_text(json.dumps({"classes": CLASSES, "sha256": "0" * 64}))
+    (folder / "names.json").write_text(json.dumps([f"{n}.png" for n in range(40)]))
+    make_teacher(tmp_path / "data" / "finetune", 0)
+    return tmp_path
+
+
+def make_teacher(folder, seed, classes=CLASSES):
+    torch.manual_seed(seed)
+    spec = {"stage": "finetune", "network": TEACHER, "classes": list(classes), "preprocessing": PREPROCESSING,
+            "parents": {}, "data_sha256": "0" * 64}  # fmt: skip
+    checkpoint.save(folder, models.create(TEACHER), spec)
+
+
+def params_of(**changes):
+    raw = yaml.safe_load(yaml.safe_dump(GOOD))
+    raw["run"]["threads"] = 1
+    raw["student"] |= {"width": 4, "image_size": 12, "mean": [0.5], "std": [0.25]}
+    for key, value in changes.items():
+        section, name = key.split("__")
+        raw[section][name] = value
+    return Params.model_validate(raw)
+
+
+def run_teach(params):
+    teach(Stage("teach", params))
+
+
+def student_of(params):
+    torch.manual_seed(1)
+    return models.create(learning.network_of(params.student, 3))
+
+
+def trained(params, steps=12):
+    """Weights of a student after some steps of `params`' lesson."""
+    data = store.open_store(learning.PREPARED)
+    stage = Stage("distill", params)
+    fabric = training.make_fabric("cpu", 1, "fp32")
+    model = student_of(params)
+    batches = learning.batches_of(
+        stage, data, learning.training_pool(data), PREPROCESSING | {"image_size": 12}, params.student.augment, 8, fabric,
+        number_of_views=params.teach.views,
+    )  # fmt: skip
+    lesson = lessons.lesson(params, data, model, len(batches), fabric.device)
+    training.fit(
+        model, batches, lesson.step, steps=steps, validate_every=steps,
+        optimizer=training.make_optimizer(model, "sgd", lr=0.01, weight_decay=0.0, extra=lesson.extra),
+        factor=lambda number: 1.0, validate=lambda judged: {"val_accuracy": 0.0, "val_loss": 0.0}, fabric=fabric, seed=0,
+        extra=lesson.extra,
+    )  # fmt: skip
+    return model.state_dict()
+
+
+MOVING = {
+    "crop": 0.8,
+    "flip": True,
+    "rotation_degrees": 0.0,
+    "translation": 0.0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "erase": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "kd", "weight": 1.0},
+        {"name": "fitnet", "weight": 1.0, **LAYERS},
+        {"name": "at", "weight": 10.0, **LAYERS},
+        {"name": "sp", "weight": 10.0, **LAYERS},
+        {"name": "crd", "weight": 0.1, "width": 8, "negatives": 16, **LAST},
+        {"name": "pkt_pooled", "weight": 1.0, **LAST},
+    ],
+    ids=lambda loss: loss["name"],
+)
+def test_cached_and_live_teach_the_same(project, loss):
+    cached = params_of(distill__losses=[loss], teach__views=3, teach__features=FEATURES, student__augment=MOVING)
+    run_teach(cached)
+    live = params_of(
+        distill__losses=[loss],
+        distill__teacher="live",
+        teach__views=3,
+        teach__features=FEATURES,
+        student__augment=MOVING,
+    )
+    one, two, before = trained(cached), trained(live), student_of(cached).state_dict()
+    moved = max(float((one[n] - before[n]).abs().max()) for n in one if "weight" in n)
+    apart = max(float((one[n] - two[n]).abs().max()) for n in one if "weight" in n)
+    assert moved > 1e-3  # something was learnt,
+    assert apart < 0.02 * moved  # and float16 is all that lies between the two
+
+
+def test_several_teachers_count_by_their_accuracy_on_validation(project):
+    make_teacher(project / "data" / "teachers" / "second", 7)
+    data = store.open_store(learning.PREPARED)
+    both = ["finetune", "data/teachers/second"]
+    chosen = teachers.teacher(params_of(teach__teachers=both, teach__combine="accuracy"), data, torch.device("cpu"))
+    rights = []
+    for folder in ("data/finetune", "data/teachers/second"):
+        logits = training.logits_of(
+            checkpoint.load(folder).model, data.images, data.splits["validation"], PREPROCESSING
+        )
+        rights.append(int((logits.argmax(1).numpy() == data.labels[data.splits["validation"]]).sum()))
+    assert sum(rights) > 0 and rights[0] != rights[1]
+    assert list(chosen.weights.values()) == pytest.approx([right / sum(rights) for right in rights])
+    equal = teachers.teacher(params_of(teach__teachers=both), data, torch.device("cpu"))
+    assert list(equal.weights.values()) == [0.5, 0.5]
+
+
+def test_what_was_kept_says_who_said_it(project):
+    make_teacher(project / "data" / "teachers" / "second", 7)
+    run_teach(params_of(teach__teachers=["finetune", "data/teachers/second"]))
+    info = json.loads((project / "data" / "teach" / "signals.json").read_text())
+    wanted = {n: checkpoint.file_sha256(f"data/{n}/model.safetensors") for n in ("finetune", "teachers/second")}
+    assert info["teachers"] == {"finetune": wanted["finetune"], "data/teachers/second": wanted["teachers/second"]}
+    assert info["weights"] == {"finetune": 0.5, "data/teachers/second": 0.5}
+
+
+def test_logits_from_a_file_teach(project):
+    (project / "data" / "teachers").mkdir()
+    rng = np.random.default_rng(3)
+    given = rng.normal(size=(24, 3)).astype(np.float32)
+    np.savez(project / "data/teachers/api.npz", names=np.array([f"{n}.png" for n in range(24)]), logits=given)
+    params = params_of(teach__teachers=["data/teachers/api.npz"])
+    run_teach(params)
+    ask = lessons._cached([], torch.device("cpu"))
+    logits, _ = ask(np.arange(24), np.zeros(24, dtype=np.int64))
+    np.testing.assert_allclose(logits.numpy(), given, atol=2e-3)
+    # weighing needs the validation images, which the file does not have
+    with pytest.raises(SignalsError, match="no logits for 10 of the 34 images, such as 24.png"):
+        run_teach(params_of(teach__teachers=["data/teachers/api.npz", "finetune"], teach__combine="accuracy"))
+
+
+def test_a_teacher_of_other_classes_is_refused(project):
+    make_teacher(project / "data" / "teachers" / "second", 7, classes=("a", "b", "c"))
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"teach.teachers\[0\]: 'data/teachers/second' knows the classes"
+    ):
+        run_teach(params_of(teach__teachers=["data/teachers/second"]))
