@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.distillation import WAYS, Job, judge, measure
+from benchmarks.distillation import WAYS, Job, judge, measure, measure_memory
 from thinner.config import load_params
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
@@ -36,3 +36,11 @@ def test_the_verdict_follows_from_the_times(limit: float, cached: float, plain: 
     assert result["time_of_plain"] == pytest.approx(cached / plain, rel=0.01)
     assert result["cached_of_live"]["ratio"] == pytest.approx(5 / cached, rel=0.01)
     assert result["holds"] is holds
+
+
+def test_memory_is_that_of_a_new_process_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    result = measure_memory(TINY, few=200)
+    assert list(result["resident_bytes"]) == [200, 2000]
+    assert all(size > 100 * 2**20 for size in result["resident_bytes"].values())  # torch alone is more
+    assert result["growth"] == result["resident_bytes"][2000] / result["resident_bytes"][200]
