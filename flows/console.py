@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,6 +157,28 @@ def results_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
             _show(row, "file_bytes", "{:,.0f} kB", 1e3),
             _show(row, "latency_ms_b1", "{:.2f}"),
             _show(row, "latency_ms_b64", "{:.2f}"),
+        )
+    return table
+
+
+def study_table(rows: Sequence[Mapping[str, Any]], title: str, baseline: str) -> Table:
+    """A row per variant of a study, best first; differences in points, with 95 % intervals."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("variant", no_wrap=True)
+    for heading in ("seeds", "mean", "sd", f"against {baseline}", "p (Holm)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        known = {key: value for key, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
+        against = _show(known, "difference", "{:+.2f}")
+        if "low" in known:
+            against += f" [{known['low']:+.2f}, {known['high']:+.2f}]"
+        table.add_row(
+            row["variant"],
+            str(row["seeds"]),
+            _show(known, "mean", "{:.2f} %"),
+            _show(known, "sd", "{:.2f}"),
+            against,
+            _show(known, "p", "{:.4f}"),
         )
     return table
 

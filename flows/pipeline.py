@@ -157,7 +157,7 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
     process = subprocess.Popen(
         lineage.reproduce_command(node.name),
         cwd=root,
-        env=child_environment(**environment, THINNER_PROGRESS="json", **{FLOW: _this_process()}),
+        env=child_environment(**environment, THINNER_PROGRESS="json", **{FLOW: this_process()}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -255,7 +255,7 @@ def _before_first_stage() -> dict[str, str]:
     """Check params.yaml in depth and open MLflow's run, side by side: each takes seconds, in a process of
     its own."""
     load_params()
-    env = child_environment(**{FLOW: _this_process(), "THINNER_PREFECT_RUN": str(flow_run.id or "")})
+    env = child_environment(**{FLOW: this_process(), "THINNER_PREFECT_RUN": str(flow_run.id or "")})
     digest = params_digest()
 
     def start(*module: str) -> subprocess.Popen[str]:
@@ -340,7 +340,7 @@ def kill_group(process: subprocess.Popen[str]) -> None:
             return
 
 
-def _this_process() -> str:
+def this_process() -> str:
     return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
 
 

@@ -10,6 +10,8 @@ a stage twice.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import sys
 import threading
 import time
@@ -116,6 +118,48 @@ def reasons(root: Path, name: str) -> list[str]:
                 else:
                     found.append(f"{path} {change}" + (" (output)" if kind == "changed outs" else ""))
     return found
+
+
+def upstream(root: Path, name: str) -> list[str]:
+    """The stages whose outs this one reads."""
+    with _repo(root) as repo, repo.lock:
+        dag = repo.index.graph
+        here = next(stage for stage in dag if stage.name == name)
+        return sorted(stage.name for stage in dag.successors(here) if stage.cmd)
+
+
+def key(root: Path, *targets: str) -> str:
+    """SHA-256 over everything that the results of ``targets`` depend on: commands and parameters of these stages and of
+    all upstream, and the content of every file that they read and no stage makes (code, raw data)."""
+    from dvc.exceptions import DvcException
+
+    said: dict[str, Any] = {}
+    with _repo(root) as repo:
+        try:
+            dag = repo.index.graph
+            waiting = [stage for stage in dag if stage.name in targets]
+            made = {out.fs_path for stage in repo.index.stages for out in stage.outs}
+            while waiting:
+                stage = waiting.pop()
+                if stage.name in said:
+                    continue
+                waiting += [up for up in dag.successors(stage) if up.cmd]
+                reads: dict[str, Any] = {}
+                for dep in stage.deps:
+                    if dep.fs_path in made:
+                        continue
+                    dep.save()
+                    reads[dep.def_path] = dep.hash_info.value
+                said[stage.name] = {"cmd": str(stage.cmd), "reads": reads}
+        except DvcException as error:
+            raise UserError(f"{', '.join(targets)}: {error}") from error
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def cache_folder(root: Path) -> Path:
+    """Where DVC keeps every version of what the stages made."""
+    with _repo(root) as repo:
+        return Path(repo.cache.local.path).parent.parent  # below it, DVC adds files/md5
 
 
 def reproduce_command(name: str) -> list[str]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "thinner"
+VARIANT = "THINNER_VARIANT"  # "kd seed 3": of a study, told to its stages by flows.sweep
 FLUSH_SECONDS = 2.0  # one log_batch in two seconds costs nothing; one log_metric a step costs 5 ms each
 BATCH = 1000  # MLflow's own limit for metrics in one call
 VERSIONS = ("thinner", "torch", "torchvision", "timm", "torch-pruning", "numpy", "onnxruntime")
@@ -184,8 +185,10 @@ def start_stage_run(
     client, experiment = connect()
     with reachable():
         parent = os.environ.get(PARENT)
+        variant = os.environ.get(VARIANT)
+        shown = f"{name} {variant}" if variant else name
         tags = {
-            MLFLOW_RUN_NAME: name,
+            MLFLOW_RUN_NAME: shown,
             "stage": name,
             "dvc.stage_hash": stage_hash,
             "device": device,
@@ -197,7 +200,9 @@ def start_stage_run(
             made_by = find_run(client, experiment, stage, upstream_hash)
             if made_by:
                 tags[f"upstream.{stage}"] = made_by
-        run = client.create_run(experiment, run_name=name, tags=tags)
+        if variant:
+            tags["variant"], _, tags["seed"] = variant.rpartition(" seed ")
+        run = client.create_run(experiment, run_name=shown, tags=tags)
     recorder = Recorder(client, run.info.run_id)
     recorder.params(section)
     return recorder
@@ -338,14 +343,16 @@ def _log_dataset(
 # --- the flow's own run ---
 
 
-def open_pipeline_run() -> str:
-    """Open the run above the stages' runs; also mark what died without saying so. Returns its id."""
+def open_pipeline_run(name: str | None = None) -> str:
+    """Open the run above the stages' runs (a study's, where it has a ``name``); also mark what died without saying so.
+    Returns its id."""
     client, experiment = connect()
     with reachable():
         _mark_killed(client, experiment)
-        name = datetime.now().strftime("pipeline %Y-%m-%d %H:%M:%S")
+        kind = "study" if name else "pipeline"
+        name = datetime.now().strftime(f"{name or kind} %Y-%m-%d %H:%M:%S")
         # The process to watch is the flow, not this helper, which is gone in a second.
-        tags = {"stage": "pipeline", **_origin()}
+        tags = {"stage": kind, **_origin()}
         if flow := os.environ.get(FLOW):
             tags["pid"], tags["pid.started"] = flow.split(":")
         return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
@@ -417,11 +424,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """`open` prints the new run's id; `close ID STATUS` reads the stages as JSON from standard input."""
+    """`open [NAME]` prints the new run's id; `close ID STATUS` reads the stages as JSON from standard input; `end ID
+    STATUS` only ends it."""
     set_environment()
     try:
         if arguments[0] == "open":
-            print(open_pipeline_run())
+            print(open_pipeline_run(*arguments[1:2]))
+        elif arguments[0] == "end":
+            with reachable():
+                connect()[0].set_terminated(arguments[1], arguments[2])
         else:
             close_pipeline_run(arguments[1], arguments[2], json.load(sys.stdin))
     except UserError as error:

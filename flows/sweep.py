@@ -1,0 +1,524 @@
+"""A study: variants of params.yaml, each with several seeds, side by side, through DVC.
+
+    python -m flows.sweep studies/losses.yaml --workers 2     run what is missing, then write table and figure
+    python -m flows.sweep studies/losses.yaml --report        only the table and the figure
+
+Each run is `dvc repro TARGET` in a git worktree of this repository's HEAD that shares its DVC cache. So a teacher that
+several variants share is trained once; a study that was stopped goes on where it was; and a row of the table says by a
+key whether what it rests on (code, data, parameters) is still what is here. docs/studies.md tells the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+import yaml
+from prefect import flow, get_run_logger, task
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field, ValidationError, model_validator
+
+from flows import console
+from flows.pipeline import kill_group, this_process
+from tasks import lineage
+from tasks.environment import FLOW, PARENT, PROGRESS, child_environment, repository_root, set_environment
+from tasks.tracking import VARIANT, tracking_uri
+from thinner.config import ParamsError, Section, load_params
+from thinner.errors import UserError
+
+COLUMNS = ("variant", "seed", "target", "value", "step", "seconds", "commit", "key")
+# What a person keeps outside of git and stages read: worktrees see the repository's own.
+OUTSIDE = ("data/teachers",)
+
+
+class Variant(Section):
+    """What differs from params.yaml, and where the result is read if not in the study's target."""
+
+    target: str | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Study(Section):
+    """A study's file; docs/studies.md explains each key."""
+
+    title: str
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    target: str
+    measure: Literal["val_accuracy"]
+    baseline: str
+    set: dict[str, Any] = Field(default_factory=dict)
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Study:
+        if self.baseline not in self.variants:
+            raise ValueError(f"baseline: '{self.baseline}' is no variant. Choose one of: {', '.join(self.variants)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} has one twice. Give each once")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+    target: str
+    params: dict[str, Any]  # all of params.yaml
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} seed {self.seed}"
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def load_study(path: Path, root: Path) -> Study:
+    """The study in ``path``. Raises UserError with every mistake, those in the variants' parameters among them."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        study = Study.model_validate(raw)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. docs/studies.md says how to write one") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"])
+            text = str(item.get("ctx", {}).get("error", "")) or f"{item['input']!r}: {item['msg'].lower()}"
+            lines.append(f"  {where}: {text}" if where else f"  {text}")
+        raise UserError("\n".join([f"{path}: {len(lines)} mistake(s)", *lines])) from error
+    mistakes = list(_mistakes(study, root))
+    if mistakes:
+        raise UserError("\n".join([f"{path}: {len(mistakes)} mistake(s)", *(f"  {line}" for line in mistakes)]))
+    return study
+
+
+def _mistakes(study: Study, root: Path) -> Iterator[str]:
+    stages = [node.name for node in lineage.graph(root)]
+    for name, variant in study.variants.items():
+        target = variant.target or study.target
+        if target not in stages:
+            yield f"variants.{name}: unknown target '{target}'. Choose one of: {', '.join(stages)}"
+        if not name.replace("_", "").replace("-", "").isalnum():
+            yield f"variants.{name}: a name has letters, digits, - and _"
+        if "run.seed" in {**study.set, **variant.set}:
+            yield f"variants.{name}: run.seed is set by `seeds`. Take it out of `set`"
+            continue
+        try:
+            params = overridden(root, study, variant, study.seeds[0])
+        except UserError as error:
+            yield f"variants.{name}: {error}"
+            continue
+        temporary = root / ".thinner" / "sweeps" / f"check-{os.getpid()}.yaml"
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(yaml.safe_dump(params, sort_keys=False))
+        try:
+            load_params(temporary)
+        except ParamsError as error:
+            yield from (f"variants.{name}: {line}" for line in error.lines)
+        finally:
+            temporary.unlink()
+
+
+def overridden(root: Path, study: Study, variant: Variant, seed: int) -> dict[str, Any]:
+    """params.yaml with the study's, the variant's and the seed's values in it. Raises UserError for a section that is
+    not there; what is wrong below that, load_params says."""
+    params: dict[str, Any] = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    for key, value in {**study.set, **variant.set, "run.seed": seed}.items():
+        *sections, last = key.split(".")
+        place = params
+        for section in sections:
+            if not isinstance(place, dict) or not isinstance(place.get(section), dict):
+                raise UserError(f"set: '{key}' is no key of params.yaml: there is no section '{section}'")
+            place = place[section]
+        place[last] = copy.deepcopy(value)
+    return params
+
+
+def plan(study: Study, root: Path, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Run]:
+    """All runs in the order in which they start: one per seed first, which make what the others share; then seed by
+    seed, so that a worktree changes its data seldom."""
+    for chosen, known, what in ((only, list(study.variants), "variant"), (seeds, study.seeds, "seed")):
+        for name in chosen:
+            if name not in known:
+                raise UserError(f"--{'only' if what == 'variant' else 'seeds'}: no {what} '{name}' in this study")
+    runs = [
+        Run(name, seed, variant.target or study.target, overridden(root, study, variant, seed))
+        for seed in (seeds or study.seeds)
+        for name, variant in study.variants.items()
+        if not only or name in only
+    ]
+    # the furthest down the graph makes most of what is shared
+    depth = {node.name: number for number, node in enumerate(lineage.graph(root))}
+    firsts = {seed: max((r for r in runs if r.seed == seed), key=lambda r: depth[r.target]).name for seed in study.seeds
+              if any(r.seed == seed for r in runs)}  # fmt: skip
+    return sorted(runs, key=lambda run: firsts[run.seed] != run.name)
+
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+class Results:
+    """`reports/studies/NAME.csv`: a row per finished run, rewritten whole after each."""
+
+    def __init__(self, path: Path, study: Study) -> None:
+        self.path, self._study, self._guard = path, study, threading.Lock()
+        self._rows: dict[tuple[str, int], dict[str, Any]] = {}
+        if path.exists():
+            for row in pd.read_csv(path, dtype={"commit": str, "key": str}).to_dict("records"):
+                if row["variant"] in study.variants and row["seed"] in study.seeds:
+                    self._rows[row["variant"], row["seed"]] = row
+
+    def key_of(self, run: Run) -> str | None:
+        row = self._rows.get((run.variant, run.seed))
+        return None if row is None else str(row["key"])
+
+    def add(self, run: Run, row: dict[str, Any]) -> None:
+        with self._guard:
+            self._rows[run.variant, run.seed] = row
+            self._write()
+
+    def drop(self, run: Run) -> None:
+        """What it rested on has changed: it is no result any more."""
+        with self._guard:
+            self._rows.pop((run.variant, run.seed), None)
+            self._write()
+
+    def frame(self) -> pd.DataFrame:
+        places = {name: number for number, name in enumerate(self._study.variants)}
+        rows = sorted(self._rows.values(), key=lambda row: (places[row["variant"]], row["seed"]))
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".partial-{self.path.name}")
+        self.frame().to_csv(partial, index=False)
+        partial.replace(self.path)
+
+
+def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:
+    """The best validation of the run's target, as `fit` chose it."""
+    history = pd.read_csv(folder / "reports" / run.target / "history.csv")
+    best = history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
+    return {"value": float(best[measure]), "step": int(best["step"])}
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+class Worktrees:
+    """Copies of HEAD in which runs work: as many as runs go side by side, kept until all is done."""
+
+    def __init__(self, root: Path, folder: Path, count: int) -> None:
+        self._root, self._free, self._seeds = root, threading.Condition(), dict[Path, int | None]()
+        self.commit = _git(root, "rev-parse", "HEAD")
+        _git(root, "worktree", "prune")
+        cache = lineage.cache_folder(root)
+        raw = str(load_params(root / "params.yaml").data.root)
+        self._outside = [place for place in (raw, *OUTSIDE) if (root / place).is_dir()]
+        self._idle = [self._make(folder / f"worker-{number}", cache) for number in range(count)]
+        self._seeds = dict.fromkeys(self._idle)
+
+    def _make(self, path: Path, cache: Path) -> Path:
+        for place in self._outside:
+            if (path / place).is_symlink():
+                (path / place).unlink()
+        if (path / ".git").exists():
+            _git(path, "checkout", "--quiet", "--force", "--detach", self.commit)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            _git(self._root, "worktree", "add", "--quiet", "--force", "--detach", str(path), self.commit)
+        for place in self._outside:
+            shutil.rmtree(path / place, ignore_errors=True)
+            (path / place).parent.mkdir(parents=True, exist_ok=True)
+            (path / place).symlink_to(self._root / place)
+        (path / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
+        return path
+
+    @contextlib.contextmanager
+    def borrow(self, seed: int) -> Iterator[Path]:
+        """A free one, if possible the one that worked with this seed last and holds its data."""
+        with self._free:
+            self._free.wait_for(lambda: self._idle)
+            path = next((p for p in self._idle if self._seeds[p] == seed), self._idle[0])
+            self._idle.remove(path)
+            self._seeds[path] = seed
+        try:
+            yield path
+        finally:
+            with self._free:
+                self._idle.append(path)
+                self._free.notify()
+
+    def remove(self) -> None:
+        for path in self._seeds:
+            for place in self._outside:
+                (path / place).unlink()
+            _git(self._root, "worktree", "remove", "--force", str(path))
+
+
+_processes: set[subprocess.Popen[str]] = set()
+_cancelled = threading.Event()
+
+
+@flow(name="thinner-sweep", persist_result=False, validate_parameters=False)
+def sweep(study: Study, runs: list[Run], results: Results, trees: Worktrees, environment: dict[str, str]) -> State:
+    """Every run that is not up to date; one that fails does not stop the others."""
+    shared: dict[str, threading.Lock] = {}
+    _cancelled.clear()
+    console.start_bars()
+    futures = {}
+    try:
+        for one in runs:
+            start = run.with_options(name=one.name, task_run_name=one.name)
+            futures[one.name] = start.submit(one, study, results, trees, environment, shared)
+        for future in futures.values():
+            future.wait()
+    except BaseException:  # Ctrl-C, SIGTERM, cancelled: what was finished is kept, what runs is ended
+        _cancelled.set()
+        for process in list(_processes):
+            kill_group(process)
+        raise
+    finally:
+        console.stop_bars()
+    failed = {name: future.state.message for name, future in futures.items() if not future.state.is_completed()}
+    if failed:
+        return Failed(
+            message="\n".join([f"{len(failed)} of {len(runs)} failed:", *(f"  {m}" for m in failed.values())])
+        )
+    return Completed(message=f"{len(runs)} runs")
+
+
+@task(cache_policy=None, persist_result=False)
+def run(
+    one: Run, study: Study, results: Results, trees: Worktrees, environment: dict[str, str],
+    shared: dict[str, threading.Lock],
+) -> State:  # fmt: skip
+    """One variant with one seed. Ends as `Cached` (the row in the results still holds), `Completed` or `Failed`."""
+    logger = get_run_logger()
+    with trees.borrow(one.seed) as folder:
+        if _cancelled.is_set():
+            return Failed(name="Cancelled", message=f"{one.name}: cancelled before it started")
+        (folder / "params.yaml").write_text(yaml.safe_dump(one.params, sort_keys=False, allow_unicode=True))
+        key = lineage.key(folder, one.target)
+        known = results.key_of(one)
+        if known == key:
+            logger.info("up to date")
+            return Completed(name="Cached", message="up to date")
+        if known is not None:
+            results.drop(one)
+        began = time.monotonic()
+        console.stage_started(one.name)
+        try:
+            upstream = lineage.upstream(folder, one.target)
+            if upstream:  # whoever comes first makes what several need
+                with shared.setdefault(lineage.key(folder, *upstream), threading.Lock()):
+                    failure = _reproduce(folder, upstream, one, environment, logger)
+            failure = (upstream and failure) or _reproduce(folder, [one.target], one, environment, logger)
+        finally:
+            console.stage_ended(one.name)
+        if failure:
+            return Failed(message=f"{one.name}: {failure}")
+        row = read_result(folder, one, study.measure)
+        seconds = round(time.monotonic() - began)
+        results.add(
+            one,
+            {"variant": one.variant, "seed": one.seed, "target": one.target, **row, "seconds": seconds,
+             "commit": trees.commit[:12], "key": key},
+        )  # fmt: skip
+        logger.info(f"{study.measure} {row['value']:.2%} after {seconds} s")
+        return Completed(message=f"{row['value']:.4f}")
+
+
+def _reproduce(folder: Path, stages: Sequence[str], one: Run, environment: dict[str, str], logger: Any) -> str | None:
+    """Bring the stages up to date there; what went wrong, or None."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages],
+        cwd=folder,
+        env=child_environment(**environment, THINNER_PROGRESS="json", **{VARIANT: one.name, FLOW: this_process()}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    _processes.add(process)
+    said: list[str] = []
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(PROGRESS):
+                with contextlib.suppress(json.JSONDecodeError, KeyError):
+                    console.show_progress(json.loads(line.removeprefix(PROGRESS)) | {"stage": one.name}, logger)
+            elif line.strip():
+                said.append(line.rstrip())
+        code = process.wait()
+    finally:
+        _processes.discard(process)
+    if code == 0:
+        return None
+    told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
+    return told[-1] if told else f"dvc ended with {code}"
+
+
+def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -> int:
+    """The whole life of a sweep. Returns the exit code."""
+    root = repository_root()
+    study = load_study(path, root)
+    dirty = [line[3:] for line in _git(root, "status", "--porcelain").splitlines() if not line.startswith("??")]
+    dirty = [name for name in dirty if name.split("/")[0] not in ("reports", "docs", "studies", "tests", "dvc.lock")]
+    if dirty:
+        raise UserError(
+            f"{', '.join(dirty[:5])}: changed since the last commit. A study is of a commit: git commit first"
+        )
+    runs = plan(study, root, only, seeds)
+    results = Results(root / "reports" / "studies" / f"{path.stem}.csv", study)
+    folder = root / ".thinner" / "sweeps" / path.stem
+    with _only_one(folder):
+        trees = Worktrees(root, folder, min(workers, len(runs)))
+        # MLflow's run above the runs, which also makes the database before several processes meet in it
+        environment = _record(root, path.stem)
+        console.take_over()
+        conduct = sweep.with_options(
+            flow_run_name=f"study {path.stem}", task_runner=ThreadPoolTaskRunner(max_workers=min(workers, len(runs)))
+        )
+        status = "KILLED"
+        try:
+            state = conduct(study, runs, results, trees, environment, return_state=True)
+            status = "FINISHED" if state.is_completed() else "FAILED"
+        finally:
+            _tracking(root, "end", environment[PARENT], status)
+        if status == "FINISHED":
+            trees.remove()
+    write_report(path, root)
+    if status == "FAILED":
+        console.console.print(state.message or "failed", style="red", markup=False)
+        console.console.print(f"What was finished is kept. Mend it and run again: python -m flows.sweep {path}")
+    return 0 if status == "FINISHED" else 1
+
+
+def _record(root: Path, name: str) -> dict[str, str]:
+    run_id = _tracking(root, "open", f"study {name}").split()[-1]
+    return {PARENT: run_id, "MLFLOW_TRACKING_URI": tracking_uri()}
+
+
+def _tracking(root: Path, *arguments: str) -> str:
+    env = child_environment(**{FLOW: this_process()})
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.tracking", *arguments],
+        cwd=root, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise UserError(done.stderr.strip())
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("this study is running already. Wait for it, or stop it with Ctrl-C there") from None
+        yield
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise UserError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout.rstrip("\n")
+
+
+# ---------------------------------------------------------------------------------------------------- report
+
+
+def write_report(path: Path, root: Path) -> None:
+    """`reports/studies/NAME.md` and `.svg` out of the CSV, and the table on the terminal."""
+    from thinner import study as studies
+
+    study = load_study(path, root)
+    place = root / "reports" / "studies" / path.stem
+    rows = Results(place.with_suffix(".csv"), study).frame()
+    if rows.empty:
+        raise UserError(f"{place.with_suffix('.csv')} has no finished run. Run it: python -m flows.sweep {path}")
+    summary = studies.summarise(rows, study.baseline)
+    studies.draw(rows, summary, study.title, "accuracy on the validation split", place.with_suffix(".svg"))
+    place.with_suffix(".md").write_text(render(study, path, rows, summary), encoding="utf-8")
+    console.console.print(console.study_table(summary.to_dict("records"), study.title, study.baseline))
+    console.console.print(
+        f"\nTable    {place.relative_to(root)}.md\nFigure   {place.relative_to(root)}.svg\n"
+        f"Numbers  {place.relative_to(root)}.csv\n\n"
+        "Next     git add reports/studies      keep them: a study is of a commit\n"
+        "         make ui                      every run's learning curve in MLflow",
+        markup=False,
+    )
+
+
+def render(study: Study, path: Path, rows: pd.DataFrame, summary: pd.DataFrame) -> str:
+    from thinner import study as studies
+
+    missing = len(study.seeds) * len(study.variants) - len(rows)
+    commits = ", ".join(sorted(set(rows["commit"])))
+    hours = rows["seconds"].sum() / 3600
+    return (
+        f"<!-- written by `python -m flows.sweep {path.as_posix()} --report`; do not edit -->\n"
+        f"# {study.title}\n\n"
+        f"{studies.render_markdown(summary, study.baseline, len(study.seeds))}\n"
+        f"![A dot per seed, a bar per mean]({path.stem}.svg)\n\n"
+        "Accuracy on the validation split, of the weights that validated best. A seed changes all that is drawn: "
+        "the splits, the teacher, the first weights, the order of images. Variants of one seed share their splits and "
+        f"their teacher, so differences to `{study.baseline}` are taken seed by seed: mean, 95 % interval of Student's "
+        f"t, p adjusted by Holm for {int(summary['p'].notna().sum())} variants.\n\n"
+        f"{len(rows)} runs of commit {commits}, {hours:.1f} hours of runs in all"
+        + (f"; {missing} runs are missing" if missing else "")
+        + f". To repeat: `python -m flows.sweep {path.as_posix()}`\n"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.sweep", description="Run a study: variants x seeds.")
+    parser.add_argument("study", type=Path, help="a YAML file, for example studies/losses.yaml")
+    parser.add_argument("--workers", type=int, default=1, help="runs side by side (1)")
+    parser.add_argument("--only", action="append", default=[], help="this variant; may be given several times")
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[], help="0,1,2")
+    parser.add_argument("--report", action="store_true", help="only write table and figure from what was run")
+    options = parser.parse_args()
+    try:
+        root = repository_root()
+        set_environment(root)
+        if options.report:
+            write_report(options.study, root)
+            return 0
+        return start(options.study, max(1, options.workers), options.only, options.seeds)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. What was finished is kept; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""flows/sweep.py on the toy repository: real stages, real DVC, a blink each."""
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from flows import sweep
+from tests.toy import GRAPH, PROGRAM, Toy, eventually
+from thinner.errors import UserError
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = {
+    "title": "Which?",
+    "seeds": [0, 1],
+    "target": "distill",
+    "measure": "val_accuracy",
+    "baseline": "scratch",
+    "variants": {
+        "scratch": {"target": "scratch"},
+        "warm": {"set": {"distill.temperature": 4.0}},
+        "hot": {"set": {"distill.temperature": 20.0}},
+    },
+}
+# a curve whose best row is in the middle; what it shows depends on the seed and, in distill, on the temperature
+HISTORY = """
+    value = 0.5 + 0.1 * stage.params.run.seed
+    value += 0.01 * stage.params.distill.temperature if stage.name == "distill" else 0
+    history = Path(f"reports/{stage.name}/history.csv")
+    history.parent.mkdir(parents=True, exist_ok=True)
+    history.write_text(f"step,val_accuracy,val_loss\\n1,0.1,3\\n2,{value},2\\n3,{value},2.5\\n")
+
+if __name__"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    made = Toy(tmp_path / "toy")
+    (made.root / "program.py").write_text(PROGRAM.replace("\nif __name__", HISTORY))
+    graph = yaml.safe_load(yaml.safe_dump(GRAPH))
+    for stage in graph["stages"].values():
+        stage["params"] = [*stage.get("params", []), "run.seed"]
+    for name in ("finetune", "scratch", "distill"):
+        graph["stages"][name]["plots"] = [{f"reports/{name}/history.csv": {"cache": False}}]
+    made.write_graph(graph)
+    write(made, STUDY)
+    return made
+
+
+def write(toy: Toy, study: dict) -> None:
+    (toy.root / "studies").mkdir(exist_ok=True)
+    (toy.root / "studies" / "small.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    toy.commit()
+
+
+def ran(toy: Toy) -> list[str]:
+    """The stages that really ran in the worktrees since the last time this was asked."""
+    names: list[str] = []
+    for path in (toy.root / ".thinner" / "sweeps" / "small").glob("worker-*/ran.txt"):
+        names += path.read_text().split()
+        path.unlink()
+    return sorted(names)
+
+
+def run(toy: Toy, *arguments: str, check: bool = True, **env: str) -> str:
+    # kept worktrees tell what ran in them: a failing seed at the end of the list would do the same
+    done = toy.run(sys.executable, "-m", "flows.sweep", "studies/small.yaml", *arguments, check=check, **env)
+    return done.stdout + done.stderr
+
+
+def table(toy: Toy) -> pd.DataFrame:
+    return pd.read_csv(toy.root / "reports" / "studies" / "small.csv")
+
+
+@pytest.mark.integration
+def test_a_study_runs_once_and_says_what_it_found(toy: Toy) -> None:
+    said = run(toy, "--workers", "2")
+    found = table(toy).set_index(["variant", "seed"])
+    assert found["value"].round(4).to_dict() == {
+        ("scratch", 0): 0.5, ("scratch", 1): 0.6, ("warm", 0): 0.54, ("warm", 1): 0.64, ("hot", 0): 0.7, ("hot", 1): 0.8,
+    }  # fmt: skip
+    assert set(found["step"]) == {2}
+    text = (toy.root / "reports" / "studies" / "small.md").read_text()
+    assert "| `hot` | 2 | 75.00 | 7.07 | +20.00 [+20.00, +20.00] |" in text
+    assert "hot" in said and "reports/studies/small.md" in said
+    assert (toy.root / "reports" / "studies" / "small.svg").is_file()
+    assert not list((toy.root / ".thinner" / "sweeps" / "small").glob("worker-*"))  # all done: nothing is left lying
+    assert toy.run("git", "worktree", "list").stdout.count("\n") == 1
+
+    before = (toy.root / "reports" / "studies" / "small.csv").read_bytes()
+    again = run(toy)
+    assert again.count("up to date") == 6
+    assert (toy.root / "reports" / "studies" / "small.csv").read_bytes() == before
+
+    import mlflow
+
+    runs = mlflow.MlflowClient(f"sqlite:///{toy.root / 'mlflow.db'}").search_runs(["1"])
+    hot = [r for r in runs if r.data.tags.get("variant") == "hot" and r.data.tags["stage"] == "distill"]
+    assert sorted(r.data.tags["seed"] for r in hot) == ["0", "1"]
+    assert {r.info.run_name for r in hot} == {"distill hot seed 0", "distill hot seed 1"}
+    parents = {r.data.tags["mlflow.parentRunId"] for r in hot}
+    assert [r.data.tags["stage"] for r in runs if r.info.run_id in parents] == ["study"]
+
+
+@pytest.mark.integration
+def test_what_is_shared_runs_once_and_only_what_changed_runs_again(toy: Toy) -> None:
+    # a variant that fails keeps the worktrees, which then tell what ran
+    broken = {**STUDY, "variants": {**STUDY["variants"], "broken": {"set": {"distill.losses": []}}}}
+    write(toy, broken)
+    text = run(toy, check=False)
+    assert "distill.losses" in text  # refused before anything ran
+    assert not (toy.root / "reports" / "studies" / "small.csv").exists()
+
+    write(toy, STUDY)
+    said = run(toy, "--workers", "2", check=False, TOY_FAIL="scratch")
+    assert "2 of 6 failed" not in said  # distill needs scratch in this graph: all fail
+    assert "6 of 6 failed" in said and "asked to fail" in said
+    assert sorted(set(ran(toy))) == ["finetune", "prepare", "scratch"]
+    assert not (toy.root / "reports" / "studies" / "small.csv").exists()
+
+    run(toy, "--only", "warm", "--only", "scratch")
+    assert len(table(toy)) == 4
+
+    changed = yaml.safe_load(yaml.safe_dump(STUDY))
+    changed["variants"]["warm"]["set"]["distill.temperature"] = 5.0
+    write(toy, changed)
+    said = run(toy)
+    assert said.count("up to date") == 2  # scratch
+    assert table(toy).set_index(["variant", "seed"])["value"].round(4).to_dict()["warm", 0] == 0.55
+
+
+@pytest.mark.integration
+def test_a_study_that_is_stopped_goes_on(toy: Toy) -> None:
+    process = toy.start(sys.executable, "-m", "flows.sweep", "studies/small.yaml", TOY_SLOW="distill:20")
+    csv = toy.root / "reports" / "studies" / "small.csv"
+    eventually(lambda: any("distill" in path.read_text() for path in toy.root.rglob("worker-*/ran.txt")), 120)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) != 0
+    eventually(lambda: not toy.stage_processes(), 30)
+    assert not csv.exists()
+    run(toy)
+    assert len(table(toy)) == 6
+
+
+def load(toy: Toy, **changes: object) -> sweep.Study:
+    path = toy.root / "studies" / "small.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return sweep.load_study(path, toy.root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": "none"}, "'none' is no variant. Choose one of: scratch, warm, hot"),
+        ({"seeds": [1, 1]}, r"seeds: \[1, 1\] has one twice"),
+        ({"seeds": []}, "seeds: .*at least 1"),
+        ({"measure": "test_accuracy"}, "measure: 'test_accuracy': input should be 'val_accuracy'"),
+        ({"colour": "red"}, "colour: 'red': extra inputs"),
+        ({"target": "distil"}, "variants.warm: unknown target 'distil'. Choose one of: prepare, finetune"),
+        ({"set": {"run.seed": 1}}, "run.seed is set by `seeds`. Take it out"),
+        ({"set": {"distil.temperature": 1.0}}, "'distil.temperature' is no key of params.yaml: there is no section 'distil'"),
+        ({"set": {"distill.temperatur": 1.0}}, "variants.warm: distill.temperatur: unknown key .*Did you mean 'temperature'"),
+        ({"set": {"distill.temperature": -1.0}}, "variants.hot: distill.temperature|variants.scratch: distill.temperature: -1.0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_study_is_named(toy: Toy, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str) -> None:
+    monkeypatch.chdir(toy.root)
+    with pytest.raises(UserError, match=message):
+        load(toy, **changes)
+
+
+def test_a_study_that_is_not_there_or_no_yaml(toy: Toy) -> None:
+    with pytest.raises(UserError, match=r"nothing.yaml: no such file. docs/studies.md"):
+        sweep.load_study(toy.root / "nothing.yaml", toy.root)
+    (toy.root / "bad.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"bad.yaml: not YAML"):
+        sweep.load_study(toy.root / "bad.yaml", toy.root)
+
+
+def test_a_study_is_of_a_commit(toy: Toy) -> None:
+    toy.change_param("temperature: 4.0", "temperature: 3.0")
+    said = run(toy, check=False)
+    assert "params.yaml: changed since the last commit" in said
+
+
+def test_the_first_run_of_each_seed_goes_first(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toy.root)
+    study = load(toy)
+    names = [one.name for one in sweep.plan(study, toy.root)]
+    assert names == ["warm seed 0", "warm seed 1", "scratch seed 0", "hot seed 0", "scratch seed 1", "hot seed 1"]
+    assert [one.name for one in sweep.plan(study, toy.root, ["hot"], [1])] == ["hot seed 1"]
+    with pytest.raises(UserError, match="--only: no variant 'cold'"):
+        sweep.plan(study, toy.root, ["cold"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_studies_are_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = sweep.load_study(path, ROOT)
+    report = ROOT / "reports" / "studies" / f"{path.stem}.md"
+    if report.exists():  # what is committed is what the numbers give
+        from thinner.study import summarise
+
+        rows = sweep.Results(report.with_suffix(".csv"), study).frame()
+        assert report.read_text() == sweep.render(study, path.relative_to(ROOT), rows, summarise(rows, study.baseline))
+        assert not re.search(r"runs are missing", report.read_text())

@@ -1,0 +1,63 @@
+"""A study's table: means, differences seed by seed, intervals that the t distribution gives."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thinner import study
+
+
+def rows(**variants):
+    return pd.DataFrame(
+        [{"variant": n, "seed": s, "value": v} for n, values in variants.items() for s, v in values.items()]
+    )
+
+
+SCRATCH = {0: 0.80, 1: 0.82, 2: 0.84}
+KD = {0: 0.85, 1: 0.86, 2: 0.90}
+
+
+def test_differences_are_taken_seed_by_seed():
+    summary = study.summarise(rows(scratch=SCRATCH, kd=KD), "scratch").set_index("variant")
+    kd = summary.loc["kd"]
+    # by hand: differences 5, 4, 6; mean 5, sd 1, standard error 1/sqrt(3); t(0.975, 2) = 4.302653
+    assert kd["mean"] == pytest.approx(87.0)
+    assert kd["sd"] == pytest.approx(math.sqrt(((85 - 87) ** 2 + (86 - 87) ** 2 + (90 - 87) ** 2) / 2))
+    assert kd["difference"] == pytest.approx(5.0)
+    assert (kd["low"], kd["high"]) == pytest.approx((5 - 4.302653 / math.sqrt(3), 5 + 4.302653 / math.sqrt(3)))
+    # t = 5 * sqrt(3); for two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
+    t = 5 * math.sqrt(3)
+    assert kd["p"] == pytest.approx(1 - t / math.sqrt(t * t + 2))
+    assert np.isnan(summary.loc["scratch", "difference"])
+
+
+def test_p_values_are_adjusted_for_the_number_of_variants():
+    one = study.summarise(rows(scratch=SCRATCH, kd=KD), "scratch").set_index("variant")
+    two = study.summarise(rows(scratch=SCRATCH, kd=KD, mse={0: 0.79, 1: 0.84, 2: 0.84}), "scratch").set_index("variant")
+    assert two.loc["kd", "p"] == pytest.approx(2 * one.loc["kd", "p"])  # the smallest of two
+
+
+def test_best_first_and_unfinished_ones_are_marked():
+    summary = study.summarise(rows(scratch=SCRATCH, kd={1: 0.9}, at={0: 0.7, 1: 0.7}), "scratch")
+    assert summary["variant"].tolist() == ["kd", "scratch", "at"]
+    text = study.render_markdown(summary, "scratch", 3)
+    assert "| `kd` | **1 of 3** | 90.00 |  | +8.00 |  |" in text
+    assert "| `scratch` | 3 | 82.00 | 2.00 |  |  |" in text
+    assert "| `at` | **2 of 3** | 70.00 | 0.00 | -11.00 [-23.71, +1.71] |" in text
+
+
+def test_differences_without_spread_have_no_width():
+    summary = study.summarise(rows(scratch={0: 0.5, 1: 0.75}, kd={0: 0.5, 1: 0.75}), "scratch").set_index("variant")
+    assert summary.loc["kd", ["difference", "low", "high", "p"]].tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_the_figure_shows_every_run_and_is_the_same_each_time(tmp_path):
+    table = rows(scratch=SCRATCH, kd=KD)
+    summary = study.summarise(table, "scratch")
+    for name in ("a.svg", "b.svg"):
+        study.draw(table, summary, "Which?", "accuracy", tmp_path / name)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert all(word in text for word in ("Which?", "kd", "scratch", "accuracy, %"))
