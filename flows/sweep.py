@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import yaml
 from prefect import flow, get_run_logger, task
-from prefect.states import Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, ValidationError, model_validator
 
@@ -317,7 +317,7 @@ def run(
     logger = get_run_logger()
     with trees.borrow(one.seed) as folder:
         if _cancelled.is_set():
-            return Failed(name="Cancelled", message=f"{one.name}: cancelled before it started")
+            return Cancelled(message=f"{one.name}: cancelled before it started")
         (folder / "params.yaml").write_text(yaml.safe_dump(one.params, sort_keys=False, allow_unicode=True))
         key = lineage.key(folder, one.target)
         known = results.key_of(one)

@@ -528,9 +528,10 @@ def _put_in_place(folder: Path, place: Path, sha256: Mapping[str, str], origin: 
     place.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         ready: list[tuple[Path, Path]] = []
+        # a folder of its own: two worktrees at once may bring the same files
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".partial-", dir=place)))
         for path, (name, expected) in zip(files, sha256.items(), strict=True):
-            partial = place / f".partial-{name}"
-            stack.callback(partial.unlink, missing_ok=True)
+            partial = own / name
             found = hashlib.sha256()
             try:
                 with _opened(path) as source, ExitStack() as copy:

@@ -340,6 +340,23 @@ def test_the_second_run_finds_what_the_first_put_in_place(tmp_path: Path) -> Non
     assert again == f"data/raw: {tmp_path / 'raw' / PLACE}"
 
 
+def test_a_second_process_that_brings_the_same_files_meanwhile_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "system/usr/share/datasets/fashion-mnist", zipped=True)
+    opened, calls = sources._opened, []
+
+    def open_and_be_overtaken(path: Path) -> object:
+        calls.append(path)
+        if len(calls) == 2:  # one file is copied
+            bring_fashion_mnist(tmp_path / "raw", lambda line: None, tmp_path / "system", SUMS)
+        return opened(path)
+
+    monkeypatch.setattr(sources, "_opened", open_and_be_overtaken)
+    bring_fashion_mnist(tmp_path / "raw", lambda line: None, tmp_path / "system", SUMS)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "raw" / PLACE).iterdir()} == TINY
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_wrong_file_stops_it_with_file_and_both_sums_and_nothing_is_put(tmp_path: Path, zipped: bool) -> None:
     put(tmp_path / "raw", zipped)
