@@ -14,7 +14,6 @@ from flows import sweep
 from tests.toy import GRAPH, PROGRAM, Toy, eventually
 from thinner.errors import UserError
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = {
