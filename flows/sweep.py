@@ -41,7 +41,9 @@ from tasks.tracking import VARIANT, tracking_uri
 from thinner.config import ParamsError, Section, load_params
 from thinner.errors import UserError
 
-COLUMNS = ("variant", "seed", "target", "value", "step", "seconds", "commit", "key")
+# step: of the best validation, or the chosen round of prune; macs: share of the unpruned network's, of prune only
+COLUMNS = ("variant", "seed", "target", "value", "step", "macs", "seconds", "commit", "key")
+FOLDER = "docs/studies"  # tables, figures and numbers: a study is a page of the documentation
 # What a person keeps outside of git and stages read: worktrees see the repository's own.
 OUTSIDE = ("data/teachers",)
 
@@ -57,6 +59,7 @@ class Study(Section):
     """A study's file; docs/studies.md explains each key."""
 
     title: str
+    finding: str = ""  # what a reader should take from the table; written by a person once it is there
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     target: str
     measure: Literal["val_accuracy"]
@@ -178,7 +181,7 @@ def plan(study: Study, root: Path, only: Sequence[str] = (), seeds: Sequence[int
 
 
 class Results:
-    """`reports/studies/NAME.csv`: a row per finished run, rewritten whole after each."""
+    """`docs/studies/NAME.csv`: a row per finished run, rewritten whole after each."""
 
     def __init__(self, path: Path, study: Study) -> None:
         self.path, self._study, self._guard = path, study, threading.Lock()
@@ -216,7 +219,12 @@ class Results:
 
 
 def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:
-    """The best validation of the run's target, as `fit` chose it."""
+    """The best validation of the run's target, as `fit` chose it; of prune, the round that it chose."""
+    if run.target == "prune":
+        rounds = pd.read_csv(folder / "reports/prune/rounds.csv")
+        chosen = rounds[rounds["chosen"]].iloc[0]
+        macs = float(chosen["macs"] / rounds.iloc[0]["macs"])
+        return {"value": float(chosen["accuracy_after"]), "step": int(chosen["round"]), "macs": macs}
     history = pd.read_csv(folder / "reports" / run.target / "history.csv")
     best = history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
     return {"value": float(best[measure]), "step": int(best["step"])}
@@ -392,7 +400,7 @@ def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -
             f"{', '.join(dirty[:5])}: changed since the last commit. A study is of a commit: git commit first"
         )
     runs = plan(study, root, only, seeds)
-    results = Results(root / "reports" / "studies" / f"{path.stem}.csv", study)
+    results = Results(root / FOLDER / f"{path.stem}.csv", study)
     folder = root / ".thinner" / "sweeps" / path.stem
     with _only_one(folder):
         trees = Worktrees(root, folder, min(workers, len(runs)))
@@ -410,7 +418,8 @@ def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -
             _tracking(root, "end", environment[PARENT], status)
         if status == "FINISHED":
             trees.remove()
-    write_report(path, root)
+    if not results.frame().empty:
+        write_report(path, root)
     if status == "FAILED":
         console.console.print(state.message or "failed", style="red", markup=False)
         console.console.print(f"What was finished is kept. Mend it and run again: python -m flows.sweep {path}")
@@ -455,11 +464,11 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def write_report(path: Path, root: Path) -> None:
-    """`reports/studies/NAME.md` and `.svg` out of the CSV, and the table on the terminal."""
+    """`docs/studies/NAME.md` and `.svg` out of the CSV, and the table on the terminal."""
     from thinner import study as studies
 
     study = load_study(path, root)
-    place = root / "reports" / "studies" / path.stem
+    place = root / FOLDER / path.stem
     rows = Results(place.with_suffix(".csv"), study).frame()
     if rows.empty:
         raise UserError(f"{place.with_suffix('.csv')} has no finished run. Run it: python -m flows.sweep {path}")
@@ -470,7 +479,7 @@ def write_report(path: Path, root: Path) -> None:
     console.console.print(
         f"\nTable    {place.relative_to(root)}.md\nFigure   {place.relative_to(root)}.svg\n"
         f"Numbers  {place.relative_to(root)}.csv\n\n"
-        "Next     git add reports/studies      keep them: a study is of a commit\n"
+        "Next     git add docs/studies         keep them: a study is of a commit\n"
         "         make ui                      every run's learning curve in MLflow",
         markup=False,
     )
@@ -487,7 +496,8 @@ def render(study: Study, path: Path, rows: pd.DataFrame, summary: pd.DataFrame) 
         f"# {study.title}\n\n"
         f"{studies.render_markdown(summary, study.baseline, len(study.seeds))}\n"
         f"![A dot per seed, a bar per mean]({path.stem}.svg)\n\n"
-        "Accuracy on the validation split, of the weights that validated best. A seed changes all that is drawn: "
+        + (f"{study.finding.strip()}\n\n" if study.finding else "")
+        + f"{_measured(rows)} A seed changes all that is drawn: "
         "the splits, the teacher, the first weights, the order of images. Variants of one seed share their splits and "
         f"their teacher, so differences to `{study.baseline}` are taken seed by seed: mean, 95 % interval of Student's "
         f"t, p adjusted by Holm for {int(summary['p'].notna().sum())} variants.\n\n"
@@ -495,6 +505,11 @@ def render(study: Study, path: Path, rows: pd.DataFrame, summary: pd.DataFrame) 
         + (f"; {missing} runs are missing" if missing else "")
         + f". To repeat: `python -m flows.sweep {path.as_posix()}`\n"
     )
+
+
+def _measured(rows: pd.DataFrame) -> str:
+    text = "Accuracy on the validation split, of the weights that validated best"
+    return text + ("; of `prune`, of the round that it chose." if rows["macs"].notna().any() else ".")
 
 
 def main() -> int:

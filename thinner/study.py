@@ -21,6 +21,7 @@ def summarise(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     deviation over seeds (n - 1), and over the seeds that both have the mean difference to ``baseline`` with a 95 %
     interval (Student's t of the paired differences, https://doi.org/10.1093/biomet/6.1.1) and its p-value, adjusted
     for the number of variants (Holm 1979, https://www.jstor.org/stable/4615733). NaN where there are too few seeds.
+    ``macs`` (a column that may be there: share of the unpruned network's MACs) is averaged over seeds.
     """
     table = rows.pivot(index="variant", columns="seed", values="value") * POINTS
     found = []
@@ -29,6 +30,7 @@ def summarise(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
         row: dict[str, Any] = {
             "variant": variant, "seeds": len(have), "mean": have.mean(), "sd": have.std(ddof=1),
             "difference": np.nan, "low": np.nan, "high": np.nan, "p": np.nan,
+            "macs": rows.loc[rows["variant"] == variant, "macs"].mean() if "macs" in rows else np.nan,
         }  # fmt: skip
         if variant != baseline and baseline in table.index:
             pairs = (values - table.loc[baseline]).dropna().to_numpy()
@@ -55,9 +57,10 @@ def _paired_t(differences: np.ndarray) -> tuple[float, float, float]:
 
 def render_markdown(summary: pd.DataFrame, baseline: str, seeds: int) -> str:
     """The table, for a page on a git host."""
+    pruned = bool(summary["macs"].notna().any())
     lines = [
-        f"| variant | seeds | mean, % | spread (sd) | against {baseline}, points | p (Holm) |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| variant | seeds | mean, % | spread (sd) | against {baseline}, points | p (Holm) |" + " MACs |" * pruned,
+        "|---|---:|---:|---:|---:|---:|" + "---:|" * pruned,
     ]
     for row in summary.to_dict("records"):
         count = str(row["seeds"]) if row["seeds"] == seeds else f"**{row['seeds']} of {seeds}**"
@@ -66,7 +69,10 @@ def render_markdown(summary: pd.DataFrame, baseline: str, seeds: int) -> str:
             against += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
         p = "" if np.isnan(row["p"]) else ("< 0.0001" if row["p"] < 1e-4 else f"{row['p']:.4f}")
         spread = "" if np.isnan(row["sd"]) else f"{row['sd']:.2f}"
-        lines.append(f"| `{row['variant']}` | {count} | {row['mean']:.2f} | {spread} | {against} | {p} |")
+        macs = "" if np.isnan(row["macs"]) else f"{row['macs']:.1%}"
+        lines.append(
+            f"| `{row['variant']}` | {count} | {row['mean']:.2f} | {spread} | {against} | {p} |" + f" {macs} |" * pruned
+        )
     return "\n".join(lines) + "\n"
 
 

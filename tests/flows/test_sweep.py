@@ -75,7 +75,7 @@ def run(toy: Toy, *arguments: str, check: bool = True, **env: str) -> str:
 
 
 def table(toy: Toy) -> pd.DataFrame:
-    return pd.read_csv(toy.root / "reports" / "studies" / "small.csv")
+    return pd.read_csv(toy.root / "docs" / "studies" / "small.csv")
 
 
 @pytest.mark.integration
@@ -86,17 +86,17 @@ def test_a_study_runs_once_and_says_what_it_found(toy: Toy) -> None:
         ("scratch", 0): 0.5, ("scratch", 1): 0.6, ("warm", 0): 0.54, ("warm", 1): 0.64, ("hot", 0): 0.7, ("hot", 1): 0.8,
     }  # fmt: skip
     assert set(found["step"]) == {2}
-    text = (toy.root / "reports" / "studies" / "small.md").read_text()
+    text = (toy.root / "docs" / "studies" / "small.md").read_text()
     assert "| `hot` | 2 | 75.00 | 7.07 | +20.00 [+20.00, +20.00] |" in text
-    assert "hot" in said and "reports/studies/small.md" in said
-    assert (toy.root / "reports" / "studies" / "small.svg").is_file()
+    assert "hot" in said and "docs/studies/small.md" in said
+    assert (toy.root / "docs" / "studies" / "small.svg").is_file()
     assert not list((toy.root / ".thinner" / "sweeps" / "small").glob("worker-*"))  # all done: nothing is left lying
     assert toy.run("git", "worktree", "list").stdout.count("\n") == 1
 
-    before = (toy.root / "reports" / "studies" / "small.csv").read_bytes()
+    before = (toy.root / "docs" / "studies" / "small.csv").read_bytes()
     again = run(toy)
     assert again.count("up to date") == 6
-    assert (toy.root / "reports" / "studies" / "small.csv").read_bytes() == before
+    assert (toy.root / "docs" / "studies" / "small.csv").read_bytes() == before
 
     import mlflow
 
@@ -115,14 +115,14 @@ def test_what_is_shared_runs_once_and_only_what_changed_runs_again(toy: Toy) -> 
     write(toy, broken)
     text = run(toy, check=False)
     assert "distill.losses" in text  # refused before anything ran
-    assert not (toy.root / "reports" / "studies" / "small.csv").exists()
+    assert not (toy.root / "docs" / "studies" / "small.csv").exists()
 
     write(toy, STUDY)
     said = run(toy, "--workers", "2", check=False, TOY_FAIL="scratch")
     assert "2 of 6 failed" not in said  # distill needs scratch in this graph: all fail
     assert "6 of 6 failed" in said and "asked to fail" in said
     assert sorted(set(ran(toy))) == ["finetune", "prepare", "scratch"]
-    assert not (toy.root / "reports" / "studies" / "small.csv").exists()
+    assert not (toy.root / "docs" / "studies" / "small.csv").exists()
 
     run(toy, "--only", "warm", "--only", "scratch")
     assert len(table(toy)) == 4
@@ -138,7 +138,7 @@ def test_what_is_shared_runs_once_and_only_what_changed_runs_again(toy: Toy) -> 
 @pytest.mark.integration
 def test_a_study_that_is_stopped_goes_on(toy: Toy) -> None:
     process = toy.start(sys.executable, "-m", "flows.sweep", "studies/small.yaml", TOY_SLOW="distill:20")
-    csv = toy.root / "reports" / "studies" / "small.csv"
+    csv = toy.root / "docs" / "studies" / "small.csv"
     eventually(lambda: any("distill" in path.read_text() for path in toy.root.rglob("worker-*/ran.txt")), 120)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) != 0
@@ -199,11 +199,21 @@ def test_the_first_run_of_each_seed_goes_first(toy: Toy, monkeypatch: pytest.Mon
         sweep.plan(study, toy.root, ["cold"])
 
 
+def test_the_result_of_prune_is_that_of_the_round_it_chose(tmp_path: Path) -> None:
+    folder = tmp_path / "reports" / "prune"
+    folder.mkdir(parents=True)
+    (folder / "rounds.csv").write_text(
+        "round,macs,accuracy_after,chosen\n0,1000,0.9,False\n1,700,0.89,False\n2,480,0.88,True\n3,300,0.95,False\n"
+    )
+    one = sweep.Run("half", 0, "prune", {})
+    assert sweep.read_result(tmp_path, one, "val_accuracy") == {"value": 0.88, "step": 2, "macs": 0.48}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_studies_are_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     study = sweep.load_study(path, ROOT)
-    report = ROOT / "reports" / "studies" / f"{path.stem}.md"
+    report = ROOT / "docs" / "studies" / f"{path.stem}.md"
     if report.exists():  # what is committed is what the numbers give
         from thinner.study import summarise
 

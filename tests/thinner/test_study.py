@@ -61,3 +61,13 @@ def test_the_figure_shows_every_run_and_is_the_same_each_time(tmp_path):
     text = (tmp_path / "a.svg").read_text()
     assert text == (tmp_path / "b.svg").read_text()
     assert all(word in text for word in ("Which?", "kd", "scratch", "accuracy, %"))
+
+
+def test_macs_are_shown_where_there_are_some():
+    table = rows(distill=SCRATCH, prune=KD)
+    table["macs"] = [math.nan] * 3 + [0.48, 0.5, 0.49]
+    summary = study.summarise(table, "distill")
+    assert summary.set_index("variant").loc["prune", "macs"] == pytest.approx(0.49)
+    lines = study.render_markdown(summary, "distill", 3).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines] == ["MACs", "---:", "49.0%", ""]
+    assert "MACs" not in study.render_markdown(study.summarise(rows(distill=SCRATCH), "distill"), "distill", 3)
