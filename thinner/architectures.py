@@ -365,10 +365,17 @@ def _set_sizes(model: nn.Module) -> None:
 def _timm_heads(attention: Any) -> None:
     attention.attn_dim = attention.qkv.out_features // 3
     attention.head_dim = attention.attn_dim // attention.num_heads
+    # PyTorch's fused attention scales by the width that it finds; timm's plain one, which other runtimes take, by this
+    attention.scale = attention.head_dim**-0.5
+
+
+def _timm_window_heads(attention: Any) -> None:
+    attention.scale = (attention.proj.in_features // attention.num_heads) ** -0.5
 
 
 def _timm_maxvit_heads(attention: Any) -> None:
     attention.dim_head = attention.proj.in_features // attention.num_heads
+    attention.scale = attention.dim_head**-0.5
 
 
 def _maxvit_heads(attention: Any) -> None:
@@ -382,6 +389,7 @@ def _vit_width(vit: Any) -> None:
 _SIZES: dict[str, Callable[[Any], None]] = {
     "timm.layers.attention.Attention": _timm_heads,
     "timm.models.maxxvit.AttentionCl": _timm_maxvit_heads,
+    "timm.models.swin_transformer.WindowAttention": _timm_window_heads,
     "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": _maxvit_heads,
     "torchvision.models.vision_transformer.VisionTransformer": _vit_width,
 }

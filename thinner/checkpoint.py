@@ -89,8 +89,7 @@ def read_spec(folder: str | Path) -> dict[str, Any]:
 
 def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) -> nn.Module:
     # on "meta" nothing is allocated or drawn at random; every tensor then comes from the file
-    with torch.device("meta"):
-        model = models.create(spec["network"])
+    model = models.skeleton(spec["network"])
     if spec.get("pruned"):
         apply_dimensions(model, spec["pruned"])
     resized = _hidden(model, (spec.get("pruned") or {}).get("shapes", {}))
@@ -129,14 +128,17 @@ def _hidden(model: nn.Module, among: Container[str] | None = None) -> dict[str, 
 
 
 def _dimensions(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Per module, every plain whole number (or tuple of them) that it holds: out_channels, num_features, heads, ..."""
+    """Per module, every plain number (or tuple of whole ones) that it holds: out_channels, num_features, scale, ..."""
     out: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
         values = {
             key: value
             for key, value in vars(module).items()
             if not key.startswith("_")
-            and (type(value) is int or (isinstance(value, tuple) and value and all(type(v) is int for v in value)))
+            and (
+                type(value) in (int, float)
+                or (isinstance(value, tuple) and value and all(type(v) is int for v in value))
+            )
         }
         if values:
             out[name] = values
@@ -148,8 +150,7 @@ def changed_dimensions(model: nn.Module, network: dict[str, Any]) -> dict[str, A
 
     ``{"attributes": {module: {name: value}}, "shapes": {tensor: [sizes]}}``
     """
-    with torch.device("meta"):
-        fresh = models.create(network)
+    fresh = models.skeleton(network)
     before, after = _dimensions(fresh), _dimensions(model)
     attributes = {
         module: changed
