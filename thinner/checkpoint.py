@@ -1,7 +1,9 @@
 """A network on disk: ``model.safetensors`` (weights) and ``model.json`` (all that is needed to build it again).
 
 No pickle is written or read. A pruned network is built from its description, then the dimensions that pruning
-changed are set layer by layer from the spec; which channels went, and in which order, does not matter.
+changed are set layer by layer from the spec; which channels went, and in which order, does not matter. Buffers that a
+network leaves out of its state (tables of positions) are computed by building it; where pruning changed their size,
+no building gives them, and they lie among the weights.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +45,9 @@ def save(folder: str | Path, model: nn.Module, spec: dict[str, Any]) -> str:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
     spec = {**spec, "pruned": changed_dimensions(model, spec["network"])}
+    tensors = model.state_dict() | _hidden(model, (spec["pruned"] or {}).get("shapes", {}))
+    state = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
     _replace(folder / WEIGHTS, lambda path: save_file(state, path))
     _replace(folder / SPEC, lambda path: path.write_text(json.dumps(spec, indent=1, sort_keys=True) + "\n"))
     return file_sha256(folder / WEIGHTS)
@@ -85,11 +89,11 @@ def read_spec(folder: str | Path) -> dict[str, Any]:
 
 def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) -> nn.Module:
     # on "meta" nothing is allocated or drawn at random; every tensor then comes from the file
-    with torch.device("meta"):
-        model = models.create(spec["network"])
+    model = models.skeleton(spec["network"])
     if spec.get("pruned"):
         apply_dimensions(model, spec["pruned"])
-    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    resized = _hidden(model, (spec.get("pruned") or {}).get("shapes", {}))
+    expected = {n: tuple(t.shape) for n, t in (model.state_dict() | resized).items()}
     found = {n: tuple(t.shape) for n, t in state.items()}
     if expected != found:
         wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
@@ -99,15 +103,15 @@ def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) ->
             f"spec {expected.get(name)}. Take the two files of one folder"
         )
     model = _materialise(model, spec)
+    for name, buffer in _hidden(model, resized).items():
+        buffer.copy_(state.pop(name))
     model.load_state_dict(state, strict=True)
     return model.eval()
 
 
 def _materialise(model: nn.Module, spec: dict[str, Any]) -> nn.Module:
     """Out of "meta". Buffers that are not in the state (position tables) must be computed, so build for real."""
-    persistent = set(model.state_dict())
-    hidden = [n for n, _ in model.named_buffers() if n not in persistent]
-    if not hidden:
+    if not _hidden(model):
         return model.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
         real = models.create(spec["network"])
@@ -117,15 +121,24 @@ def _materialise(model: nn.Module, spec: dict[str, Any]) -> nn.Module:
     return real
 
 
+def _hidden(model: nn.Module, among: Container[str] | None = None) -> dict[str, torch.Tensor]:
+    """Buffers that ``state_dict`` leaves out, all of them or those named in ``among``."""
+    persistent = set(model.state_dict())
+    return {n: t for n, t in model.named_buffers() if n not in persistent and (among is None or n in among)}
+
+
 def _dimensions(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Per module, every plain whole number (or tuple of them) that it holds: out_channels, num_features, heads, ..."""
+    """Per module, every plain number (or tuple of whole ones) that it holds: out_channels, num_features, scale, ..."""
     out: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
         values = {
             key: value
             for key, value in vars(module).items()
             if not key.startswith("_")
-            and (type(value) is int or (isinstance(value, tuple) and value and all(type(v) is int for v in value)))
+            and (
+                type(value) in (int, float)
+                or (isinstance(value, tuple) and value and all(type(v) is int for v in value))
+            )
         }
         if values:
             out[name] = values
@@ -137,8 +150,7 @@ def changed_dimensions(model: nn.Module, network: dict[str, Any]) -> dict[str, A
 
     ``{"attributes": {module: {name: value}}, "shapes": {tensor: [sizes]}}``
     """
-    with torch.device("meta"):
-        fresh = models.create(network)
+    fresh = models.skeleton(network)
     before, after = _dimensions(fresh), _dimensions(model)
     attributes = {
         module: changed
@@ -168,7 +180,7 @@ def apply_dimensions(model: nn.Module, pruned: dict[str, Any]) -> None:
         if isinstance(old, nn.Parameter):
             module.register_parameter(leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
         else:
-            module.register_buffer(leaf, empty)
+            module.register_buffer(leaf, empty, persistent=leaf not in module._non_persistent_buffers_set)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -31,8 +31,7 @@ def deep(params: Params) -> Iterator[str]:
         if section.width is not None:
             network |= {"width": section.width, "stem_stride": section.stem_stride}
         try:
-            with torch.device("meta"):
-                model = models.create(network)
+            model = models.skeleton(network)
             built[name] = model
         except UserError as error:
             text = str(error)

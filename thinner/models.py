@@ -112,6 +112,16 @@ def create(network: dict[str, Any]) -> nn.Module:
     return torchvision.models.get_model(inner, weights=None, num_classes=classes, **extra)
 
 
+def skeleton(network: dict[str, Any]) -> nn.Module:
+    """``create`` on the meta device: every shape, no numbers, and no random ones drawn."""
+    if network["name"].startswith("torchvision:regnet"):
+        # torchvision works out the widths of these with tensors, so they are built for real and emptied
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            return create(network).to("meta")
+    with torch.device("meta"):
+        return create(network)
+
+
 def names() -> list[str]:
     """Every name that ``create`` takes, but for the endless resnetN family (8, 14, 20, ... 110 are listed)."""
     import timm

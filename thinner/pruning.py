@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thinner import models
+from thinner import architectures, models
 from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params
 
@@ -120,8 +119,7 @@ def _prune(
     smaller.requires_grad_(True)  # the graph is read off autograd
     ignored = [models.head_of(smaller)[1]]
     ignored += [m for name, m in smaller.named_modules() if name and any(re.search(pattern, name) for pattern in keep)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(Unwrapped parameters|unwrapped).*")  # class tokens: kept whole
+    with architectures.prunable(smaller, example) as handling:
         pruner = _WholeMultiples(
             smaller,
             example,
@@ -129,13 +127,10 @@ def _prune(
             global_pruning=scope == "global",
             pruning_ratio=ratio,
             max_pruning_ratio=_LARGEST,
-            ignored_layers=ignored,
             round_to=round_to,
-            num_heads=_heads(smaller),
+            **handling.arguments(ignored),
         )
         pruner.step()
-    for attention, heads in _qkv_attentions(smaller):
-        setattr(attention, "head_dim", attention.qkv.out_features // (3 * heads))  # noqa: B010 - unknown to nn.Module
     for name, parameter in smaller.named_parameters():
         parameter.requires_grad_(name not in frozen)
         parameter.grad = None
@@ -149,22 +144,6 @@ class _WholeMultiples(tp.pruner.BasePruner):  # type: ignore[misc]
     def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
         remaining = max(1, round((current_channels - n_pruned) / round_to)) * round_to
         return max(0, current_channels - remaining)
-
-
-def _heads(model: nn.Module) -> dict[nn.Module, int]:
-    """Attention layers and their numbers of heads, which must be cut evenly."""
-    heads: dict[nn.Module, int] = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    return heads | {attention.qkv: count for attention, count in _qkv_attentions(model)}
-
-
-def _qkv_attentions(model: nn.Module) -> list[tuple[Any, int]]:
-    """(module, heads) of attention in timm's form: one linear layer ``qkv`` for all three."""
-    found: list[tuple[Any, int]] = []
-    for module in model.modules():
-        heads = getattr(module, "num_heads", None)
-        if isinstance(getattr(module, "qkv", None), nn.Linear) and isinstance(heads, int):
-            found.append((module, heads))
-    return found
 
 
 @torch.no_grad()
