@@ -14,7 +14,7 @@ import torch
 from tasks.stage import Stage, run_stage
 from thinner import metrics
 from thinner.hardware import describe_machine
-from thinner.predict import Candidate, choose_device, confidences, open_candidate, predict_logits
+from thinner.predict import Candidate, choose_device, open_candidate, predict_logits
 from thinner.profiling import (
     count_macs,
     count_params,
@@ -76,7 +76,7 @@ def evaluate(stage: Stage) -> None:
             index=test,
             labels=labels,
             **{f"predictions.{name}": values.astype(np.int64) for name, values in predictions.items()},
-            **{f"confidences.{name}": confidences(values) for name, values in logits.items()},
+            **{f"confidences.{name}": metrics.confidences(values) for name, values in logits.items()},
             **{f"logits.{name}": values for name, values in logits.items()},
         )
         _write_csv(

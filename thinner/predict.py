@@ -14,14 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, UInt8
-from scipy.special import softmax
 from torch import Tensor
 
-from thinner import checkpoint, views
+from thinner import checkpoint, metrics, views
 from thinner.errors import UserError
 
 Images = UInt8[np.ndarray, "images height width channels"]
-Logits = Float[np.ndarray, "images classes"]
 Runtime = Literal["pytorch", "onnxruntime"]
 
 
@@ -137,11 +135,6 @@ def predict_logits(
     return logits
 
 
-def confidences(logits: Logits) -> Float[np.ndarray, " images"]:
-    """The softmax probability of the class with the largest logit, in float64."""
-    return np.asarray(softmax(logits.astype(np.float64), axis=1).max(axis=1))
-
-
 def predict(
     folder: str | Path, images: Sequence[UInt8[np.ndarray, "height width channels"]], device: str = "cpu"
 ) -> list[Prediction]:
@@ -151,5 +144,5 @@ def predict(
     for image in images:
         logits = candidate.collect(candidate.run(candidate.place(candidate.preprocess(image[None]))))
         label = candidate.spec["classes"][int(logits[0].argmax())]
-        predictions.append(Prediction(label, float(confidences(logits)[0])))
+        predictions.append(Prediction(label, float(metrics.confidences(logits)[0])))
     return predictions
