@@ -6,7 +6,7 @@ come with `model.json`, and both get exactly the same preprocessed images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,8 +39,8 @@ class Candidate:
     collect: Callable[[Any], Float[np.ndarray, "batch classes"]]
     model: torch.nn.Module | None  # None where there is no PyTorch module behind it
 
-    def preprocess(self, images: Images) -> Float[Tensor, "images colours size size"]:
-        return views.preprocess(images, self.spec["preprocessing"])
+    def preprocess(self, images: Images) -> Tensor:
+        return preprocess(images, self.spec)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,14 @@ def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, ch
     raise UserError(
         f"{folder}: neither {checkpoint.WEIGHTS} nor model.onnx here. Make it: thinner run, or dvc checkout"
     )
+
+
+def preprocess(images: Images, spec: Mapping[str, Any]) -> Tensor:
+    """What the candidate with this ``spec`` is fed: floats [images, colours, size, size]; or the pictures as they are,
+    uint8 [images, height, width, channels], where preprocessing is part of an export's graph (``input: pixels``)."""
+    if spec.get("input") == "pixels":
+        return torch.from_numpy(np.array(images))
+    return views.preprocess(images, spec["preprocessing"])
 
 
 def choose_device(device: str) -> str:
