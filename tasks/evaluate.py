@@ -1,4 +1,7 @@
-"""evaluate: every candidate on the test split, which is read here and nowhere else."""
+"""evaluate: every candidate on the test split, which is read here and nowhere else.
+
+One thing is fitted here, each candidate's temperature, and that on the validation split.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,16 @@ import numpy as np
 import torch
 
 from tasks.stage import Stage, run_stage
-from thinner import metrics
+from thinner import corruptions, metrics, statistics
 from thinner.hardware import describe_machine
-from thinner.predict import Candidate, choose_device, confidences, open_candidate, predict_logits
+from thinner.memory import measure_memory
+from thinner.predict import Candidate, choose_device, open_candidate, predict_logits
 from thinner.profiling import (
     count_macs,
     count_params,
     file_bytes,
     measure_latency,
+    median_interval,
     pareto_front,
     pinned_threads,
     summarise_latency,
@@ -38,36 +43,52 @@ def evaluate(stage: Stage) -> None:
     device = choose_device(run.device)
     threads = torch.get_num_threads()  # run.threads, which run_stage has set
     candidates = {name: open_candidate(path, device, threads, run.channels_last) for name, path in places.items()}
-    test = store.splits["test"]
-    labels = np.asarray(store.labels[test])
+    test, validation = store.splits["test"], store.splits["validation"]
+    labels, validation_labels = np.asarray(store.labels[test]), np.asarray(store.labels[validation])
 
-    logits = {}
-    with stage.progress("test images", total=len(test) * len(candidates)) as bar:
-        for number, (name, candidate) in enumerate(candidates.items()):
-            done = number * len(test)
-            logits[name] = predict_logits(
-                candidate,
-                store.images,
-                test,
-                section.batch_size,
-                lambda images, done=done: bar.update(done + images),  # type: ignore[misc]
+    logits, temperatures = {}, {}
+    with stage.progress("images", total=(len(test) + len(validation)) * len(candidates)) as bar:
+        done = 0
+        for name, candidate in candidates.items():
+
+            def one_more(images: int, before: int = 0) -> None:
+                bar.update(done + before + images)  # noqa: B023 - it is called before the next one is made
+
+            logits[name] = predict_logits(candidate, store.images, test, section.batch_size, one_more)
+            seen = predict_logits(
+                candidate, store.images, validation, section.batch_size, lambda images: one_more(images, len(test))
             )
+            temperatures[name] = metrics.fit_temperature(validation_labels, seen)
+            done += len(test) + len(validation)
     samples = _time(stage, store, candidates, places)
+    height, width, channels = store.images.shape[1:]
+    memory = measure_memory(
+        list(places.values()),
+        max(section.latency_batches),
+        section.latency_threads,
+        (height, width, channels),
+        run.channels_last,
+    )
 
     predictions = {name: values.argmax(axis=1) for name, values in logits.items()}
-    results = {
+    results: dict[str, dict[str, Any]] = {
         name: {
             "accuracy": metrics.accuracy(labels, predictions[name]),
             "macro_f1": metrics.macro_f1(labels, predictions[name]),
             "agreement": metrics.agreement(predictions[name], predictions[TEACHER]),
+            **_confidence(labels, logits[name], temperatures[name]),
             **_size(name, candidates, places[name]),
             **_latency(samples, name, section.latency_batches),
+            **({"peak_memory_bytes": memory[str(places[name])]} if memory else {}),
             "runtime": candidate.runtime,
             "device": candidate.device,
             "threads": section.latency_threads,
         }
         for name, candidate in candidates.items()
     }
+    corrupted = _corrupt(stage, store, candidates) if section.corruptions else []
+    for name in results if corrupted else ():
+        results[name]["corruption_accuracy"] = float(np.mean([share for who, *_, share in corrupted if who == name]))
 
     with stage.output("data/evaluate") as folder:
         np.savez(
@@ -76,7 +97,7 @@ def evaluate(stage: Stage) -> None:
             index=test,
             labels=labels,
             **{f"predictions.{name}": values.astype(np.int64) for name, values in predictions.items()},
-            **{f"confidences.{name}": confidences(values) for name, values in logits.items()},
+            **{f"confidences.{name}": metrics.confidences(values) for name, values in logits.items()},
             **{f"logits.{name}": values for name, values in logits.items()},
         )
         _write_csv(
@@ -93,6 +114,9 @@ def evaluate(stage: Stage) -> None:
         path.write_text(json.dumps({name: dict(sorted(row.items())) for name, row in results.items()}, indent=2) + "\n")
     with stage.output("reports/evaluate") as folder:
         _write_tables(folder, store, labels, predictions, results)
+        _write_confidence(folder, labels, logits, temperatures)
+        if corrupted:
+            _write_csv(folder / "corruptions.csv", ("candidate", "corruption", "severity", "accuracy"), corrupted)
         # where the milliseconds come from; it stands beside them, so that report need not run on the same
         # machine
         machine = {
@@ -116,6 +140,27 @@ def evaluate(stage: Stage) -> None:
     )
     stage.record.artifact("reports/metrics.json")
     stage.record.artifact("reports/evaluate")
+
+
+def _corrupt(stage: Stage, store: Store, candidates: Mapping[str, Candidate]) -> list[tuple[str, str, int, float]]:
+    """Accuracy on the corrupted test split by candidate, corruption and severity."""
+    test, batch = store.splits["test"], stage.params.evaluate.batch_size
+    cases = [(name, severity) for name in corruptions.CORRUPTIONS for severity in corruptions.SEVERITIES]
+    right = dict.fromkeys(((who, *case) for who in candidates for case in cases), 0)
+    with stage.progress("corrupted images", total=len(cases) * len(test)) as bar:
+        for number, (corruption, severity) in enumerate(cases):
+            # a picture is corrupted once for all candidates, and never are all of them in memory
+            for start in range(0, len(test), batch):
+                part = test[start : start + batch]
+                images = corruptions.corrupt(
+                    np.asarray(store.images[part]), part, corruption, severity, stage.params.run.seed
+                )
+                labels = np.asarray(store.labels[part])
+                for name, candidate in candidates.items():
+                    found = predict_logits(candidate, images, np.arange(len(part)), batch).argmax(axis=1)
+                    right[name, corruption, severity] += int((found == labels).sum())
+                bar.update(number * len(test) + start + len(part))
+    return [(*case, count / len(test)) for case, count in right.items()]
 
 
 def _time(
@@ -162,8 +207,24 @@ def _time(
 def _latency(samples: Mapping[int, Mapping[str, Any]], name: str, batches: Sequence[int]) -> dict[str, float]:
     out = {}
     for batch in batches:
-        out[f"latency_ms_b{batch}"], out[f"latency_ms_b{batch}_p95"] = summarise_latency(samples[batch][name])
+        key = f"latency_ms_b{batch}"
+        out[key], out[f"{key}_p95"] = summarise_latency(samples[batch][name])
+        out[f"{key}_low"], out[f"{key}_high"] = median_interval(samples[batch][name])
+        out[f"throughput_b{batch}"] = 1000 * batch / out[key]
     return out
+
+
+def _confidence(labels: Any, logits: Any, temperature: float) -> dict[str, float]:
+    """What rests on confidences: as the candidate gives them, and with its temperature."""
+    measures = {"nll": metrics.nll, "brier": metrics.brier, "ece": metrics.ece}
+    top5 = {"accuracy_top5": metrics.top_k_accuracy(labels, logits, 5)} if logits.shape[1] > 5 else {}
+    return {
+        **top5,
+        **{key: measure(labels, logits) for key, measure in measures.items()},
+        "temperature": temperature,
+        **{f"{key}_scaled": measure(labels, logits / temperature) for key, measure in measures.items()},
+        "aurc": metrics.aurc(labels, logits),
+    }
 
 
 def _size(name: str, candidates: Mapping[str, Candidate], folder: Path) -> dict[str, int]:
@@ -197,19 +258,30 @@ def _write_tables(
     counts = np.bincount(labels, minlength=len(classes))
     _write_csv(
         folder / "per_class.csv",
-        ("candidate", "class", "images", "accuracy"),
+        ("candidate", "class", "images", "accuracy", "low", "high"),
         (
-            (name, classes[k], int(counts[k]), float(value))
+            (name, classes[k], int(counts[k]), float(value), float(low[k]), float(high[k]))
             for name, values in predictions.items()
+            for low, high in [metrics.per_class_interval(labels, values, len(classes))]
             for k, value in enumerate(metrics.per_class_accuracy(labels, values, len(classes)))
             if counts[k]
+        ),
+    )
+    _write_csv(
+        folder / "lost_classes.csv",
+        ("candidate", "class", "images", "teacher_accuracy", "accuracy", "difference", "low", "high", "p_value"),
+        (
+            (name, classes[k], *row)
+            for name, values in predictions.items()
+            if name != TEACHER
+            for k, *row in _lost(labels, values, predictions[TEACHER])
         ),
     )
     costs = (
         "macs",
         "params",
         "file_bytes",
-        *(k for k in results[TEACHER] if k.startswith("latency") and k[-3:] != "p95"),
+        *(k for k in results[TEACHER] if k.startswith("latency") and k.split("_")[-1] not in ("p95", "low", "high")),
     )
     accuracies = [row["accuracy"] for row in results.values()]
     fronts = {cost: pareto_front([row[cost] for row in results.values()], accuracies) for cost in costs}
@@ -225,6 +297,40 @@ def _write_tables(
                 *(int(fronts[cost][i]) for cost in costs),
             )
             for i, (name, row) in enumerate(results.items())
+        ),
+    )
+
+
+def _lost(labels: Any, predictions: Any, teacher: Any) -> list[tuple[Any, ...]]:
+    """By class, the most lost first: images, accuracies, the difference with its interval, McNemar's p after Holm."""
+    rows = []
+    for k in np.unique(labels):
+        mine, theirs = predictions[labels == k] == k, teacher[labels == k] == k
+        e = statistics.accuracy_difference(mine, theirs)
+        rows.append((int(k), e.count, float(theirs.mean()), float(mine.mean()), e.effect, e.low, e.high, e.p_value))
+    adjusted = statistics.holm([row[-1] for row in rows])
+    return sorted(((*row[:-1], p) for row, p in zip(rows, adjusted, strict=True)), key=lambda row: (row[4], row[0]))
+
+
+def _write_confidence(folder: Path, labels: Any, logits: Mapping[str, Any], temperatures: Mapping[str, float]) -> None:
+    """Reliability before (scaled 0) and after (1) the temperature, and the risk at 1 % to 100 % coverage."""
+    rows = []
+    for name, values in logits.items():
+        for scaled, temperature in enumerate((1.0, temperatures[name])):
+            table = metrics.reliability(labels, values / temperature)
+            columns = (table.confidence.tolist(), table.accuracy.tolist(), table.images.tolist())
+            rows += [(name, scaled, bin_, *row) for bin_, row in enumerate(zip(*columns, strict=True), start=1)]
+    header = ("candidate", "scaled", "bin", "confidence", "accuracy", "images")
+    _write_csv(folder / "reliability.csv", header, rows)
+    images = np.unique(np.ceil(np.arange(1, 101) * len(labels) / 100).astype(int))
+    _write_csv(
+        folder / "risk_coverage.csv",
+        ("candidate", "coverage", "risk"),
+        (
+            (name, int(n) / len(labels), float(risk[n - 1]))
+            for name, values in logits.items()
+            for risk in [metrics.risk_coverage(labels, values)]
+            for n in images
         ),
     )
 

@@ -48,6 +48,7 @@ def test_leaves_of_thinner_import_no_module_above_them() -> None:
         "models",
         "losses",
         "pruning",
+        "corruptions",
         "profiling",
         "metrics",
         "statistics",

@@ -264,8 +264,9 @@ class Export(Section):
 class Evaluate(Section):
     batch_size: Count
     latency_batches: Annotated[list[Count], Field(min_length=1)]
-    latency_repeats: Annotated[int, Field(ge=3)]
+    latency_repeats: Annotated[int, Field(ge=6)]  # fewer have no 95 % interval
     latency_threads: Count
+    corruptions: bool
 
 
 class Report(Section):

@@ -6,7 +6,7 @@ come with `model.json`, and both get exactly the same preprocessed images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, UInt8
-from scipy.special import softmax
 from torch import Tensor
 
-from thinner import checkpoint, views
+from thinner import checkpoint, metrics, views
 from thinner.errors import UserError
 
 Images = UInt8[np.ndarray, "images height width channels"]
-Logits = Float[np.ndarray, "images classes"]
 Runtime = Literal["pytorch", "onnxruntime"]
 
 
@@ -41,8 +39,8 @@ class Candidate:
     collect: Callable[[Any], Float[np.ndarray, "batch classes"]]
     model: torch.nn.Module | None  # None where there is no PyTorch module behind it
 
-    def preprocess(self, images: Images) -> Float[Tensor, "images colours size size"]:
-        return views.preprocess(images, self.spec["preprocessing"])
+    def preprocess(self, images: Images) -> Tensor:
+        return preprocess(images, self.spec)
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,14 @@ def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, ch
     raise UserError(
         f"{folder}: neither {checkpoint.WEIGHTS} nor model.onnx here. Make it: thinner run, or dvc checkout"
     )
+
+
+def preprocess(images: Images, spec: Mapping[str, Any]) -> Tensor:
+    """What the candidate with this ``spec`` is fed: floats [images, colours, size, size]; or the pictures as they are,
+    uint8 [images, height, width, channels], where preprocessing is part of an export's graph (``input: pixels``)."""
+    if spec.get("input") == "pixels":
+        return torch.from_numpy(np.array(images))
+    return views.preprocess(images, spec["preprocessing"])
 
 
 def choose_device(device: str) -> str:
@@ -137,11 +143,6 @@ def predict_logits(
     return logits
 
 
-def confidences(logits: Logits) -> Float[np.ndarray, " images"]:
-    """The softmax probability of the class with the largest logit, in float64."""
-    return np.asarray(softmax(logits.astype(np.float64), axis=1).max(axis=1))
-
-
 def predict(
     folder: str | Path, images: Sequence[UInt8[np.ndarray, "height width channels"]], device: str = "cpu"
 ) -> list[Prediction]:
@@ -151,5 +152,5 @@ def predict(
     for image in images:
         logits = candidate.collect(candidate.run(candidate.place(candidate.preprocess(image[None]))))
         label = candidate.spec["classes"][int(logits[0].argmax())]
-        predictions.append(Prediction(label, float(confidences(logits)[0])))
+        predictions.append(Prediction(label, float(metrics.confidences(logits)[0])))
     return predictions

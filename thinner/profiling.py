@@ -1,4 +1,4 @@
-"""What a candidate costs: parameters, MACs, bytes on disk, milliseconds.
+"""What a candidate costs: parameters, MACs, bytes on disk, milliseconds. Memory is in memory.py.
 
 The first three are properties of the network and do not vary. Latency is a measurement: candidates take turns
 round by round, so that a machine that warms up or gets busy slows all of them and not one. A ratio of MACs is
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.stats import quantile_test
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,15 +53,15 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
 def file_bytes(path: str | Path) -> int:
     """Size in bytes of what must be shipped to run a candidate: a file, or the weights in a folder.
 
-    In a folder these are ``model.safetensors``, or ``model.onnx`` with its external data where it has some.
-    The JSON beside them does not count.
+    In a folder these are ``model.safetensors``, ``model.pt2``, or ``model.onnx`` with its external data where it
+    has some. The JSON beside them does not count.
     """
     path = Path(path)
     if path.is_file():
         return path.stat().st_size
-    files = [*path.glob("model.safetensors"), *path.glob("model.onnx*")]
+    files = [file for name in ("model.safetensors", "model.pt2", "model.onnx*") for file in path.glob(name)]
     if not files:
-        raise FileNotFoundError(f"{path}: neither model.safetensors nor model.onnx here")
+        raise FileNotFoundError(f"{path}: neither model.safetensors nor model.onnx nor model.pt2 here")
     return sum(file.stat().st_size for file in files)
 
 
@@ -116,6 +117,19 @@ def measure_latency(
 def summarise_latency(samples_ms: Float[np.ndarray, " repeats"]) -> tuple[float, float]:
     """(median, 95th percentile) in ms. The mean is left out: one pause of the machine moves it."""
     return float(np.median(samples_ms)), float(np.percentile(samples_ms, 95))
+
+
+def median_interval(samples_ms: Float[np.ndarray, " repeats"]) -> tuple[float, float]:
+    """95 % limits of the median, in ms, at least: two of the samples, whatever their distribution.
+
+    How many samples lie below the median is binomial; the narrowest pair of order statistics that holds it in 95 %
+    (Conover 1999, section 3.2, by SciPy). Samples are taken as independent. ValueError with fewer than 6: then not even
+    the smallest and the largest hold it that often.
+    """
+    if len(samples_ms) < 6:
+        raise ValueError(f"{len(samples_ms)} samples: no interval of 95 % with fewer than 6")
+    interval = quantile_test(samples_ms, q=float(np.median(samples_ms)), p=0.5).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
 
 
 def pareto_front(costs: Sequence[float], accuracies: Sequence[float]) -> list[bool]:

@@ -156,11 +156,8 @@ def milliseconds(value: float) -> str:
 
 def latency_batches(measured: Metrics) -> list[int]:
     keys = next(iter(measured.values()))
-    return sorted(
-        int(key.removeprefix("latency_ms_b"))
-        for key in keys
-        if key.startswith("latency_ms_b") and not key.endswith("_p95")
-    )
+    found = (key.removeprefix("latency_ms_b") for key in keys if key.startswith("latency_ms_b"))
+    return sorted(int(batch) for batch in found if batch.isdigit())
 
 
 def headline(measured: Metrics, test_images: int) -> str:

@@ -41,7 +41,13 @@ SMALL = PARAMS.model_copy(
         "claims": CLAIMS,
         "export": PARAMS.export.model_copy(update={"formats": ["onnx", "onnx_int8"], "calibration_images": 6}),
         "evaluate": PARAMS.evaluate.model_copy(
-            update={"batch_size": 7, "latency_batches": [1, 4], "latency_repeats": REPEATS, "latency_threads": 1}
+            update={
+                "batch_size": 7,
+                "latency_batches": [1, 4],
+                "latency_repeats": REPEATS,
+                "latency_threads": 1,
+                "corruptions": True,
+            }
         ),
         "report": PARAMS.report.model_copy(update={"samples": 2}),
     }
@@ -119,7 +125,10 @@ def test_every_candidate_has_every_number(results: dict[str, dict[str, Any]]) ->
     for row in results.values():
         assert set(row) == {
             "accuracy", "macro_f1", "agreement", "params", "params_nonzero", "macs", "file_bytes", "runtime",
-            "device", "threads", "latency_ms_b1", "latency_ms_b1_p95", "latency_ms_b4", "latency_ms_b4_p95",
+            "device", "threads", "latency_ms_b1", "latency_ms_b1_p95", "latency_ms_b1_low", "latency_ms_b1_high",
+            "latency_ms_b4", "latency_ms_b4_p95", "latency_ms_b4_low", "latency_ms_b4_high", "throughput_b1",
+            "throughput_b4", "nll", "brier", "ece", "temperature", "nll_scaled", "brier_scaled", "ece_scaled", "aurc",
+            "peak_memory_bytes", "corruption_accuracy",
         }  # fmt: skip
         assert all(0 <= row[key] <= 1 for key in ("accuracy", "macro_f1", "agreement"))
         assert all(row[key] > 0 for key in ("params", "macs", "file_bytes", "latency_ms_b1", "latency_ms_b4"))
@@ -195,19 +204,95 @@ def test_tables_for_dvc_plots(finished: Path, results: dict[str, dict[str, Any]]
     assert any(pareto[name]["front_macs"] == "1" for name in equals)
 
 
-def test_labels_outside_the_test_split_change_nothing(
+def test_temperatures_are_fitted_on_the_validation_split(finished: Path, results: dict[str, dict[str, Any]]) -> None:
+    store = open_store(finished / "data" / "prepared")
+    loaded = checkpoint.load(finished / "data" / "scratch")
+    with torch.inference_mode():
+        seen = loaded.model(preprocess(np.array(store.images[18:30]), PREPROCESSING)).double()
+    loss = torch.nn.functional.cross_entropy
+    tried = torch.logspace(-1.3, 1.3, 4001, dtype=torch.float64)
+    best = min(tried, key=lambda t: float(loss(seen / t, torch.arange(18, 30) % 3)))
+    assert results["scratch"]["temperature"] == pytest.approx(float(best), rel=2e-3)
+    with np.load(finished / "data" / "evaluate" / "predictions.npz") as arrays:
+        scaled = torch.from_numpy(arrays["logits.scratch"]).double() / results["scratch"]["temperature"]
+        assert results["scratch"]["nll_scaled"] == pytest.approx(float(loss(scaled, torch.arange(30, 60) % 3)))
+
+
+def test_an_export_has_the_confidences_of_its_source(results: dict[str, dict[str, Any]]) -> None:
+    for key in ("nll", "brier", "temperature", "nll_scaled", "aurc"):
+        assert results["prune_onnx"][key] == pytest.approx(results["prune"][key], rel=1e-3)
+
+
+def test_throughput_and_interval_belong_to_the_median(results: dict[str, dict[str, Any]]) -> None:
+    for row in results.values():
+        assert row["throughput_b4"] == pytest.approx(4 / (row["latency_ms_b4"] / 1000))
+        assert row["latency_ms_b4_low"] <= row["latency_ms_b4"] <= row["latency_ms_b4_high"]
+
+
+def test_tables_of_confidence(finished: Path, results: dict[str, dict[str, Any]]) -> None:
+    folder = finished / "reports" / "evaluate"
+    for scaled, key in (("0", "ece"), ("1", "ece_scaled")):
+        rows = [r for r in read_csv(folder / "reliability.csv") if (r["candidate"], r["scaled"]) == ("prune", scaled)]
+        assert sum(int(r["images"]) for r in rows) == TEST
+        gaps = [int(r["images"]) * abs(float(r["confidence"]) - float(r["accuracy"])) for r in rows]
+        assert sum(gaps) / TEST == pytest.approx(results["prune"][key], rel=1e-9)
+    curves = read_csv(folder / "risk_coverage.csv")
+    assert len(curves) == len(CANDIDATES) * TEST  # 30 images have 30 coverages
+    (last,) = (float(r["risk"]) for r in curves if (r["candidate"], r["coverage"]) == ("prune", "1.0"))
+    assert last == pytest.approx(1 - results["prune"]["accuracy"])
+    assert sum(float(r["risk"]) for r in curves if r["candidate"] == "prune") / TEST == pytest.approx(
+        results["prune"]["aurc"]
+    )
+
+
+def test_classes_are_listed_by_what_they_lost_against_the_teacher(
+    finished: Path, results: dict[str, dict[str, Any]]
+) -> None:
+    rows = read_csv(finished / "reports" / "evaluate" / "lost_classes.csv")
+    assert len(rows) == (len(CANDIDATES) - 1) * len(CLASSES)
+    mine = [r for r in rows if r["candidate"] == "scratch"]
+    assert [float(r["difference"]) for r in mine] == sorted(float(r["difference"]) for r in mine)
+    overall = sum(float(r["difference"]) * int(r["images"]) for r in mine) / TEST
+    assert overall == pytest.approx(results["scratch"]["accuracy"] - results["finetune"]["accuracy"])
+
+
+def test_corrupted_accuracy_is_that_of_corrupted_pictures(finished: Path, results: dict[str, dict[str, Any]]) -> None:
+    rows = read_csv(finished / "reports" / "evaluate" / "corruptions.csv")
+    assert len(rows) == len(CANDIDATES) * 4 * 3
+    mine = {(r["corruption"], r["severity"]): float(r["accuracy"]) for r in rows if r["candidate"] == "scratch"}
+    assert results["scratch"]["corruption_accuracy"] == pytest.approx(np.mean(list(mine.values())))
+    store = open_store(finished / "data" / "prepared")
+    pale = np.array(store.images[30:60]).astype(float)
+    pale = (0.05 * pale + 0.95 * pale.mean((1, 2), keepdims=True)).round().astype(np.uint8)
+    with torch.inference_mode():
+        found = checkpoint.load(finished / "data" / "scratch").model(preprocess(pale, PREPROCESSING)).argmax(1).numpy()
+    assert mine["contrast", "3"] == (found == np.arange(30, 60) % 3).mean()
+
+
+def test_without_corruptions_nothing_of_them_is_written(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    plain = SMALL.model_copy(update={"evaluate": SMALL.evaluate.model_copy(update={"corruptions": False})})
+    evaluate(Stage("evaluate", plain))
+    assert not (tmp_path / "reports" / "evaluate" / "corruptions.csv").exists()
+    assert "corruption_accuracy" not in json.loads((tmp_path / "reports" / "metrics.json").read_text())["prune"]
+
+
+def test_labels_outside_the_validation_and_test_splits_change_nothing(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished, tmp_path / "copy")
     labels = tmp_path / "copy" / "data" / "prepared" / "labels.npy"
     nonsense = np.load(labels)
-    nonsense[:30] = -1
+    nonsense[:18] = -1  # from 18 to 29 are the validation images, on which temperatures are fitted
     np.save(labels, nonsense)
     monkeypatch.chdir(tmp_path / "copy")
     evaluate(Stage("evaluate", SMALL))
     before, after = (json.loads((root / "reports/metrics.json").read_text()) for root in (finished, tmp_path / "copy"))
     for name in CANDIDATES:
-        for key in ("accuracy", "macro_f1", "agreement", "params", "macs", "file_bytes"):
+        for key in ("accuracy", "macro_f1", "agreement", "params", "macs", "file_bytes", "ece_scaled", "aurc"):
             assert after[name][key] == before[name][key]
     predictions = Path("data/evaluate/predictions.npz")
     assert (tmp_path / "copy" / predictions).read_bytes() == (finished / predictions).read_bytes()

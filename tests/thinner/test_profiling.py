@@ -1,6 +1,7 @@
 """thinner.profiling against torchvision's published figures and against numbers worked by hand."""
 
 import gc
+import math
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from thinner.profiling import (
     count_params,
     file_bytes,
     measure_latency,
+    median_interval,
     pareto_front,
     pinned_threads,
     summarise_latency,
@@ -111,6 +113,28 @@ def test_garbage_collection_is_off_while_the_clock_runs_and_on_again_even_after_
 
 def test_summary_is_the_median_and_the_95th_percentile() -> None:
     assert summarise_latency(np.arange(101.0)) == (50.0, 95.0)
+
+
+def test_interval_of_the_median_is_that_of_tables_and_covers_it() -> None:
+    # order statistics for 95 % of 20 samples are the 6th and the 15th: P(6 <= Binomial(20, 1/2) <= 14) = 0.9586
+    assert (
+        sum(math.comb(20, k) for k in range(6, 15)) / 2**20
+        >= 0.95
+        > sum(math.comb(20, k) for k in range(7, 14)) / 2**20
+    )
+    assert median_interval(np.arange(1.0, 21.0)) == (6.0, 15.0)
+    assert median_interval(np.arange(1.0, 7.0)) == (1.0, 6.0)
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(1000):
+        low, high = median_interval(rng.lognormal(0, 0.3, 50))
+        inside += low <= 1.0 <= high
+    assert 0.94 <= inside / 1000 <= 0.985  # at least 95 %, and not much more: 0.9672 by the binomial
+
+
+def test_too_few_samples_have_no_interval() -> None:
+    with pytest.raises(ValueError, match="5 samples: no interval of 95 % with fewer than 6"):
+        median_interval(np.arange(5.0))
 
 
 def test_pinned_threads_are_given_back() -> None:
