@@ -27,7 +27,7 @@ def pruned(network, size, share, round_to=1):
     model = models.create(network).eval()
     example = torch.zeros(1, network["channels"], size, size)
     macs = count_macs(model, tuple(example.shape[1:]))
-    return pruning.cut(model, example, macs=int(share * macs), criterion="magnitude", round_to=round_to)[0]
+    return pruning.cut(model, example, macs=int(share * macs), criterion="l2", round_to=round_to)[0]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_unpruned_network_says_so():
 def test_what_was_pruned_in_two_steps_loads_like_what_was_pruned_in_one(tmp_path):
     example = torch.zeros(1, 1, 32, 32)
     first = pruned(NETWORK, 32, 0.7)
-    second = pruning.cut(first, example, macs=int(0.6 * count_macs(first, (1, 32, 32))), criterion="magnitude")[0]
+    second = pruning.cut(first, example, macs=int(0.6 * count_macs(first, (1, 32, 32))), criterion="l2")[0]
     checkpoint.save(tmp_path, second, spec(NETWORK))
     loaded = checkpoint.load(tmp_path).model
     x = torch.randn(3, 1, 32, 32)
