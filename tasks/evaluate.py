@@ -116,6 +116,7 @@ def evaluate(stage: Stage) -> None:
     )
     stage.record.artifact("reports/metrics.json")
     stage.record.artifact("reports/evaluate")
+    stage.record.candidates()
 
 
 def _time(
