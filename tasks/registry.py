@@ -165,9 +165,9 @@ def _bar(client: MlflowClient, champion: ModelVersion, mine: ModelVersion, other
             return None
         raise UserError(
             f"{mine.name}: version {mine.version} was tested on the images {mine_on[:12]}, and the {CHAMPION}, "
-            f"version {champion.version}, on others: {its_on[:12]}. They cannot be compared. Go back to its images "
-            f"(git checkout {champion.tags.get('git.commit', 'COMMIT')[:12]}) and put the new network to them, or judge "
-            "by the claims alone: thinner promote --other-images"
+            f"version {champion.version}, on others: {its_on[:12]}. They cannot be compared. Go back to its "
+            f"images (git checkout {champion.tags.get('git.commit', 'COMMIT')[:12]}) and put the new network to them, "
+            "or judge by the claims alone: thinner promote --other-images"
         )
     own, other = (candidates.fetch_predictions(client, version.run_id) for version in (mine, champion))
     if own is None or other is None:
