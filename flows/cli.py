@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from flows.console import console, few, print_results, print_verdicts
+from flows.console import console, few, print_comparison, print_results, print_verdicts
 from tasks import lineage
-from tasks.environment import repository_root
+from tasks.environment import repository_root, set_environment
 from thinner.config import load_params
 from thinner.errors import UserError
 
@@ -120,6 +120,77 @@ def claims(
     proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
     console.print(f"{proven} of {len(verdicts)} proven")
     if strict and proven < len(verdicts):
+        raise typer.Exit(1)
+
+
+@app.command()
+@_for_people
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Names or ids of MLflow runs; none: the last two pipeline runs.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also the metrics of each candidate.")] = False,
+) -> None:
+    """Show runs side by side, as MLflow's compare page does, and test whether their accuracies differ."""
+    repository_root()
+    set_environment()
+    from tasks.compare import compare as lay_side_by_side
+
+    print_comparison(lay_side_by_side(runs or []), everything)
+
+
+@app.command()
+@_for_people
+def models() -> None:
+    """List what is in the model registry: which version is champion, which is challenger, and why."""
+    repository_root()
+    set_environment()
+    from tasks import registry
+
+    params = load_params()
+    found = registry.versions(params)
+    if not found:
+        raise UserError(f"{registry.model_name(params)}: nothing is registered yet. thinner run, then thinner promote")
+    console.print(registry.model_name(params), style="bold")
+    table = Table(box=None, pad_edge=False)
+    for heading in found[0]:
+        table.add_column(heading)
+    for row in found:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+@app.command()
+@_for_people
+def promote(
+    other_images: Annotated[
+        bool, typer.Option("--other-images", help="The champion was tested on other images: the claims alone decide.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Promote also what was rolled back.")] = False,
+) -> None:
+    """Make the new network champion if all claims hold and it is not worse than the old one, else exit with 1."""
+    root = repository_root()
+    set_environment()
+    from tasks import registry
+
+    _print_decision(registry.promote(root, load_params(), other_images=other_images, again=again))
+
+
+@app.command()
+@_for_people
+def rollback(why: Annotated[str, typer.Argument(help="The reason, which is written on the version.")]) -> None:
+    """Make the champion before this one champion again."""
+    repository_root()
+    set_environment()
+    from tasks import registry
+
+    _print_decision(registry.rollback(load_params(), why))
+
+
+def _print_decision(decision: Any) -> None:
+    what = "is champion" if decision.promoted else "was not promoted"
+    console.print(f"{decision.model} version {decision.version} {what}: {decision.reason}", markup=False)
+    if not decision.promoted:
         raise typer.Exit(1)
 
 

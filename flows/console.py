@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from tasks.stage import bar_columns, numbers_text, progress_text
 
@@ -190,6 +191,60 @@ def print_verdicts(verdicts: Mapping[str, Mapping[str, Any]]) -> None:
         console.print(f"{verdict['outcome']:<10}", style=styles[verdict["outcome"]], end="", markup=False)
         console.print(verdict["claim"], markup=False)
         console.print(f"{'':<10}{verdict['numbers']}", style="dim", markup=False)
+
+
+RATIOS = ("accuracy", "macro_f1", "agreement", "ece", "risk")  # metrics that end so are shown in per cent
+
+
+def print_comparison(found: Any, everything: bool) -> None:
+    """A column per run: metrics with the change against the first, parameters that differ; then the paired tests."""
+    first, *others = found.runs
+    shared = sorted({key for run in found.runs for key in run.metrics})
+    shown = [key for key in shared if everything or key.count("/") < 2]
+    style: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False}
+    table = Table("", title="Metrics, and the change against the first run", **style)
+    for run in found.runs:
+        table.add_column(f"{run.name}\n{run.id[:8]}", justify="right")
+    for key in shown:
+        cells = [_metric_text(key, run.metrics.get(key), None) for run in (first,)]
+        cells += [_metric_text(key, run.metrics.get(key), first.metrics.get(key)) for run in others]
+        table.add_row(key, *cells)
+    console.print(table)
+    keys = sorted({key for run in found.runs for key in run.params})
+    differing = [key for key in keys if len({run.params.get(key) for run in found.runs}) > 1]
+    if differing:
+        table = Table("", title="Parameters that differ", **style)
+        for run in found.runs:
+            table.add_column(run.name, justify="right")
+        for key in differing:
+            table.add_row(key, *(run.params.get(key, "-") for run in found.runs))
+        console.print(table)
+    if found.differences:
+        title = f"Accuracy against {first.name}, paired on the same images; 95 % intervals, p-values uncorrected"
+        table = Table("run", "candidate", title=title, **style)
+        for heading in ("points", "interval", "p", "images"):
+            table.add_column(heading, justify="right")
+        for row in found.differences:
+            e = row.estimate
+            interval = f"[{100 * e.low:+.2f}, {100 * e.high:+.2f}]"
+            # rich would take an interval in brackets for a style
+            points = f"{100 * e.effect:+.2f}"
+            table.add_row(row.run, row.candidate, points, Text(interval), f"{e.p_value:.2g}", f"{e.count:,}")
+        console.print(table)
+    for note in found.notes:
+        console.print(note, markup=False)
+
+
+def _metric_text(key: str, value: float | None, reference: float | None) -> str:
+    if value is None:
+        return "-"
+    share = key.endswith(RATIOS)
+    text = f"{value:.2%}" if share else f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
+    if reference is None or value == reference:
+        return text
+    if share:
+        return f"{text} ({100 * (value - reference):+.2f})"
+    return f"{text} ({value / reference - 1:+.1%})" if reference else text
 
 
 def _show(row: Mapping[str, Any], key: str, form: str, unit: float = 1) -> str:

@@ -295,6 +295,8 @@ def _close_record(root: Path, run_id: str, status: str, states: dict[str, State]
     )
     if done.returncode:  # what was computed stands; only its summary in MLflow is missing
         get_run_logger().warning("MLflow's run of this pipeline was not closed: %s", done.stderr.strip()[-300:])
+    elif said := done.stdout.strip():
+        get_run_logger().info(said.splitlines()[-1])
 
 
 def _verdict(states: dict[str, State]) -> State:

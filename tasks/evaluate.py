@@ -140,6 +140,7 @@ def evaluate(stage: Stage) -> None:
     )
     stage.record.artifact("reports/metrics.json")
     stage.record.artifact("reports/evaluate")
+    stage.record.candidates()
 
 
 def _corrupt(stage: Stage, store: Store, candidates: Mapping[str, Candidate]) -> list[tuple[str, str, int, float]]:

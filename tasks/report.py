@@ -11,7 +11,7 @@ import pandas as pd
 
 from tasks.stage import Stage, run_stage
 from thinner import statistics
-from thinner.report import read_evidence, render_html, render_markdown
+from thinner.report import read_evidence, render_figures, render_html, render_pull_request
 from thinner.store import open_store
 
 OUTCOMES = ("proven", "refuted", "not shown")
@@ -36,12 +36,13 @@ def report(stage: Stage) -> None:
     with stage.output("reports/report.html") as page:
         page.write_text(render_html(evidence, stage.params.report.samples), encoding="utf-8")
     with stage.output("reports/results.md") as table:
-        text = render_markdown(evidence.metrics, evidence.environment, evidence.verdicts)
-        table.write_text(text, encoding="utf-8")
+        table.write_text(render_pull_request(evidence), encoding="utf-8")
     outcomes = [verdict["outcome"] for verdict in verdicts.values()]
     stage.record.metrics({f"claims/{o.replace(' ', '_')}": float(outcomes.count(o)) for o in OUTCOMES})
     for name in ("claims.json", "report.html", "results.md"):
         stage.record.artifact(f"reports/{name}")
+    stage.record.figures(render_figures(evidence))
+    stage.record.table("claims", list(verdicts.values()))
 
 
 def _judge(stage: Stage) -> dict[str, dict[str, Any]]:

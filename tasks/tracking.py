@@ -2,6 +2,7 @@
 
     pipeline run    one per run of the flow that had something to do: its stages, every candidate's numbers
       distill       one per stage that ran: parameters, metrics per epoch, data set, outputs, tags
+      prune (test)  one per candidate that evaluate measured, with its model: tasks/candidates.py
 
 A stage that was up to date has no new run; the pipeline run points to the one that made it (tag
 `stage.NAME`), which is found by the hash of the stage's inputs (tag `dvc.stage_hash`). A stage that a plain
@@ -27,7 +28,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +61,13 @@ class Recorder:
     up training. When the server goes away in the middle, that is said once and the stage goes on unrecorded.
     """
 
-    def __init__(self, client: MlflowClient | None = None, run_id: str | None = None) -> None:
+    def __init__(
+        self, client: MlflowClient | None = None, run_id: str | None = None, experiment: str = "", stage_hash: str = ""
+    ) -> None:
         self.run_id = run_id
         self._client = client
+        self._experiment, self._stage_hash = experiment, stage_hash
+        self._joules = read_joules()
         self._metrics: list[tuple[str, float, int, int]] = []  # key, value, milliseconds since 1970, step
         self._calls: queue.SimpleQueue[Callable[[MlflowClient, str], None]] = queue.SimpleQueue()
         self._guard = threading.Lock()
@@ -103,7 +108,7 @@ class Recorder:
         """The images that the stage worked with. `sha256` is the tag by which runs on the same data are
         found."""
         self.tags({"data.sha256": sha256})
-        self._later(lambda client, run_id: _log_dataset(client, run_id, name, sha256, Path(path), counts))
+        self._later(lambda client, run_id: log_dataset(client, run_id, name, sha256, Path(path), counts))
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Copy a file, or a folder with all in it, into the record. Done before it returns: `path` may go
@@ -117,8 +122,46 @@ class Recorder:
             else:
                 self._client.log_artifact(self.run_id, str(path), folder)
 
+    def candidates(self) -> None:
+        """A run and a model for each candidate, from the files that evaluate has written: tasks/candidates.py."""
+        if self._client is None or self.run_id is None:
+            return
+        with self._or_go_on():
+            from tasks import candidates
+
+            parent = os.environ.get(PARENT) or self.run_id
+            candidates.record(self._client, self._experiment, self._stage_hash, parent)
+
+    def predictions(self) -> None:
+        """What every candidate named for each test image, small; and which images these were."""
+        if self._client is None or self.run_id is None:
+            return
+        from tasks import candidates
+
+        found = candidates.read_predictions()
+        with self._or_go_on():
+            candidates.log_predictions(self._client, self.run_id, found)
+            self.tags({candidates.TEST: candidates.test_digest()})
+
+    def figures(self, figures: Mapping[str, Any]) -> None:
+        """Plotly figures as `figures/NAME.json`, for `plotly.io.from_json`; people look at the report's page."""
+        if self._client is None or self.run_id is None:
+            return
+        with self._or_go_on():
+            for name, figure in figures.items():
+                self._client.log_text(self.run_id, figure.to_json(), f"figures/{name}.json")
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows with equal keys as `tables/NAME.json`: MLflow's UI shows it as a table, and lays runs side by side."""
+        if self._client is None or self.run_id is None or not rows:
+            return
+        with self._or_go_on():
+            columns = {key: [row.get(key) for row in rows] for key in rows[0]}
+            self._client.log_table(self.run_id, columns, f"tables/{name}.json")
+
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED. Waits for what is unsent, at most half a minute."""
+        self.metrics(joules_since(self._joules))
         if self._thread is not None:
             self._ending = True
             self._wake.set()
@@ -180,7 +223,7 @@ def start_stage_run(
     Raises:
         UserError: MLflow cannot be reached or refuses, before anything has been computed.
     """
-    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
     client, experiment = connect()
     with reachable():
@@ -192,8 +235,10 @@ def start_stage_run(
             "stage": name,
             "dvc.stage_hash": stage_hash,
             "device": device,
-            **_origin(),
+            **origin(),
         }
+        if words := description():
+            tags[MLFLOW_RUN_NOTE] = words
         if parent:
             tags[MLFLOW_PARENT_RUN_ID] = parent
         for stage, upstream_hash in upstream.items():
@@ -203,9 +248,37 @@ def start_stage_run(
         if variant:
             tags["variant"], _, tags["seed"] = variant.rpartition(" seed ")
         run = client.create_run(experiment, run_name=shown, tags=tags)
-    recorder = Recorder(client, run.info.run_id)
+    recorder = Recorder(client, run.info.run_id, experiment, stage_hash)
     recorder.params(section)
     return recorder
+
+
+def description() -> str:
+    """What the stage does, in the words with which its program's file begins."""
+    text = getattr(sys.modules["__main__"], "__doc__", None) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+POWER = Path("/sys/class/powercap")  # Linux: counters of the energy that each processor has used, if they may be read
+
+
+def read_joules(folder: Path | None = None) -> dict[Path, tuple[float, float]]:
+    """Per processor: what its counter shows, and where it starts anew, in joules. Empty where nothing tells."""
+    found = {}
+    for zone in sorted((folder or POWER).glob("intel-rapl:?")):  # whole processors; "intel-rapl:0:0" is a part of one
+        with contextlib.suppress(OSError, ValueError):  # since 2020 most systems let only root read them
+            now, turn = ((zone / name).read_text() for name in ("energy_uj", "max_energy_range_uj"))
+            found[zone] = (int(now) / 1e6, int(turn) / 1e6)
+    return found
+
+
+def joules_since(before: Mapping[Path, tuple[float, float]]) -> dict[str, float]:
+    """What the processors have used since, with whatever else ran on them; {} where nothing tells."""
+    if not before:
+        return {}
+    after = read_joules(next(iter(before)).parent)
+    used = [(after[zone][0] - joules) % turn for zone, (joules, turn) in before.items() if zone in after]
+    return {"system/energy_joules": sum(used)} if used else {}
 
 
 def find_run(client: MlflowClient, experiment: str, stage: str, stage_hash: str) -> str | None:
@@ -295,22 +368,26 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _origin() -> dict[str, str]:
+def origin() -> dict[str, str]:
     """Where a run comes from: commit, library versions, machine, and the process (to see later whether it
     died)."""
-    tags = {f"version.{name}": version for name in VERSIONS if (version := _version(name))}
+    tags = {f"version.{name}": version for name in VERSIONS if (version := version_of(name))}
     tags["version.python"] = platform.python_version()
     tags["host"] = socket.gethostname()
     tags["pid"] = str(os.getpid())
     tags["pid.started"] = f"{psutil.Process().create_time():.2f}"
     if name := os.environ.get("DVC_EXP_NAME"):
         tags["dvc.experiment"] = name
-    commit = _git("rev-parse", "HEAD")
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-        tags["git.commit"] = commit
+    if here := commit():
+        tags["mlflow.source.git.commit"] = here
+        tags["git.commit"] = here
         tags["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
+
+
+def commit() -> str:
+    """The commit that is checked out; "" outside of git, or before the first one."""
+    return _git("rev-parse", "HEAD")
 
 
 def _git(*arguments: str) -> str:
@@ -318,15 +395,21 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _log_dataset(
-    client: MlflowClient, run_id: str, name: str, sha256: str, path: Path, counts: Mapping[str, int]
+def log_dataset(
+    client: MlflowClient,
+    run_id: str,
+    name: str,
+    sha256: str,
+    path: Path,
+    counts: Mapping[str, int],
+    context: str = "training",
 ) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -337,7 +420,7 @@ def _log_dataset(
         source=json.dumps({"uri": str(path)}),
         profile=json.dumps(dict(counts)),
     )
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
 
 # --- the flow's own run ---
@@ -352,7 +435,7 @@ def open_pipeline_run(name: str | None = None) -> str:
         kind = "study" if name else "pipeline"
         name = datetime.now().strftime(f"{name or kind} %Y-%m-%d %H:%M:%S")
         # The process to watch is the flow, not this helper, which is gone in a second.
-        tags = {"stage": kind, **_origin()}
+        tags = {"stage": kind, **origin()}
         if flow := os.environ.get(FLOW):
             tags["pid"], tags["pid.started"] = flow.split(":")
         return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
@@ -372,31 +455,65 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
             lines.append(f"| {name} | {stage['state']} | {link} |")
     recorder.tags({"mlflow.note.content": "\n".join(lines)})
     if status == "FINISHED":
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            recorder.metrics(candidate_metrics(json.loads(Path("reports/metrics.json").read_text())))
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            verdicts = json.loads(Path("reports/claims.json").read_text()).values()
-            recorder.tags({f"claim: {v['claim']}": v["outcome"] for v in verdicts})
+        _record_results(recorder)
         for file in map(
             Path,
             (
                 "reports/metrics.json",
                 "reports/claims.json",
+                "reports/evaluate",
                 "reports/report.html",
                 "reports/results.md",
                 "dvc.lock",
                 "params.yaml",
             ),
         ):
-            if file.is_file():
-                recorder.artifact(file)
+            if file.exists():
+                recorder.artifact(file, file.name if file.is_dir() else None)
     recorder.end(status)
 
 
-def candidate_metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """`{"distill": {"accuracy": 0.87}}` -> `{"distill.accuracy": 0.87}`; what is not a number stays out."""
-    flat = flatten(report)
-    return {name: value for name, value in flat.items() if isinstance(value, (int, float)) and "per_class" not in name}
+def _record_results(recorder: Recorder) -> None:
+    """What a pipeline run is compared by: choices, numbers, verdicts, and what was named for each test image."""
+    from thinner.config import load_params
+
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        params = load_params()
+        recorder.params(params.model_dump(mode="json"))
+        measured = json.loads(Path("reports/metrics.json").read_text())
+        recorder.metrics(candidate_metrics(measured, params.ship.candidate))
+        recorder.tags({"ship.candidate": params.ship.candidate})
+        recorder.table("candidates", [{"candidate": name, **row} for name, row in measured.items()])
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        verdicts = list(json.loads(Path("reports/claims.json").read_text()).values())
+        recorder.tags({f"claim: {v['claim']}": v["outcome"] for v in verdicts})
+        recorder.metrics({"claims/proven": float(sum(v["outcome"] == "proven" for v in verdicts))})
+        recorder.table("claims", verdicts)
+    with contextlib.suppress(FileNotFoundError):
+        recorder.predictions()
+
+
+def candidate_metrics(report: Mapping[str, Any], shipped: str) -> dict[str, float]:
+    """`test/NAME/KEY` of every candidate, as evaluate's run has them, and `test/KEY` of the one that is shipped, as
+    the candidates' own runs have them. What is not a number stays out."""
+    numbers = {
+        name: {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
+        for name, row in report.items()
+    }
+    flat = {f"test/{name}/{key}": value for name, row in numbers.items() for key, value in row.items()}
+    return flat | {f"test/{key}": value for key, value in numbers.get(shipped, {}).items()}
+
+
+def _bring_to_registry() -> None:
+    """The network that came out becomes the challenger. If that fails, `thinner promote` does it later."""
+    from tasks import registry
+    from thinner.config import load_params
+
+    try:
+        name, version = registry.register(Path.cwd(), load_params())
+        print(f"{name} version {version} is in MLflow's model registry. To ship it: thinner promote")
+    except UserError as error:
+        print(f"not brought to the model registry: {error}")
 
 
 def _mark_killed(client: MlflowClient, experiment: str) -> None:
@@ -424,8 +541,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """`open [NAME]` prints the new run's id; `close ID STATUS` reads the stages as JSON from standard input; `end ID
-    STATUS` only ends it."""
+    """`open [NAME]` prints the new run's id; `close ID STATUS` reads the stages as JSON from standard input, and brings
+    what was made to the model registry; `end ID STATUS` only ends it."""
     set_environment()
     try:
         if arguments[0] == "open":
@@ -434,7 +551,10 @@ def main(arguments: list[str]) -> int:
             with reachable():
                 connect()[0].set_terminated(arguments[1], arguments[2])
         else:
-            close_pipeline_run(arguments[1], arguments[2], json.load(sys.stdin))
+            stages = json.load(sys.stdin)
+            close_pipeline_run(arguments[1], arguments[2], stages)
+            if arguments[2] == "FINISHED" and "report" in stages:
+                _bring_to_registry()
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -24,8 +24,13 @@ PAGES = [
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
-NOT_KEYS = {"data.sha256", "prune.accuracy"}  # MLflow's: a tag, a metric
-NOT_PATHS = {"thinner/nightly", "torchvision/"}  # a Prefect deployment; a folder below data/raw, named there
+NOT_KEYS = {"data.sha256"}  # MLflow's: a tag
+NOT_PATHS = {
+    "thinner/nightly",
+    "torchvision/",
+    "test/accuracy",
+    "test/distill/accuracy",
+}  # a deployment; a folder of data/raw; metrics
 SUFFIXES = {
     "csv",
     "db",

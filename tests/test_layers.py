@@ -13,7 +13,11 @@ FORBIDDEN = {
     "tasks": {"flows", "prefect"},
     "flows": {"mlflow", "dvc"},
 }
-ONLY = {"dvc": {"tasks/lineage.py"}, "mlflow": {"tasks/tracking.py"}}
+ONLY = {
+    "dvc": {"tasks/lineage.py"},
+    # runs; candidates as runs and models; the registry; and what is copied into each model
+    "mlflow": {"tasks/tracking.py", "tasks/candidates.py", "tasks/registry.py", "tasks/served.py"},
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -35,7 +39,7 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", sorted(ONLY))
-def test_one_file_talks_to_each_tool(tool: str) -> None:
+def test_each_tool_is_talked_to_in_few_places(tool: str) -> None:
     assert {str(p.relative_to(ROOT)) for p in MODULES if tool in imported(p)} == ONLY[tool]
 
 

@@ -349,6 +349,14 @@ class Report(Section):
     samples: Annotated[int, Field(ge=0, le=200)]
 
 
+class Ship(Section):
+    """Which candidate is brought to the model registry, and how much worse than today's champion it may be."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")] | None
+    candidate: str
+    margin_points: Annotated[_Real, Field(gt=0.0, le=100.0)]
+
+
 class Params(Section):
     run: Run
     data: Data
@@ -362,6 +370,7 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     claims: list[str]
+    ship: Ship
 
     @property
     def candidate_names(self) -> list[str]:
@@ -453,6 +462,8 @@ def _contradictions(params: Params) -> Iterable[str]:
                 f"{name}.mean: one value (grey), but data.channels is 3. "
                 f"Give {name}.mean and {name}.std three values, or set data.channels: 1"
             )
+    if params.ship.candidate not in params.candidate_names:
+        yield f"ship.candidate: unknown '{params.ship.candidate}'. Choose one of: {', '.join(params.candidate_names)}"
     if params.run.precision == "fp16" and params.run.device == "cpu":
         yield "run.precision: 'fp16' does not train on cpu. Choose one of: fp32, bf16"
     if params.run.devices > 1 and params.distill.teacher == "live" and params.run.compile:

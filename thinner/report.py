@@ -1,4 +1,4 @@
-"""Numbers to pictures: one HTML page that needs nothing but a browser, and one Markdown table.
+"""Numbers to pictures: one HTML page that needs nothing but a browser, and the same as Markdown.
 
 All that is shown is computed from what evaluate and the training stages wrote; nothing is measured here, and
 equal inputs give equal pages. A ratio of MACs is called just that. "Faster" is said of measured milliseconds
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import io
 import json
 import math
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ import yaml
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
-from thinner import metrics
+from thinner import metrics, statistics
 from thinner.errors import UserError
 from thinner.profiling import pareto_front
 
@@ -75,6 +77,11 @@ class Evidence:
     integrity: Mapping[str, Any]  # reports/prepare.json
     params: Mapping[str, Any]  # params.yaml
     verdicts: Sequence[Mapping[str, Any]]  # reports/claims.json
+    # what an evaluation may leave out, or an older one did not know
+    reliability: pd.DataFrame | None = None  # reports/evaluate/reliability.csv
+    risk_coverage: pd.DataFrame | None = None  # reports/evaluate/risk_coverage.csv
+    corruptions: pd.DataFrame | None = None  # reports/evaluate/corruptions.csv
+    hashes: Mapping[str, str] = field(default_factory=dict)  # path -> MD5, as in dvc.lock
 
 
 def read_evidence(
@@ -106,7 +113,19 @@ def read_evidence(
         params=params,
         verdicts=verdicts,
         integrity=json.loads((reports / "prepare.json").read_text()),
+        reliability=_table(reports / "evaluate" / "reliability.csv"),
+        risk_coverage=_table(reports / "evaluate" / "risk_coverage.csv"),
+        corruptions=_table(reports / "evaluate" / "corruptions.csv"),
+        hashes={"reports/metrics.json": _md5(reports / "metrics.json")},
     )
+
+
+def _table(path: Path) -> pd.DataFrame | None:
+    return pd.read_csv(path) if path.is_file() else None
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()  # DVC's hash of a file
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -150,14 +169,18 @@ def si(count: float, unit: str = "") -> str:
     return f"{count:.0f} {unit}".rstrip()
 
 
+def interval(low: float, high: float) -> str:
+    """Of a difference of ratios, in points: ``[+0.1, +1.3]``."""
+    return f"[{points(low)}, {points(high)}]"
+
+
 def milliseconds(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def latency_batches(measured: Metrics) -> list[int]:
-    keys = next(iter(measured.values()))
-    found = (key.removeprefix("latency_ms_b") for key in keys if key.startswith("latency_ms_b"))
-    return sorted(int(batch) for batch in found if batch.isdigit())
+    found = (re.fullmatch(r"latency_ms_b(\d+)", key) for key in next(iter(measured.values())))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def headline(measured: Metrics, test_images: int) -> str:
@@ -250,6 +273,129 @@ def render_markdown(
     )
 
 
+def render_pull_request(evidence: Evidence) -> str:
+    """All that the page says in words and tables, as Markdown for a pull request; pictures are the page's."""
+    parts = [render_markdown(evidence.metrics, evidence.environment, evidence.verdicts)]
+    deltas = differences(evidence)
+    parts += [
+        "### Differences of accuracy",
+        "",
+        *_markdown_table(
+            [f"against {TEACHER}", "points", "95 % interval", "p"],
+            [
+                [name, points(e.effect), interval(e.low, e.high), "" if e.p_value is None else f"{e.p_value:.2g}"]
+                for name, e in deltas.items()
+            ],
+        ),
+        "",
+        "Paired on the same images; each interval by itself, p-values (McNemar) not corrected for their number.",
+        "",
+    ]
+    if any(key in row for row in evidence.metrics.values() for key, *_ in CALIBRATION):
+        header, rows = _columns(evidence.metrics, CALIBRATION)
+        parts += ["### Calibration", "", *_markdown_table(["candidate", *header], rows), ""]
+    if evidence.rounds is not None and len(evidence.rounds):
+        rows = [
+            [
+                f"{int(row['round'])}{' (chosen)' if row['chosen'] else ''}",
+                si(row["macs"]),
+                f"{int(row['params']):,}",
+                percent(row["accuracy_before"]),
+                percent(row["accuracy_after"]),
+            ]
+            for row in evidence.rounds.to_dict("records")
+        ]
+        header = ["round", "MACs", "parameters", "before recovery", "after recovery"]
+        parts += ["### Pruning, on validation images", "", *_markdown_table(header, rows), ""]
+    worst = sorted(_class_rows(evidence), key=lambda row: float(row["difference"]))[:MOST_CLASSES_IN_MARKDOWN]
+    parts += [
+        f"### Classes that {SMALLEST} lost most on",
+        "",
+        *_markdown_table(
+            ["class", "images", TEACHER, SMALLEST, "points", "95 % interval"],
+            [
+                [
+                    _cell(row["class"]),
+                    f"{row['images']:,}",
+                    percent(row["teacher"]),
+                    percent(row["small"]),
+                    points(row["difference"]),
+                    interval(row["low"], row["high"]),
+                ]
+                for row in worst
+            ],
+        ),
+        "",
+        "### What was run",
+        "",
+        f"- Data: {evidence.data['source']}, SHA-256 `{evidence.environment['data_sha256']}`",
+        f"- Evaluated on: {evidence.environment['cpu']}, {evidence.environment['system']}, "
+        f"Python {evidence.environment['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in evidence.environment["libraries"].items()),
+        f"- Seed: {evidence.params['run']['seed']}",
+        *(f"- Commit: `{find_commit(md5)}`" for md5 in evidence.hashes.values()),
+        "- Reproduce: check that commit out, then `make run`",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+MOST_CLASSES_IN_MARKDOWN = 10
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = "|---|" + "---:|" * (len(header) - 1)
+    return [f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _cell(text: str) -> str:
+    """A class's name is text, whatever signs it has."""
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", text)
+
+
+def find_commit(md5: str) -> str:
+    """The command that names the commit whose dvc.lock has a file with this hash.
+
+    The commit itself cannot stand in the page: the page is an output, and would differ after every commit.
+    """
+    return f"git log -1 --format=%H -S {md5} -- dvc.lock"
+
+
+# --- what is compared ---
+
+# key in metrics.json, heading, how it is written
+Column = tuple[str, str, Callable[[float], str]]
+CALIBRATION: tuple[Column, ...] = (
+    ("nll", "NLL", "{:.3f}".format),
+    ("brier", "Brier", "{:.3f}".format),
+    ("ece", "ECE", percent),
+    ("temperature", "temperature", "{:.2f}".format),
+    ("nll_scaled", "NLL, scaled", "{:.3f}".format),
+    ("brier_scaled", "Brier, scaled", "{:.3f}".format),
+    ("ece_scaled", "ECE, scaled", percent),
+    ("aurc", "AURC", "{:.4f}".format),
+)
+
+
+def _columns(measured: Metrics, columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of those columns that some candidate has a number for; a row begins with its name."""
+    there = [column for column in columns if any(column[0] in row for row in measured.values())]
+    rows = [
+        [name, *("" if row.get(key) is None else form(row[key]) for key, _, form in there)]
+        for name, row in measured.items()
+    ]
+    return [heading for _, heading, _ in there], rows
+
+
+def differences(evidence: Evidence) -> dict[str, statistics.Estimate]:
+    """Each candidate's accuracy minus the teacher's, on the same images, with its interval."""
+    right = {name: predicted == evidence.labels for name, predicted in evidence.predictions.items()}
+    return {
+        name: statistics.accuracy_difference(right[name], right[TEACHER])
+        for name in evidence.metrics
+        if name != TEACHER
+    }
+
+
 RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 
 
@@ -290,9 +436,10 @@ def render_html(evidence: Evidence, samples: int) -> str:
         "points": points,
         "si": si,
         "milliseconds": milliseconds,
+        "interval": lambda estimate: interval(estimate.low, estimate.high),
         "comma": lambda value: f"{value:,}",
     }
-    environment.globals |= {"times": times, "zip": zip, "chart": _chart_json}
+    environment.globals |= {"times": times, "zip": zip, "chart": _chart_json, "find_commit": find_commit}
     accuracy = evidence.metrics[SMALLEST]["accuracy"]
     return environment.get_template("report.html.j2").render(
         evidence=evidence,
@@ -305,6 +452,9 @@ def render_html(evidence: Evidence, samples: int) -> str:
         batches=latency_batches(evidence.metrics),
         verdicts=evidence.verdicts,
         headline=headline(evidence.metrics, len(evidence.labels)),
+        deltas=differences(evidence),
+        calibration=_columns(evidence.metrics, CALIBRATION),
+        cost=_columns(evidence.metrics, _cost_columns(evidence.metrics)),
         standard_error=math.sqrt(accuracy * (1 - accuracy) / len(evidence.labels)),
         charts=_charts(evidence),
         confusions=_most_confused(evidence),
@@ -314,6 +464,11 @@ def render_html(evidence: Evidence, samples: int) -> str:
         params_yaml=yaml.safe_dump(dict(evidence.params), sort_keys=False, allow_unicode=True, default_flow_style=None),
         plotly_js=plotly.offline.get_plotlyjs(),
     )
+
+
+def render_figures(evidence: Evidence) -> dict[str, go.Figure]:
+    """The page's charts by name, for those who keep figures elsewhere."""
+    return {chart.key: chart.figure for chart in _charts(evidence)}
 
 
 @dataclass(frozen=True)
@@ -334,8 +489,9 @@ def _chart_json(chart: Chart) -> str:
 
 def _charts(evidence: Evidence) -> list[Chart]:
     charts = [*_tradeoffs(evidence), *_learning_curves(evidence), *_pruning_curve(evidence)]
+    charts += [*_reliability(evidence), *_risk_coverage(evidence), *_corruptions(evidence)]
     if len(evidence.classes) <= MOST_CLASSES_IN_A_CHART:
-        charts += [_per_class(evidence), *_confusion_matrices(evidence)]
+        charts += [_per_class(evidence), _class_changes(evidence), *_confusion_matrices(evidence)]
     return charts
 
 
@@ -364,7 +520,8 @@ def _tradeoffs(evidence: Evidence) -> list[Chart]:
     charts = []
     networks = {name: row for name, row in rows.items() if row["runtime"] == "pytorch"}
     axes: list[tuple[str, str, str, Metrics]] = [
-        ("macs", "MACs per image (log scale)", "Accuracy against MACs", networks)
+        ("macs", "MACs per image (log scale)", "Accuracy against MACs", networks),
+        ("file_bytes", "bytes of the file (log scale)", "Accuracy against file size", rows),
     ]
     axes += [
         (
@@ -388,7 +545,7 @@ def _tradeoffs(evidence: Evidence) -> list[Chart]:
             hoverinfo="skip",
             line={"color": "#8c8c8c", "dash": "dot", "width": 1.5, "shape": "hv"},
         )
-        unit = "MACs" if key == "macs" else "ms"
+        unit = {"macs": "MACs", "file_bytes": "bytes"}.get(key, "ms")
         for name, row in chosen.items():
             colour, symbol = _style(name, evidence)
             figure.add_scatter(
@@ -522,8 +679,173 @@ def _per_class(evidence: Evidence) -> Chart:
     )
 
 
+def _class_changes(evidence: Evidence) -> Chart:
+    """Gain or loss against the teacher, class by class, each with its own interval."""
+    rows = sorted(_class_rows(evidence), key=lambda row: -float(row["difference"]))
+    figure = _figure("points against " + TEACHER, "", height=120 + 26 * len(rows))
+    shown = [100 * row["difference"] for row in rows]
+    figure.add_scatter(
+        x=shown,
+        y=[row["class"] for row in rows],
+        mode="markers",
+        marker={"color": COLOURS[3], "size": 10},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [100 * row["high"] - x for row, x in zip(rows, shown, strict=True)],
+            "arrayminus": [x - 100 * row["low"] for row, x in zip(rows, shown, strict=True)],
+            "color": COLOURS[3],
+            "thickness": 1.5,
+        },
+        hovertemplate="%{y}: %{x:+.1f} points<extra></extra>",
+        showlegend=False,
+    )
+    figure.add_vline(x=0, line={"color": "#8c8c8c", "width": 1, "dash": "dot"})
+    figure.update_layout(yaxis_type="category")
+    lost = [row["class"] for row in rows if row["high"] < 0]
+    gained = [row["class"] for row in rows if row["low"] > 0]
+    return Chart(
+        "class-changes",
+        "classes",
+        f"What {SMALLEST} gains and loses, by class",
+        f"{SMALLEST} minus {TEACHER} on the same images. The interval lies below 0 for "
+        f"{', '.join(lost) or 'no class'}, above 0 for {', '.join(gained) or 'no class'}. "
+        f"Each is a 95 % interval by itself: of {len(rows)} classes some lie beside 0 by chance.",
+        figure,
+    )
+
+
+def _reliability(evidence: Evidence) -> list[Chart]:
+    table = evidence.reliability
+    if table is None or table.empty:
+        return []
+    figure = _figure("confidence", "share that is right", xaxis_tickformat=".0%", yaxis_tickformat=".0%")
+    figure.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        name="calibrated",
+        line={"color": "#8c8c8c", "dash": "dot", "width": 1.5},
+        hoverinfo="skip",
+    )
+    for name in (TEACHER, SMALLEST):
+        for scaled, words, dash in ((0, "as it is", "solid"), (1, "after scaling", "dash")):
+            rows = table[(table["candidate"] == name) & (table["scaled"] == scaled)].sort_values("confidence")
+            if rows.empty:
+                continue
+            colour, symbol = _style(name, evidence)
+            figure.add_scatter(
+                x=rows["confidence"].to_numpy(dtype=float),
+                y=rows["accuracy"].to_numpy(dtype=float),
+                customdata=rows["images"].to_numpy(),
+                name=f"{name}, {words}",
+                mode="lines+markers",
+                line={"color": colour, "dash": dash, "width": 2},
+                marker={"symbol": symbol if scaled == 0 else f"{symbol}-open", "size": 8},
+                hovertemplate=f"{name}, {words}<br>said %{{x:.1%}}, right %{{y:.1%}}<br>"
+                "%{customdata} images<extra></extra>",
+            )
+    lowest = max(0.0, float(table["confidence"].min()) - 0.05)
+    figure.update_xaxes(range=[lowest, 1.01])
+    row = evidence.metrics[SMALLEST]
+    words = "Below the line a network is surer than it is right. "
+    if row.get("ece") is not None and row.get("ece_scaled") is not None:
+        words += (
+            f"{SMALLEST}'s calibration error is {percent(row['ece'])}, and {percent(row['ece_scaled'])} "
+            "after temperature scaling, which was fitted on validation images."
+        )
+    return [Chart("reliability", "calibration", "Reliability: confidence against accuracy", words, figure)]
+
+
+def _risk_coverage(evidence: Evidence) -> list[Chart]:
+    table = evidence.risk_coverage
+    if table is None or table.empty:
+        return []
+    figure = _figure(
+        "share of the images that are answered", "share of the answers that are wrong",
+        xaxis_tickformat=".0%", yaxis_tickformat=".1%", yaxis_rangemode="tozero",
+    )  # fmt: skip
+    ends = []
+    for name, row in evidence.metrics.items():
+        rows = table[table["candidate"] == name].sort_values("coverage")
+        if rows.empty or row["runtime"] != "pytorch":
+            continue
+        colour, _ = _style(name, evidence)
+        coverage, risk = rows["coverage"].to_numpy(dtype=float), rows["risk"].to_numpy(dtype=float)
+        figure.add_scatter(
+            x=coverage,
+            y=risk,
+            name=name,
+            mode="lines",
+            line={"color": colour, "width": 2},
+            hovertemplate=f"{name}<br>answers %{{x:.0%}}, wrong %{{y:.2%}}<extra></extra>",
+        )
+        if len(near := np.flatnonzero(coverage >= 0.8)):
+            ends.append(f"{name} {percent(float(risk[near[0]]))}")
+    text = "Images of low confidence are left to someone else, the surest are answered; lower is better."
+    if ends:
+        text += f" Wrong among the surest 80 %: {', '.join(ends)}."
+    return [Chart("risk-coverage", "calibration", "Risk and coverage", text, figure)]
+
+
+def _corruptions(evidence: Evidence) -> list[Chart]:
+    table = evidence.corruptions
+    if table is None or table.empty:
+        return []
+    kinds = list(dict.fromkeys(table["corruption"]))
+    figure = _figure("", "accuracy, mean over severities", yaxis_tickformat=".0%", barmode="group")
+    falls = []
+    for name, row in evidence.metrics.items():
+        rows = table[table["candidate"] == name]
+        if rows.empty or row["runtime"] != "pytorch":
+            continue
+        mean = rows.groupby("corruption")["accuracy"].mean()
+        colour, _ = _style(name, evidence)
+        figure.add_bar(
+            x=kinds,
+            y=[float(mean[kind]) for kind in kinds],
+            name=name,
+            marker={"color": colour},
+            hovertemplate=f"{name}, %{{x}}: %{{y:.1%}}<extra></extra>",
+        )
+        falls.append(f"{name} {points(float(mean.mean()) - row['accuracy'])}")
+    severities = table["severity"].nunique()
+    return [
+        Chart(
+            "corruptions",
+            "robustness",
+            "Accuracy on corrupted test images",
+            f"Mean of {severities} severities. Points against clean images, over all kinds: {', '.join(falls)}.",
+            figure,
+        )
+    ]
+
+
+def _cost_columns(measured: Metrics) -> list[Column]:
+    """What an evaluation may have measured beside the median latency."""
+    columns: list[Column] = []
+    for batch in latency_batches(measured):
+        key = f"latency_ms_b{batch}"
+        columns += [
+            (key, f"ms, batch {batch}", milliseconds),
+            (f"{key}_low", "95 %: from", milliseconds),
+            (f"{key}_high", "to", milliseconds),
+            (f"throughput_b{batch}", f"images/s, batch {batch}", lambda value: f"{value:,.0f}"),
+        ]
+    columns.append(("peak_memory_bytes", "peak memory", lambda value: si(value, "B")))
+    columns.append(("params_nonzero", "parameters, not 0", lambda value: f"{value:,.0f}"))
+    return columns
+
+
 def _class_rows(evidence: Evidence) -> list[dict[str, Any]]:
+    """Per class that occurs: both accuracies, and their paired difference with its 95 % interval (ratios)."""
     count = len(evidence.classes)
+    right = {name: evidence.predictions[name] == evidence.labels for name in (TEACHER, SMALLEST)}
+    paired = {
+        k: statistics.accuracy_difference(right[SMALLEST][own], right[TEACHER][own])
+        for k in range(count)
+        if (own := evidence.labels == k).any()
+    }
     by_name = {
         name: metrics.per_class_accuracy(evidence.labels, evidence.predictions[name], count)
         for name in (TEACHER, SMALLEST)
@@ -535,6 +857,9 @@ def _class_rows(evidence: Evidence) -> list[dict[str, Any]]:
             "images": int(images[k]),
             "teacher": float(by_name[TEACHER][k]),
             "small": float(by_name[SMALLEST][k]),
+            "difference": paired[k].effect,
+            "low": paired[k].low,
+            "high": paired[k].high,
         }
         for k in range(count)
         if images[k]

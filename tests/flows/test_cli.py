@@ -19,7 +19,20 @@ from thinner.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
 
 runner = CliRunner()
-VERBS = ("run", "stage", "status", "report", "claims", "ui", "serve", "predict")
+VERBS = (
+    "run",
+    "stage",
+    "status",
+    "report",
+    "claims",
+    "compare",
+    "models",
+    "promote",
+    "rollback",
+    "ui",
+    "serve",
+    "predict",
+)
 
 
 def test_help_names_every_verb_and_each_explains_itself() -> None:

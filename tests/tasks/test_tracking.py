@@ -2,6 +2,7 @@
 module."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -51,9 +52,27 @@ def test_flatten_gives_dotted_names() -> None:
     }
 
 
-def test_candidate_metrics_are_the_numbers() -> None:
-    report = {"distill": {"accuracy": 0.5, "device": "cpu", "macs": 10, "per_class": {"cat": 0.1}}}
-    assert tracking.candidate_metrics(report) == {"distill.accuracy": 0.5, "distill.macs": 10}
+def test_candidate_metrics_are_the_numbers_and_those_of_the_shipped_one_have_the_names_of_every_run() -> None:
+    report = {"distill": {"accuracy": 0.5, "device": "cpu", "macs": 10}, "prune": {"accuracy": 0.4}}
+    assert tracking.candidate_metrics(report, "prune") == {
+        "test/distill/accuracy": 0.5,
+        "test/distill/macs": 10.0,
+        "test/prune/accuracy": 0.4,
+        "test/accuracy": 0.4,
+    }
+
+
+def test_energy_is_the_difference_of_the_counters_also_when_they_start_anew(tmp_path: Path) -> None:
+    for zone, turn in (("intel-rapl:0", 1000), ("intel-rapl:1", 1000), ("intel-rapl:0:0", 1000)):
+        (tmp_path / zone).mkdir()
+        (tmp_path / zone / "energy_uj").write_text("900000000\n")
+        (tmp_path / zone / "max_energy_range_uj").write_text(f"{turn}000000\n")
+    before = tracking.read_joules(tmp_path)
+    assert len(before) == 2  # a processor's part is in it already
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("950000000\n")  # 50 J
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("25000000\n")  # 100 J to the turn, and 25
+    assert tracking.joules_since(before) == {"system/energy_joules": pytest.approx(175.0)}
+    assert tracking.joules_since(tracking.read_joules(tmp_path / "none")) == {}
 
 
 def test_default_address_is_the_repository_that_the_person_sees(
@@ -112,7 +131,8 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     assert tags["mlflow.parentRunId"] == parent
 
     (store / "reports").mkdir(exist_ok=True)
-    (store / "reports/metrics.json").write_text('{"prune": {"accuracy": 0.75}}')
+    (store / "reports/metrics.json").write_text('{"prune": {"accuracy": 0.75}, "distill": {"accuracy": 0.5}}')
+    shutil.copy(PROJECT / "params.yaml", store)  # ship.candidate is prune
     tracking.close_pipeline_run(
         parent,
         "FINISHED",
@@ -125,7 +145,11 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     assert closed.info.status == "FINISHED"
     assert closed.data.tags["stage.prepare"] == upstream.run_id
     assert "| scratch | NotReady | not recorded |" in closed.data.tags["mlflow.note.content"]
-    assert closed.data.metrics["prune.accuracy"] == 0.75
+    assert closed.data.metrics["test/accuracy"] == closed.data.metrics["test/prune/accuracy"] == 0.75
+    assert closed.data.metrics["test/distill/accuracy"] == 0.5
+    assert closed.data.params["ship.candidate"] == "prune"
+    table = client.load_table(closed.info.experiment_id, "tables/candidates.json", [parent])
+    assert table["accuracy"].tolist() == [0.75, 0.5]
 
 
 def test_runs_of_killed_processes_are_marked_by_the_next_pipeline_run(store: Path) -> None:

@@ -1,5 +1,6 @@
 """thinner.report: every number on the page and in the table is computed, and the page stands alone."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
+from thinner import report
 from thinner.errors import UserError
 from thinner.report import (
     BEGIN,
@@ -113,6 +116,7 @@ def evidence() -> Evidence:
         integrity=INTEGRITY,
         params={"run": {"seed": 7}},
         verdicts=[{"claim": "distill beats <prune>", "outcome": "not shown", "numbers": "+1.00 points"}],
+        hashes={"reports/metrics.json": "c0ffee"},
     )
 
 
@@ -370,7 +374,114 @@ def test_evidence_is_read_back_from_the_files_that_stages_write(evidence: Eviden
         verdicts=evidence.verdicts,
     )
     assert list(read.metrics) == list(METRICS)  # in the order of the pipeline, not of the alphabet
-    assert render_html(read, 3) == render_html(evidence, 3)
+    assert read.hashes == {"reports/metrics.json": hashlib.md5((reports / "metrics.json").read_bytes()).hexdigest()}
+    assert render_html(replace(read, hashes=evidence.hashes), 3) == render_html(evidence, 3)
+
+
+def test_the_hash_by_which_the_commit_is_found_is_dvcs(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    lock = subprocess.run(["git", "show", "HEAD:dvc.lock"], cwd=root, capture_output=True, text=True, check=True).stdout
+    outs = {out["path"]: out["md5"] for stage in yaml.safe_load(lock)["stages"].values() for out in stage["outs"]}
+    text = subprocess.run(
+        ["git", "show", "HEAD:reports/metrics.json"], cwd=root, capture_output=True, check=True
+    ).stdout
+    path = tmp_path / "metrics.json"
+    path.write_bytes(text)
+    assert report._md5(path) == outs["reports/metrics.json"]
+    # and the command on the page names a commit in which dvc.lock has it
+    words = report.find_commit(outs["reports/metrics.json"]).split()
+    commit = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    assert len(commit) == 40
+    there = subprocess.run(
+        ["git", "show", f"{commit}:dvc.lock"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
+    assert outs["reports/metrics.json"] in there
+
+
+# what a fuller evaluation writes beside it
+RELIABILITY = pd.DataFrame(
+    {
+        "candidate": ["finetune"] * 4 + ["prune"] * 4,
+        "scaled": [0, 0, 1, 1] * 2,
+        "bin": [0, 1] * 4,
+        "confidence": [0.6, 0.9, 0.62, 0.85, 0.7, 0.95, 0.65, 0.8],
+        "accuracy": [0.61, 0.92, 0.6, 0.88, 0.5, 0.9, 0.6, 0.82],
+        "images": [5] * 8,
+    }
+)
+RISK = pd.DataFrame({"candidate": ["prune"] * 3, "coverage": [0.5, 0.8, 1.0], "risk": [0.01, 0.125, 0.3]})
+CORRUPTIONS = pd.DataFrame(
+    {
+        "candidate": ["prune"] * 4,
+        "corruption": ["noise", "noise", "blur", "blur"],
+        "severity": [1, 3, 1, 3],
+        "accuracy": [0.6, 0.4, 0.7, 0.5],  # mean 0.55; clean 0.7
+    }
+)
+
+
+@pytest.fixture
+def fuller(evidence: Evidence) -> Evidence:
+    more = {
+        "nll": 0.512, "brier": 0.2, "ece": 0.081, "temperature": 1.5, "nll_scaled": 0.4, "brier_scaled": 0.19,
+        "ece_scaled": 0.0123, "aurc": 0.0456, "throughput_b64": 16_000.0, "latency_ms_b64_low": 3.9,
+        "latency_ms_b64_high": 4.2, "peak_memory_bytes": 2_500_000,
+    }  # fmt: skip
+    measured = {**METRICS, "prune": {**METRICS["prune"], **more}}
+    return replace(evidence, metrics=measured, reliability=RELIABILITY, risk_coverage=RISK, corruptions=CORRUPTIONS)
+
+
+def test_a_fuller_evaluation_has_calibration_risk_robustness_and_cost(fuller: Evidence) -> None:
+    page = Page(render_html(fuller, 1))
+    words = page.words
+    assert "prune's calibration error is 8.1 %, and 1.2 % after temperature scaling" in words
+    assert "Wrong among the surest 80 %: prune 12.5 %." in words
+    assert "Mean of 2 severities. Points against clean images, over all kinds: prune −15.0." in words
+    for cell in ("0.512", "0.0456", "16,000", "2.5 MB", "95 %: from", "3.9", "4.2", "Calibration", "Robustness"):
+        assert cell in words
+    keys = {div["id"] for div in page.all("div") if div.get("class") == "plot"}
+    assert {"plot-reliability", "plot-risk-coverage", "plot-corruptions", "plot-class-changes"} <= keys
+    assert len(page.all("caption")) == len(page.all("table"))
+
+
+def test_an_evaluation_without_them_has_no_empty_sections(evidence: Evidence) -> None:
+    page = Page(render_html(evidence, 1))
+    assert "Calibration" not in page.words
+    assert "Robustness" not in page.words
+
+
+def test_differences_from_the_teacher_are_paired(evidence: Evidence) -> None:
+    found = report.differences(evidence)
+    assert set(found) == {"distill", "prune", "prune_onnx"}
+    # 10 images: the small one is wrong on images 0 and 3, where the teacher is right, and right nowhere else
+    assert found["prune"].effect == pytest.approx(-0.2)
+    assert found["prune"].low < -0.2 < found["prune"].high
+    assert found["prune"].p_value == pytest.approx(0.5)  # two coins that both fall one way: 2 * 0.25
+    assert (
+        f"−20.0 [{points(found['prune'].low)}, {points(found['prune'].high)}]" in Page(render_html(evidence, 0)).words
+    )
+
+
+def test_the_change_of_a_class_has_an_interval(evidence: Evidence) -> None:
+    bag, coat, boot = report._class_rows(evidence)
+    assert (bag["images"], bag["teacher"], bag["small"]) == (4, 0.75, 0.5)
+    assert bag["difference"] == pytest.approx(-0.25)
+    assert bag["low"] < -0.25 < bag["high"]
+    assert boot["difference"] == 0
+    assert coat["difference"] == pytest.approx(-1 / 3)
+
+
+def test_markdown_for_a_pull_request_says_what_the_page_says(fuller: Evidence) -> None:
+    text = report.render_pull_request(fuller)
+    assert text.startswith(headline(METRICS, 10))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert any(line.startswith("| **not shown** | distill beats <prune>") for line in rows)
+    assert any(line.startswith("| prune | −20.0 | [") for line in rows)
+    assert "| prune | 0.512 | 0.200 | 8.1 % | 1.50 | 0.400 | 0.190 | 1.2 % | 0.0456 |" in rows
+    assert "| 1 (chosen) | 300 k | 30,000 | 50.0 % | 75.0 % |" in rows
+    assert any(line.startswith("| \\</script\\>\\<b\\>coat | 3 |") for line in rows)
+    assert "git log -1 --format=%H -S c0ffee -- dvc.lock" in text
+    assert "ab" * 32 in text
 
 
 def test_missing_metrics_name_the_command_that_makes_them(tmp_path: Path) -> None:

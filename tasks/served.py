@@ -1,0 +1,57 @@
+"""A candidate behind HTTP: the code that MLflow copies into every model it records ("models from code", no pickle).
+
+    request    {"dataframe_records": [{"image": "iVBORw0KGgo..."}]}      a picture's file (PNG, JPEG, ...) in base64
+    answer     {"predictions": [{"label": "Ankle boot", "confidence": 0.98}]}
+
+A picture, whatever its size, goes through the same decoding and preprocessing as the pictures of the test split.
+It runs apart from the repository: all that it imports of ours is `thinner`, of which the model holds a copy.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from thinner import store
+from thinner.predict import Candidate, confidences, open_candidate, predict_logits
+
+BATCH = 64  # bounds memory, however many pictures a request has
+
+
+class Served(mlflow.pyfunc.PythonModel):
+    """The artifact ``candidate`` is the folder that a stage wrote; ``model_config`` says how a picture becomes a
+    square: image_size (px), channels, fit."""
+
+    candidate: Candidate
+
+    def load_context(self, context: Any) -> None:
+        self.candidate = open_candidate(Path(context.artifacts["candidate"]), threads=1)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        images = [
+            _decode(number, text, context.model_config) for number, text in enumerate(model_input["image"].tolist())
+        ]
+        logits = predict_logits(self.candidate, np.stack(images), np.arange(len(images)), BATCH)
+        classes = self.candidate.spec["classes"]
+        return pd.DataFrame({"label": [classes[k] for k in logits.argmax(axis=1)], "confidence": confidences(logits)})
+
+
+def _decode(number: int, text: str, square: dict[str, Any]) -> Any:
+    try:
+        file = io.BytesIO(base64.b64decode(text, validate=True))
+        return store.decode(lambda: Image.open(file), square["image_size"], square["channels"], square["fit"])
+    except (binascii.Error, store.UnreadableError) as error:
+        raise mlflow.exceptions.MlflowException.invalid_parameter_value(
+            f"image {number}: not a picture's file in base64 ({error}). Make the text with: base64 -w0 picture.png"
+        ) from error
+
+
+mlflow.models.set_model(Served())

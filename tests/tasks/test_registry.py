@@ -1,0 +1,326 @@
+"""tasks/candidates.py and tasks/registry.py against a real SQLite store: real networks, measured by the real evaluate.
+
+DVC is left out (tests/test_end_to_end.py has it): "up to date" is answered with yes.
+"""
+
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tasks import candidates, lineage, registry, tracking
+from tasks.evaluate import evaluate
+from tasks.stage import Stage
+from tests.tasks.test_evaluate import CLASSES, PREPROCESSING, SMALL, write_store
+from tests.toy import PROJECT
+from thinner import checkpoint, models
+from thinner.config import Ship, load_params
+from thinner.errors import UserError
+from thinner.predict import predict
+
+# MLflow and what it imports deprecate things of their own; SQLite's connections are closed by the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PARAMS = SMALL.model_copy(
+    update={
+        "claims": ["distill beats scratch on accuracy"],
+        "ship": Ship(name="shades", candidate="prune", margin_points=5.0),
+        "export": SMALL.export.model_copy(update={"formats": []}),
+        "evaluate": SMALL.evaluate.model_copy(update={"latency_repeats": 3, "latency_batches": [1]}),
+    }
+)
+NAME = "thinner-shades"
+
+
+def shade(bias: list[float], slope: float) -> torch.nn.Module:
+    """A resnet8 whose logits depend on the image's brightness alone as far as `slope` goes, else on `bias`."""
+    network = {"name": "resnet8", "classes": 3, "channels": 1, "width": 4, "stem_stride": 1}
+    torch.manual_seed(0)
+    model = models.create(network)
+    with torch.no_grad():
+        last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+        last.weight.mul_(slope)
+        last.bias.copy_(torch.tensor(bias))
+    return model
+
+
+def write_candidate(root: Path, name: str, bias: list[float], slope: float = 0.0) -> None:
+    network = {"name": "resnet8", "classes": 3, "channels": 1, "width": 4, "stem_stride": 1}
+    spec = {
+        "stage": name, "network": network, "classes": list(CLASSES), "preprocessing": PREPROCESSING, "parents": {},
+        "data_sha256": "0" * 64,
+    }  # fmt: skip
+    checkpoint.save(root / "data" / name, shade(bias, slope), spec)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: they take seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def project(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Prepared data and four networks that always name the first class: each is right on 10 of 30 test images."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "THINNER_PARENT_RUN_ID", "THINNER_FLOW", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(database, tmp_path)
+    write_store(tmp_path / "data" / "prepared")
+    info = tmp_path / "data" / "prepared" / "info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"image_size": 10, "channels": 1, "fit": "crop"}))
+    for name in ("finetune", "scratch", "distill", "prune"):
+        write_candidate(tmp_path, name, [1.0, 0.0, 0.0])
+    monkeypatch.setattr(lineage, "graph", lambda root: [])
+    monkeypatch.setattr(lineage, "locked_hashes", lambda root: {"evaluate": "hash-e"})
+    return tmp_path
+
+
+def measure(root: Path, stage_hash: str = "hash-e", outcome: str = "proven", record: bool = True) -> None:
+    """Run evaluate, and write the verdict that report would."""
+    recorder = tracking.start_stage_run("evaluate", {}, stage_hash, {}, "cpu") if record else tracking.Recorder()
+    evaluate(Stage("evaluate", PARAMS, recorder))
+    recorder.end("FINISHED")
+    verdict = {"claim": PARAMS.claims[0], "outcome": outcome, "numbers": "+1 points"}
+    (root / "reports" / "claims.json").write_text(json.dumps({"claim_1": verdict}))
+
+
+def test_each_candidate_is_a_run_with_the_same_metric_names_and_a_model_that_answers(project: Path) -> None:
+    measure(project)
+    client, experiment = tracking.connect()
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert set(runs) == {"evaluate", "finetune (test)", "scratch (test)", "distill (test)", "prune (test)"}
+    measured = json.loads((project / "reports" / "metrics.json").read_text())
+    for name, row in measured.items():
+        run = runs[f"{name} (test)"]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == runs["evaluate"].info.run_id
+        assert run.data.metrics["test/accuracy"] == row["accuracy"] == 10 / 30
+        assert run.data.metrics["test/latency_ms_b1"] == row["latency_ms_b1"]
+        assert f"accuracy {row['accuracy']:.2%}" in run.data.tags["mlflow.note.content"]
+        (output,) = run.outputs.model_outputs
+        model = client.get_logged_model(output.model_id)
+        assert {m.key: m.value for m in model.metrics}["test/macs"] == row["macs"]
+        assert {m.dataset_digest for m in model.metrics} == {candidates.test_digest()[:36]}
+        kept = candidates.fetch_predictions(client, run.info.run_id)
+        assert kept is not None
+        assert (kept[f"predictions.{name}"] == kept["labels"]).mean() == row["accuracy"]
+
+    import mlflow
+
+    loaded = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    assert [column.name for column in loaded.metadata.signature.inputs] == ["image"]
+    picture = Image.fromarray(np.full((31, 17), 200, dtype=np.uint8))  # of another size, and oblong
+    answer = loaded.predict([{"image": base64.b64encode(png(picture)).decode()}])
+    assert answer["label"].tolist() == ["dark"]
+    # softmax of (1, 0, 0)
+    assert answer["confidence"][0] == pytest.approx(np.e / (np.e + 2), abs=1e-6)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="image 0: not a picture's file in base64"):
+        loaded.predict([{"image": "not base64!"}])
+    files = [path for path in (project / "mlartifacts").rglob("*") if path.is_file()]
+    assert any(path.name == "model.safetensors" for path in files)
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".pyc")]
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_first_champion_has_to_pass_the_claims_alone_and_files_are_registered_once(project: Path) -> None:
+    measure(project, outcome="not shown")
+    refused = registry.promote(project, PARAMS)
+    assert not refused.promoted
+    assert refused.reason == "claim not shown: distill beats scratch on accuracy"
+    (row,) = registry.versions(PARAMS)
+    assert (row["version"], row["alias"]) == ("1", "challenger")
+    assert row["reason"] == "not promoted: claim not shown: distill beats scratch on accuracy"
+
+    measure(project)  # measured anew, the same files: DVC restores, someone runs evaluate again
+    assert registry.register(project, PARAMS) == (NAME, "1")
+    done = registry.promote(project, PARAMS)
+    assert (done.promoted, done.version) == (True, "1")
+    assert done.reason == "all 1 claims are proven; nothing was champion before"
+    (row,) = registry.versions(PARAMS)
+    assert (row["alias"], row["claims"]) == ("champion", "1 of 1 proven")
+    client, _ = tracking.connect()
+    text = client.get_model_version(NAME, "1").description
+    assert text.startswith("prune: accuracy 33.33%")
+    assert text.index("not promoted: claim not shown") < text.index("champion: all 1 claims are proven")
+    assert "already" in registry.promote(project, PARAMS).reason
+
+
+def test_a_challenger_that_is_worse_stays_one_and_rollback_brings_the_one_before_back(project: Path) -> None:
+    measure(project)
+    registry.promote(project, PARAMS)
+    write_candidate(project, "prune", [0.0, 1.0, 0.0])  # always "medium": as often right, on other images
+    measure(project)
+    worse = registry.promote(project, PARAMS)
+    assert not worse.promoted
+    # 10 images won and 10 lost of 30: equal, but far from shown to be within 5 points
+    assert "against version 1: +0.00 points" in worse.reason
+    assert "on 30 images, not shown to be at most 5 points worse" in worse.reason
+    assert [row["alias"] for row in registry.versions(PARAMS)] == ["challenger", "champion"]
+
+    generous = PARAMS.model_copy(update={"ship": PARAMS.ship.model_copy(update={"margin_points": 60.0})})
+    better = registry.promote(project, generous)
+    assert better.promoted
+    assert "shown to be at most 60 points worse" in better.reason
+    client, _ = tracking.connect()
+    assert client.get_model_version(NAME, "2").tags["champion.before"] == "1"
+    assert [row["alias"] for row in registry.versions(PARAMS)] == ["champion", ""]
+
+    back = registry.rollback(PARAMS, "wrong at night")
+    assert back.version == "1"
+    rows = {row["version"]: row for row in registry.versions(PARAMS)}
+    assert (rows["1"]["alias"], rows["2"]["alias"]) == ("champion", "")
+    assert rows["2"]["reason"] == "rolled back: wrong at night"
+    assert rows["1"]["reason"] == "champion again: version 2 was rolled back: wrong at night"
+    with pytest.raises(UserError, match=r"rolled back: wrong at night\. .*thinner promote --again"):
+        registry.promote(project, generous)
+    assert registry.promote(project, generous, again=True).promoted
+    registry.rollback(PARAMS, "once more")
+    with pytest.raises(UserError, match="version 1 was the first champion"):
+        registry.rollback(PARAMS, "too far")
+
+
+def test_other_test_images_cannot_be_compared_and_other_training_images_can(project: Path) -> None:
+    generous = PARAMS.model_copy(update={"ship": PARAMS.ship.model_copy(update={"margin_points": 30.0})})
+    measure(project)
+    registry.promote(project, generous)
+    write_candidate(project, "prune", [2.0, 0.0, 0.0])  # the same answers, other weights
+    images = project / "data" / "prepared" / "images.npy"
+    pixels = np.load(images)
+    pixels[:30] = 7  # none of them is a test image
+    np.save(images, pixels)
+    measure(project)
+    assert registry.promote(project, generous).promoted
+
+    write_candidate(project, "prune", [3.0, 0.0, 0.0])
+    pixels[45] = 7
+    np.save(images, pixels)
+    measure(project)
+    with pytest.raises(UserError, match=r"version 3 was tested on the images .*--other-images") as refused:
+        registry.promote(project, generous)
+    assert "cannot be compared" in str(refused.value)
+    done = registry.promote(project, generous, other_images=True)
+    assert done.promoted
+    assert done.reason.endswith("version 2 was tested on other images")
+
+
+def test_results_without_a_record_are_recorded_when_they_are_registered(project: Path) -> None:
+    measure(project, record=False)  # MLflow was down
+    assert registry.register(project, PARAMS) == (NAME, "1")
+    assert registry.promote(project, PARAMS).promoted
+
+
+def test_what_is_missing_or_out_of_date_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"no reports/metrics\.json yet.*thinner run"):
+        registry.promote(project, PARAMS)
+    measure(project, record=False)
+    with pytest.raises(UserError, match="thinner-shades has no champion"):
+        registry.rollback(PARAMS, "x")
+    monkeypatch.setattr(lineage, "graph", lambda root: [lineage.Node("evaluate", (), "", (), {})])
+    monkeypatch.setattr(lineage, "reasons", lambda root, name: ["data/prune modified"])
+    with pytest.raises(UserError, match=r"evaluate is out of date \(data/prune modified\).*thinner run"):
+        registry.promote(project, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "name"),
+    [
+        ("torchvision:FashionMNIST", None, "thinner-fashionmnist"),
+        ("folder:data/raw/My photos", None, "thinner-my-photos"),
+        ("csv:data/raw/list.csv", None, "thinner-list"),
+        ("torchvision:CIFAR10", "cars", "thinner-cars"),
+    ],
+)
+def test_the_name_in_the_registry(source: str, given: str | None, name: str) -> None:
+    params = PARAMS.model_copy(
+        update={
+            "data": PARAMS.data.model_copy(update={"source": source}),
+            "ship": PARAMS.ship.model_copy(update={"name": given}),
+        }
+    )
+    assert registry.model_name(params) == name
+
+
+def test_an_unknown_candidate_is_named_before_anything_runs(tmp_path: Path) -> None:
+    text = (PROJECT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("  candidate: prune\n", "  candidate: pruned\n"))
+    with pytest.raises(UserError, match=r"ship\.candidate: unknown 'pruned'\. Choose one of: finetune, scratch"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.integration
+def test_mlflow_serves_the_champion_over_http_and_it_answers_with_a_class(project: Path, tmp_path: Path) -> None:
+    write_candidate(project, "prune", [0.0, 0.0, 0.0], slope=1.0)
+    measure(project)
+    registry.promote(project, PARAMS)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    elsewhere = tmp_path / "elsewhere"  # the model brings all that it needs of ours
+    elsewhere.mkdir()
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [
+        sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{NAME}@champion",
+        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    log = tmp_path / "serve.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(command, cwd=elsewhere, env=env, stdout=out, stderr=out, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        give_up = time.monotonic() + 300
+        while True:
+            assert server.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < give_up, log.read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"{url}/ping", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        image = np.asarray(np.load(project / "data/prepared/images.npy")[42])
+        text = base64.b64encode(png(Image.fromarray(image[..., 0]))).decode()
+        (answer,) = ask(url, {"dataframe_records": [{"image": text}]})["predictions"]
+        (expected,) = predict(project / "data" / "prune", [image])
+        assert answer["label"] == expected.label
+        assert answer["confidence"] == pytest.approx(expected.confidence, abs=1e-5)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(url, {"dataframe_records": [{"image": "nonsense"}]})
+        assert refused.value.code == 400
+        assert "not a picture's file in base64" in refused.value.read().decode()
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(timeout=60)
+    shutil.rmtree(elsewhere)
+
+
+def ask(url: str, body: dict) -> dict:
+    request = urllib.request.Request(
+        f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
