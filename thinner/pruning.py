@@ -109,6 +109,23 @@ def reachable_macs(
     return count_macs(model, shape), count_macs(smallest, shape)
 
 
+def cut_share(
+    model: nn.Module,
+    example: Float[Tensor, "batch channels size size"],
+    share: float,
+    *,
+    criterion: str,
+    scope: str = "layer",
+    round_to: int = 1,
+    keep: Sequence[str] = (),
+) -> nn.Module:
+    """A smaller copy of ``model`` without ``share`` (0 to 1) of its channels, whatever that makes of its MACs.
+
+    The other arguments are those of ``cut``. Raises ArchitectureError when the network is of a kind that cannot be cut.
+    """
+    return _prune(model, example, share, criterion, scope, round_to, keep)
+
+
 def _prune(
     model: nn.Module, example: Tensor, ratio: float, criterion: str, scope: str, round_to: int, keep: Sequence[str]
 ) -> nn.Module:

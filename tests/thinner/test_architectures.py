@@ -15,7 +15,7 @@ from thinner import architectures, models, pruning
 
 
 def cut(model, size, ratio, keep=()):
-    return pruning._prune(model, torch.zeros(1, 3, size, size), ratio, "magnitude", "layer", 1, keep)
+    return pruning.cut_share(model, torch.zeros(1, 3, size, size), ratio, criterion="magnitude", keep=keep)
 
 
 def forward(model, size):
