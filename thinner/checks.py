@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from thinner import losses, models, pruning
+from thinner import architectures, losses, models, pruning
 from thinner.errors import UserError
 from thinner.profiling import count_macs
 
@@ -152,6 +152,9 @@ def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]
             round_to=prune.round_to,
             keep=prune.keep,
         )
+    except architectures.ArchitectureError as error:
+        yield f"{name}.network: '{section.network}': {error}"
+        return
     except UserError as error:
         yield str(error)
         return
