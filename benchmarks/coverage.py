@@ -312,8 +312,10 @@ def page(text: str, results: dict[str, Any]) -> str:
 
 def summary(results: dict[str, Any]) -> str:
     ran = [result for result in results.values() if "not_run" not in result]
-    counts = f"{sum(map(passes, ran))} of {len(ran)} networks that were run prune"
-    return f"{counts}; {len(results) - len(ran)} were not run."
+    missing = sorted(set(networks()) - set(results))
+    text = f"{sum(map(passes, ran))} of the {len(ran)} networks that were run prune"
+    text += f"; {len(results) - len(ran)} are too large to be run here." if len(results) > len(ran) else "."
+    return text + (f" No result yet for {len(missing)}: {', '.join(missing)}." if missing else "")
 
 
 def read() -> dict[str, Any]:

@@ -222,6 +222,25 @@ def judge_speed(samples: dict[str, Any], macs_left: dict[float, float]) -> dict[
 # ----------------------------------------------------------------------------------------------------- all of it
 
 
+def measure_all(params: Any, rounds: int, repeats: int) -> dict[str, Any]:
+    from thinner.profiling import count_macs
+
+    results: dict[str, Any] = {"step": {}}
+    for name, network, size in NETWORKS:
+        asked = {"name": network, "classes": 10, "channels": 3}
+        results["step"][name] = judge_step(measure_step(asked, size, rounds))
+        print(f"{name}: done", file=sys.stderr)
+    results["source"], networks = students(params)
+    shape = (params.student.channels, params.student.image_size, params.student.image_size)
+    whole = count_macs(networks[1.0], shape)
+    macs_left = {share: count_macs(network, shape) / whole for share, network in networks.items()}
+    results["speed"] = judge_speed(measure_speed(params, networks, shape, repeats), macs_left)
+    with tempfile.TemporaryDirectory() as folder:
+        times = measure_recovery(params, networks[MACS_LEFT[0]], rounds, Path(folder))
+    results["recovery"] = judge_recovery(times)
+    return results
+
+
 def show(results: dict[str, Any], device: str) -> None:
     print(f"\none prune step of {SHARE:.0%} of the channels, ms; {device}\n")
     print(f"{'':24}" + "".join(f"{part:>9}" for part in PARTS) + f"{'fwd+bwd':>9}{'the step is':>28}")
@@ -265,24 +284,9 @@ def main() -> int:
         return 2
     import torch
 
-    from thinner.profiling import count_macs
-
     device = set_up_torch(params.run)
     torch.set_num_threads(thread_count(params.run.threads))
-    results: dict[str, Any] = {"step": {}}
-    for name, network, size in NETWORKS:
-        asked = {"name": network, "classes": 10, "channels": 3}
-        results["step"][name] = judge_step(measure_step(asked, size, options.rounds))
-        print(f"{name}: done", file=sys.stderr)
-    results["source"], networks = students(params)
-    shape = (params.student.channels, params.student.image_size, params.student.image_size)
-    macs_left = {
-        share: count_macs(network, shape) / count_macs(networks[1.0], shape) for share, network in networks.items()
-    }
-    results["speed"] = judge_speed(measure_speed(params, networks, shape, options.repeats), macs_left)
-    with tempfile.TemporaryDirectory() as folder:
-        times = measure_recovery(params, networks[MACS_LEFT[0]], options.rounds, Path(folder))
-    results["recovery"] = judge_recovery(times)
+    results = measure_all(params, options.rounds, options.repeats)
     show(results, str(device))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -102,3 +102,5 @@ def test_the_page_is_made_of_the_results():
     rows = re.findall(r"^\| [\w ]+ \| (?:torchvision|timm):\w+ \|.*$", text, re.MULTILINE)
     assert len(rows) == len(results)
     assert not [row for row in rows if "FAILS" in row]
+    for name in coverage.networks():
+        assert f" {name} |" in text or f" {name}" in text.split("No result yet")[1], "nothing is left out silently"

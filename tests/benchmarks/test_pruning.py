@@ -69,3 +69,19 @@ def test_a_network_is_called_faster_only_where_the_interval_says_so(ms, verdict,
     assert judged["places"]["onnxruntime/64"]["0.5"]["verdict"] == verdict
     assert judged["places"]["onnxruntime/64"]["0.5"]["macs_left"] == 0.48
     assert judged["holds"] is holds
+
+
+def test_the_whole_benchmark_measures_and_shows_what_its_musts_are(monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    tiny = {**NETWORK, "width": PARAMS.student.width}
+    monkeypatch.setattr(pruning, "NETWORKS", (("SqueezeNet", "torchvision:squeezenet1_1", 32),))
+    monkeypatch.setattr(distillation, "jobs", lambda params: [replace(TINY, student=tiny, policy={})])
+    results = pruning.measure_all(PARAMS, rounds=10, repeats=10)
+    assert set(results) == {"step", "source", "recovery", "speed"}
+    half = results["speed"]["places"]["onnxruntime/64"]["0.5"]
+    assert 0.3 < half["macs_left"] <= 0.5
+    pruning.show(results, "cpu")
+    shown = capsys.readouterr().out
+    assert "SqueezeNet" in shown
+    assert f"{half['times_as_fast']:.2f} [{half['low']:.2f}, {half['high']:.2f}]" in shown
+    assert shown.count("must:") == 2
