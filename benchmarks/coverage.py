@@ -112,19 +112,12 @@ def parameters(name: str) -> int:
 # ------------------------------------------------------------------------------------------------ one network
 
 
-def shrink(model: Any, example: Any, ratio: float) -> Any:
-    """A copy without ``ratio`` of the channels of each layer, those of least magnitude."""
-    from thinner import pruning
-
-    return pruning._prune(model, example, ratio, "magnitude", "layer", 1, ())
-
-
 def examine(name: str, size: int, folder: Path) -> dict[str, Any]:
     """Cut, train one step, export; and save into ``folder``, with the logits that a loaded network must have."""
     import numpy as np
     import torch
 
-    from thinner import checkpoint, models
+    from thinner import checkpoint, models, pruning
     from thinner.errors import UserError
     from thinner.profiling import count_macs, count_params
 
@@ -138,7 +131,7 @@ def examine(name: str, size: int, folder: Path) -> dict[str, Any]:
     x = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(1))
     for ratio in RATIOS:
         try:
-            smaller = shrink(model, torch.zeros(1, *shape), ratio)
+            smaller = pruning.cut_share(model, torch.zeros(1, *shape), ratio, criterion="magnitude")
         except UserError as error:
             return found | {"refused": str(error)}
         row: dict[str, Any] = {
@@ -303,11 +296,11 @@ def verdict(result: dict[str, Any]) -> str:
         return f"refused: {result['refused']}"
     if "failed" in result:
         return f"FAILS: {result['failed']}"
-    rows = result["ratios"].items()
-    wrong = [f"{ratio}: {key}" for ratio, row in rows for key in ("step", "loads") if not row[key]]
-    wrong += [
-        f"{ratio}: ONNX {row['onnx_difference']:.0e}" for ratio, row in rows if row["onnx_difference"] > TOLERANCE
-    ]
+    wrong = []
+    for ratio, row in result["ratios"].items():
+        wrong += [f"{ratio}: nothing was cut"] if row["macs_left"] >= 1 else []
+        wrong += [f"{ratio}: {key}" for key in ("step", "loads") if not row.get(key)]
+        wrong += [f"{ratio}: ONNX {row['onnx_difference']:.0e}"] if not row["onnx_difference"] <= TOLERANCE else []
     return f"FAILS: {', '.join(wrong)}"
 
 
@@ -319,8 +312,10 @@ def page(text: str, results: dict[str, Any]) -> str:
 
 def summary(results: dict[str, Any]) -> str:
     ran = [result for result in results.values() if "not_run" not in result]
-    counts = f"{sum(map(passes, ran))} of {len(ran)} networks that were run prune"
-    return f"{counts}; {len(results) - len(ran)} were not run."
+    missing = sorted(set(networks()) - set(results))
+    text = f"{sum(map(passes, ran))} of the {len(ran)} networks that were run prune"
+    text += f"; {len(results) - len(ran)} are too large to be run here." if len(results) > len(ran) else "."
+    return text + (f" No result yet for {len(missing)}: {', '.join(missing)}." if missing else "")
 
 
 def read() -> dict[str, Any]:

@@ -118,8 +118,8 @@ def generate(job: Job, folder: Path) -> tuple[Any, Any, Any]:
     return np.load(folder / "images.npy", mmap_mode="r"), rng.integers(0, 10, job.images), signals.open_signals(folder)
 
 
-def measure(job: Job, rounds: int, folder: Path, params: Any) -> dict[str, Any]:
-    """Seconds per image of each way in each round."""
+def measure(job: Job, rounds: int, folder: Path, params: Any, student: Any = None) -> dict[str, Any]:
+    """Seconds per image of each way of ``job.steps`` in each round; of ``student`` instead of a fresh one, if given."""
     import numpy as np
     import torch
 
@@ -163,7 +163,7 @@ def measure(job: Job, rounds: int, folder: Path, params: Any) -> dict[str, Any]:
         "limit": limit, "cached": cached, "plain": training.supervised_step(), "live": live
     }  # fmt: skip
     torch.manual_seed(0)
-    model = models.create(job.student).to(device, memory_format=kept)
+    model = (student or models.create(job.student)).to(device, memory_format=kept)
     plan = params.student.training
     position = 0
 
@@ -191,9 +191,9 @@ def measure(job: Job, rounds: int, folder: Path, params: Any) -> dict[str, Any]:
         return (time.perf_counter() - began) / (count * job.batch_size)
 
     order = np.random.default_rng(1)
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    times: dict[str, list[float]] = {way: [] for way in job.steps}
     for number in range(-1, rounds):  # the first warms up and is not counted
-        for way in order.permutation(WAYS):
+        for way in order.permutation(list(job.steps)):
             took = seconds(str(way))
             if number >= 0:
                 times[str(way)].append(took)

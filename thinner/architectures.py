@@ -70,9 +70,10 @@ def prunable(model: nn.Module, example: Float[Tensor, "batch channels height wid
                 if _is(module, kind):
                     replaced.append(handle(module, handling))
                     break
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _bounded_numbers():
             # class tokens and the like: cut along with what they are added to
             warnings.filterwarnings("ignore", message=".*[Uu]nwrapped parameters.*")
+            warnings.filterwarnings("ignore", message="Maximum recursive depth.*")  # what comes of it is an error here
             yield handling
     except UserError:
         raise
@@ -94,6 +95,27 @@ def prunable(model: nn.Module, example: Float[Tensor, "batch channels height wid
             f"{_name(model)} cannot be pruned: it does not run after a cut ({str(error).splitlines()[0]}). {_INSTEAD}"
         ) from error
     model.train(training)
+
+
+_MOST_NUMBERS = 1_000_000  # of channels in one step of the graph; a VGG, the widest of all, has 25,088
+
+
+@contextmanager
+def _bounded_numbers() -> Iterator[None]:
+    """Stop where channels multiply without end: at each reshape that is no flattening, until the memory is full."""
+    mapping = tp.dependency.index_mapping._FlattenIndexMapping
+    original = mapping.__call__
+
+    def call(self: Any, numbers: Sequence[Any]) -> Any:
+        if not self.reverse and len(numbers) * self._stride > _MOST_NUMBERS:
+            raise RuntimeError("a reshape reads as a flattening of channels, again and again")
+        return original(self, numbers)
+
+    mapping.__call__ = call
+    try:
+        yield
+    finally:
+        mapping.__call__ = original
 
 
 _INSTEAD = "docs/networks.md lists the networks that can; or keep the layers at fault with prune.keep"
@@ -403,4 +425,8 @@ def refusal(model: nn.Module) -> str | None:
     return REFUSED.get(f"{type(model).__module__}.{type(model).__name__}")
 
 
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+    "timm.models.swin_transformer_v2_cr.SwinTransformerV2Cr": (
+        "its blocks turn images into windows by reshapes that read as a change of channels"
+    ),
+}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,10 @@ def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) ->
     model = _materialise(model, spec)
     for name, buffer in _hidden(model, resized).items():
         buffer.copy_(state.pop(name))
-    model.load_state_dict(state, strict=True)
+    named = OrderedDict(state)
+    # the version of each module's state: safetensors has no place for it, and torchvision's MNASNet asks for it
+    vars(named)["_metadata"] = vars(model.state_dict())["_metadata"]
+    model.load_state_dict(named, strict=True)
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from thinner import criteria, losses, masks, models, pruning
+from thinner import architectures, criteria, losses, masks, models, pruning
 from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params
 
@@ -159,6 +159,9 @@ def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]
     unit: Any = {"max_drop": "macs"}.get(key, key) if prune.granularity == "channels" else "params"
     try:
         now, fewest = _reach(params, model, example, unit)
+    except architectures.ArchitectureError as error:
+        yield f"{name}.network: '{section.network}': {error}"
+        return
     except UserError as error:
         yield str(error)
         return

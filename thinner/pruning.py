@@ -202,6 +202,23 @@ def reachable(
     return size_of(unit, model, example, clock), size_of(unit, smallest, example, clock)
 
 
+def cut_share(
+    model: nn.Module,
+    example: Float[Tensor, "batch channels size size"],
+    share: float,
+    *,
+    criterion: str,
+    scope: str = "layer",
+    round_to: int = 1,
+    keep: Sequence[str] = (),
+) -> nn.Module:
+    """A smaller copy of ``model`` without ``share`` (0 to 1) of its channels, whatever that makes of its MACs.
+
+    The other arguments are those of ``cut``. Raises ArchitectureError when the network is of a kind that cannot be cut.
+    """
+    return _prune(model, example, share, criterion, scope, round_to, keep)
+
+
 def _prune(
     model: nn.Module,
     example: Tensor,

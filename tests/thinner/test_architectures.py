@@ -3,6 +3,7 @@
 import gc
 import inspect
 import weakref
+from pathlib import Path
 
 import pytest
 import timm.models.maxxvit
@@ -11,11 +12,14 @@ import torch_pruning as tp
 from torch import nn
 from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2, SwinTransformer
 
-from thinner import architectures, models, pruning
+from thinner import architectures, checks, models, pruning
+from thinner.config import load_params
+
+ROOT = Path(__file__).parents[2]
 
 
 def cut(model, size, ratio, keep=()):
-    return pruning._prune(model, torch.zeros(1, 3, size, size), ratio, "magnitude", "layer", 1, keep)
+    return pruning.cut_share(model, torch.zeros(1, 3, size, size), ratio, criterion="magnitude", keep=keep)
 
 
 def forward(model, size):
@@ -213,3 +217,27 @@ class Untraceable(nn.Module):
 def test_a_network_that_cannot_be_traced_is_refused_with_the_reason():
     with pytest.raises(architectures.ArchitectureError, match=r"'Untraceable' cannot be pruned: .*docs/networks\.md"):
         cut(Untraceable(), 8, 0.5)
+
+
+def test_channels_that_multiply_are_stopped_before_the_memory_is_full(monkeypatch):
+    monkeypatch.setattr(architectures, "_MOST_NUMBERS", 287)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 5))  # 288 numbers after the flattening
+    original = tp.dependency.index_mapping._FlattenIndexMapping.__call__
+    with pytest.raises(architectures.ArchitectureError, match="a reshape reads as a flattening of channels"):
+        cut(model, 8, 0.5)
+    assert tp.dependency.index_mapping._FlattenIndexMapping.__call__ is original
+    monkeypatch.setattr(architectures, "_MOST_NUMBERS", 288)
+    assert cut(model, 8, 0.5)[2].in_features == 4 * 36
+
+
+def test_a_family_that_cannot_be_pruned_is_refused_by_name_before_anything_is_trained():
+    params = load_params(ROOT / "params.yaml")
+    other = {"network": "timm:swinv2_cr_tiny_224", "width": None, "stem_stride": None, "image_size": 224}
+    student = params.student.model_copy(update={**other, "mean": (0.5,) * 3, "std": (0.5,) * 3})
+    found = list(checks.deep(params.model_copy(update={"student": student})))
+    assert any(
+        line.startswith(
+            "student.network: 'timm:swinv2_cr_tiny_224': 'SwinTransformerV2Cr' cannot be pruned: its blocks"
+        )
+        for line in found
+    ), found
