@@ -38,6 +38,13 @@ def test_the_smallest_weights_go_by_hand():
     assert not torch.signbit(model[1].weight[0, 3])  # no minus zero
 
 
+def test_masks_that_leave_all_change_no_bit():
+    model = network()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    masks.apply(model, {"stem.0": torch.ones_like(model.stem[0].weight, dtype=torch.bool)})
+    assert all(t.equal(before[name]) for name, t in model.state_dict().items())
+
+
 def test_two_of_four_by_hand():
     found = masks.mask_pattern(by_hand(), 2, 4, criterion="l1")
     assert found["1"].tolist() == [[False, True, True, False], [False, True, True, False]]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from thinner import models, pruning
-from thinner.criteria import CRITERIA, Criterion, Examples
+from thinner.criteria import CRITERIA, Criterion, Examples, score_channels
 from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params
 
@@ -47,6 +47,17 @@ def test_the_source_is_left_as_it_was():
     pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="l2")
     assert all(t.equal(before[n]) for n, t in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("scope", pruning.SCOPES)
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_pruning_nothing_changes_no_bit(scope, round_to):
+    model = network().eval()
+    same = pruning._prune(model, EXAMPLE, 0.0, score_channels("l2", model), scope, round_to, ())
+    assert same is not model
+    assert all(t.equal(same.state_dict()[name]) for name, t in model.state_dict().items())
+    x = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert same(x).equal(model(x))
 
 
 def test_widths_are_multiples():
