@@ -106,6 +106,10 @@ def report() -> None:
 @_for_people
 def claims(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if one of them is not proven.")] = False,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Another working copy, run with another seed; the verdict is then over all seeds."),
+    ] = None,
 ) -> None:
     """Show the verdict on each claim of params.yaml, as of the last report. A schedule can gate on --strict."""
     root = repository_root()
@@ -116,6 +120,10 @@ def claims(
     wanted = load_params().claims
     if wanted != [verdict["claim"] for verdict in verdicts.values()]:
         raise UserError("claims: params.yaml has others than were judged. Judge them: thinner stage report")
+    if also:
+        from tasks.report import judge_runs
+
+        verdicts = judge_runs([root, *also], wanted, load_params().run.seed)
     print_verdicts(verdicts)
     proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
     console.print(f"{proven} of {len(verdicts)} proven")
