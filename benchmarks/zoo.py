@@ -8,9 +8,12 @@ Networks are built on the meta device: no weights are made or downloaded, so thi
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from thinner.profiling import count_macs, count_params
@@ -31,18 +34,27 @@ class Row:
         return self.params == self.published_params and abs(self.macs / 1e9 - self.published_gmacs) <= 0.0005 + 1e-9
 
 
+class _WithoutWeights(TorchFunctionMode):
+    """What becomes weights is made on the meta device. ``torch.device("meta")`` would take the small tensors as well
+    with which RegNet works out its widths."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def measure(name: str) -> Row:
     weights = models.get_model_weights(name).DEFAULT  # its description; the file is not asked for
-    # with what the weights were trained with; eval mode leaves auxiliary classifiers out of the MACs
-    auxiliary = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with torch.device("meta"):
-        model = models.get_model(name, weights=None, **auxiliary)
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with _WithoutWeights():
+        model = models.get_model(name, weights=None, **options)
     size = weights.transforms().crop_size[0]
-    if auxiliary:  # published without them
-        model.aux_logits = False
-        for part in ("aux1", "aux2", "AuxLogits"):
-            if hasattr(model, part):
-                setattr(model, part, None)
+    if name == "googlenet":  # published without its auxiliary classifiers, inception_v3 with
+        model.aux1 = model.aux2 = None
     return Row(
         name,
         size,
@@ -67,7 +79,10 @@ def render(rows: list[Row]) -> str:
 
 
 def main() -> int:
-    rows = [measure(name) for name in models.list_models(module=models)]
+    rows = []
+    for name in models.list_models(module=models):
+        rows.append(measure(name))
+        print(name, "" if rows[-1].equal else "differs", file=sys.stderr, flush=True)
     different = [row.name for row in rows if not row.equal]
     print(render(rows))
     print(

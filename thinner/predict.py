@@ -47,7 +47,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Prediction:
     label: str
-    confidence: float  # softmax probability of the label, 0 to 1; not calibrated
+    confidence: float  # softmax probability of the label, 0 to 1, of logits divided by the temperature
 
 
 def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, channels_last: bool = False) -> Candidate:
@@ -153,13 +153,19 @@ def predict_logits(
 
 
 def predict(
-    folder: str | Path, images: Sequence[UInt8[np.ndarray, "height width channels"]], device: str = "cpu"
+    folder: str | Path,
+    images: Sequence[UInt8[np.ndarray, "height width channels"]],
+    device: str = "cpu",
+    temperature: float = 1.0,
 ) -> list[Prediction]:
-    """Name the class of each image with the candidate in ``folder``; the images may differ in size."""
+    """Name the class of each image with the candidate in ``folder``; the images may differ in size.
+
+    ``temperature`` is what evaluate fitted for the candidate (``metrics.fit_temperature``); 1 is no calibration.
+    """
     candidate = open_candidate(folder, device)
     predictions = []
     for image in images:
         logits = candidate.collect(candidate.run(candidate.place(candidate.preprocess(image[None]))))
         label = candidate.spec["classes"][int(logits[0].argmax())]
-        predictions.append(Prediction(label, float(metrics.confidences(logits)[0])))
+        predictions.append(Prediction(label, float(metrics.confidences(logits / temperature)[0])))
     return predictions

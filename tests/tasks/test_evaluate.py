@@ -373,6 +373,9 @@ def test_predict_names_the_class_of_images_of_any_size(finished: Path, folder: s
     predictions = predict(finished / folder, images)
     assert len(predictions) == 2
     assert all(p.label in CLASSES and 1 / 3 <= p.confidence <= 1 for p in predictions)
+    tempered = predict(finished / folder, images, temperature=1e6)
+    assert all(p.confidence == pytest.approx(1 / 3, abs=1e-4) for p in tempered)
+    assert [p.label for p in tempered] == [p.label for p in predictions]
     # the same flat grey at two sizes is the same picture
     assert predictions[0].confidence == pytest.approx(predictions[1].confidence, abs=1e-5)
 
@@ -420,5 +423,7 @@ def test_programs_alone_need_no_onnx(finished: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_folder_without_weights_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"neither model\.safetensors nor model\.onnx nor model\.pt2 here\. Make it: thinner run"):
+    with pytest.raises(
+        Exception, match=r"neither model\.safetensors nor model\.onnx nor model\.pt2 here\. Make it: thinner run"
+    ):
         open_candidate(tmp_path)
