@@ -106,6 +106,10 @@ def report() -> None:
 @_for_people
 def claims(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if one of them is not proven.")] = False,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Another working copy, run with another seed; the verdict is then over all seeds."),
+    ] = None,
 ) -> None:
     """Show the verdict on each claim of params.yaml, as of the last report. A schedule can gate on --strict."""
     root = repository_root()
@@ -116,6 +120,10 @@ def claims(
     wanted = load_params().claims
     if wanted != [verdict["claim"] for verdict in verdicts.values()]:
         raise UserError("claims: params.yaml has others than were judged. Judge them: thinner stage report")
+    if also:
+        from tasks.report import judge_runs
+
+        verdicts = judge_runs([root, *also], wanted, load_params().run.seed)
     print_verdicts(verdicts)
     proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
     console.print(f"{proven} of {len(verdicts)} proven")
@@ -222,8 +230,8 @@ def predict(
     ] = "prune",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture instead of a table.")] = False,
 ) -> None:
-    """Name the class of pictures with one of the candidates. Confidence is the softmax probability,
-    uncalibrated."""
+    """Name the class of pictures with one of the candidates. Confidence is the softmax probability, with the
+    temperature that evaluate fitted on the validation split."""
     root = repository_root()
     files = find_pictures(images)
     folder = candidate_folder(root, candidate)
@@ -239,7 +247,10 @@ def predict(
             arrays.append(store.decode(lambda path=path: Image.open(path), data.image_size, data.channels, data.fit))
         except store.UnreadableError as error:
             raise UserError(f"{path}: cannot be read as a picture: {error}") from error
-    found = list(zip(files, name_classes(folder, arrays), strict=True))
+    temperature = find_temperature(root, candidate)
+    if temperature is None:
+        print("confidences are not calibrated: evaluate has not run. Run it: thinner stage evaluate", file=sys.stderr)
+    found = list(zip(files, name_classes(folder, arrays, temperature=temperature or 1.0), strict=True))
     if as_json:
         for path, prediction in found:
             print(json.dumps({"image": str(path), "label": prediction.label, "confidence": prediction.confidence}))
@@ -271,6 +282,13 @@ def find_pictures(paths: list[Path]) -> list[Path]:
         else:
             raise UserError(f"{path}: no such file or folder")
     return found
+
+
+def find_temperature(root: Path, candidate: str) -> float | None:
+    """The temperature of a candidate's confidences; None where evaluate has not measured it."""
+    path = root / "reports" / "metrics.json"
+    measured = json.loads(path.read_text()).get(candidate, {}) if path.is_file() else {}
+    return measured.get("temperature")
 
 
 def candidate_folder(root: Path, name: str) -> Path:

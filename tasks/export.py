@@ -1,4 +1,4 @@
-"""export: networks as ONNX, and as ONNX in 8 bits, for ONNX Runtime."""
+"""export: networks as ONNX, and as ONNX in 8 bits, for ONNX Runtime; and as torch.export programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks.stage import Stage, run_stage
 from thinner import checkpoint, views
-from thinner.export import check_parity, export_onnx, quantise_onnx
+from thinner.export import add_preprocessing, check_parity, export_onnx, export_pt2, quantise_onnx
 from thinner.store import open_store
 
 CALIBRATION_BATCH = 64  # bounds memory; ranges are smallest and largest values, so it changes no result
@@ -41,27 +41,41 @@ def _formats(stage: Stage, folder: Path, source: str, images: Any) -> Iterator[s
     loaded = checkpoint.load(f"data/{source}")
     preprocessing = loaded.spec["preprocessing"]
     inputs = views.preprocess(images, preprocessing).numpy()
-    plain = folder / f"{source}_onnx" / "model.onnx"
-    plain.parent.mkdir()
     metadata = {"classes": loaded.spec["classes"], "preprocessing": preprocessing}
-    shape = inputs.shape[1:]
-    export_onnx(loaded.model, plain, (shape[0], shape[1], shape[2]), metadata, section.opset)
+    shape = (inputs.shape[1], inputs.shape[2], inputs.shape[3])
     compared = inputs[:CALIBRATION_BATCH]
-    difference = check_parity(loaded.model, plain, compared)
-    stage.say(f"{source}_onnx: logits within {difference:.1e} of PyTorch's on {len(compared)} images")
-    stage.record.metrics({f"{source}_onnx/largest_logit_difference": difference})
-    for format_ in section.formats:
-        target = folder / f"{source}_{format_}" / "model.onnx"
+    plain = folder / f"{source}_onnx" / "model.onnx"
+    if any(format_.startswith("onnx") for format_ in section.formats):
+        plain.parent.mkdir()
+        export_onnx(loaded.model, plain, shape, metadata, section.opset)
+        _compare(stage, f"{source}_onnx", check_parity(loaded.model, plain, compared), len(compared))
+    # "onnx" comes last: int8 is made from it, and it may get its preprocessing only afterwards
+    for format_ in sorted(section.formats, key=lambda name: name == "onnx"):
+        target = folder / f"{source}_{format_}" / ("model.pt2" if format_ == "pt2" else "model.onnx")
         target.parent.mkdir(exist_ok=True)
-        if format_ == "onnx_int8":
-            quantise_onnx(plain, target, np.array_split(inputs, -(-len(inputs) // CALIBRATION_BATCH)))
         spec = {**loaded.spec, "format": format_, "stage": "export", "parents": {source: loaded.sha256}}
+        if format_ == "pt2":
+            export_pt2(loaded.model, target, shape, metadata)
+            _compare(stage, target.parent.name, check_parity(loaded.model, target, compared), len(compared))
+        elif format_ == "onnx_int8":
+            quantise_onnx(plain, target, np.array_split(inputs, -(-len(inputs) // CALIBRATION_BATCH)))
+        if format_ != "pt2" and section.preprocessing_in_graph:
+            spec["input"] = "pixels"
+            add_preprocessing(target, preprocessing, images.shape[-1], {**metadata, "input": "pixels"}, section.opset)
+            if format_ == "onnx":
+                pictures = np.array(images[:CALIBRATION_BATCH])
+                check_parity(loaded.model, target, compared, inputs=pictures)
         (target.parent / "model.json").write_text(json.dumps(spec, indent=1, sort_keys=True) + "\n")
         stage.record.artifact(target, folder=target.parent.name)
         yield target.parent.name
-    if "onnx" not in section.formats:  # then it was only a step on the way
+    if plain.is_file() and "onnx" not in section.formats:  # then it was only a step on the way
         plain.unlink()
         plain.parent.rmdir()
+
+
+def _compare(stage: Stage, name: str, difference: float, images: int) -> None:
+    stage.say(f"{name}: logits within {difference:.1e} of the checkpoint's on {images} images")
+    stage.record.metrics({f"{name}/largest_logit_difference": difference})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from tasks.stage import Stage, run_stage
 from thinner import statistics
+from thinner.errors import UserError
 from thinner.report import read_evidence, render_figures, render_html, render_pull_request
 from thinner.store import open_store
 
@@ -47,11 +49,32 @@ def report(stage: Stage) -> None:
 
 def _judge(stage: Stage) -> dict[str, dict[str, Any]]:
     """The verdict on each of ``claims``, in order, by the number of the claim."""
-    metrics = json.loads(Path("reports/metrics.json").read_text())
-    evidence = gather(Path("data/evaluate"), metrics)
-    claims = statistics.parse_claims(stage.params.claims, list(metrics))
+    return judge_runs([Path()], stage.params.claims, stage.params.run.seed)
+
+
+def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+    """The verdict on each of ``claims``, by its number, from the results of one or several working copies.
+
+    Several are to be runs of the same params.yaml with different ``run.seed``. UserError where one has no results, or
+    was tested on other images.
+    """
+    runs, images = [], []
+    for root in roots:
+        try:
+            metrics = json.loads((root / "reports" / "metrics.json").read_text())
+            runs.append(gather(root / "data" / "evaluate", metrics))
+            with np.load(root / "data" / "evaluate" / "predictions.npz", allow_pickle=False) as file:
+                images.append((file["index"], file["labels"]))
+        except FileNotFoundError as error:
+            raise UserError(f"{root}: no results here ({error.filename}). Make them: thinner run") from None
+        if not all(np.array_equal(mine, first) for mine, first in zip(images[-1], images[0], strict=True)):
+            raise UserError(
+                f"{root}: was tested on other images than {roots[0]}, so nothing can be paired. "
+                "Give data.test a split of its own that no seed changes: null, or a folder `test`"
+            )
+    parsed = statistics.parse_claims(claims, list(runs[0].predictions))
     found = {}
-    for number, verdict in enumerate(statistics.judge(claims, evidence, seed=stage.params.run.seed), start=1):
+    for number, verdict in enumerate(statistics.judge(parsed, statistics.over_seeds(runs), seed=seed), start=1):
         estimate = verdict.estimate
         found[f"claim_{number}"] = {
             "claim": verdict.claim.text,

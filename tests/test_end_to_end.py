@@ -113,7 +113,7 @@ def weights(root):
 def test_every_stage_ran_and_the_end_tells_what_came_out(finished):
     root, printed = finished
     metrics = json.loads((root / "reports" / "metrics.json").read_text())
-    exports = {f"{name}_{format_}" for name in ("distill", "prune") for format_ in ("onnx", "onnx_int8")}
+    exports = {f"{name}_{format_}" for name in ("distill", "prune") for format_ in ("onnx", "onnx_int8", "pt2")}
     assert set(metrics) == {"finetune", "scratch", "distill", "prune"} | exports
     for candidate, row in metrics.items():
         assert candidate in printed

@@ -332,7 +332,8 @@ class Prune(Section):
 
 class Export(Section):
     candidates: Annotated[list[Literal["finetune", "scratch", "distill", "prune"]], Field(min_length=1)]
-    formats: list[Literal["onnx", "onnx_int8"]]
+    formats: list[Literal["onnx", "onnx_int8", "pt2"]]
+    preprocessing_in_graph: bool
     opset: Annotated[int, Field(ge=17)]
     calibration_images: Count
 
@@ -469,6 +470,11 @@ def _contradictions(params: Params) -> Iterable[str]:
     if params.run.devices > 1 and params.distill.teacher == "live" and params.run.compile:
         yield "run.compile: true does not go with run.devices > 1 and distill.teacher: live. Set run.compile: false"
     yield from _teachers(params)
+    if params.export.preprocessing_in_graph and params.export.opset < 18:
+        yield (
+            f"export.opset: {params.export.opset}, but export.preprocessing_in_graph: true needs antialiased resizing, "
+            "which came with 18. Set export.opset: 18 or more"
+        )
     if params.student.training.steps is None:
         yield (
             f"student.training.epochs: {params.student.training.epochs}, but scratch sees fewer images than distill: "

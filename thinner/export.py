@@ -1,8 +1,8 @@
-"""Candidates for other runtimes: ONNX, and int8 by static quantisation; both run by ONNX Runtime.
+"""Candidates for other runtimes: ONNX, int8 by static quantisation, both run by ONNX Runtime; and torch.export's pt2.
 
-An export is a folder with `model.onnx` and `model.json`, read like a checkpoint's. The ONNX file also says by
-itself what its outputs mean and how an image becomes its input: `metadata_props` carries `classes` and
-`preprocessing` as JSON.
+An export is a folder with `model.onnx` or `model.pt2`, and `model.json`, read like a checkpoint's. The file also says
+by itself what its outputs mean and how an image becomes its input: `classes` and `preprocessing` as JSON, in an ONNX
+file's `metadata_props` and in a pt2 archive's `extra/metadata.json`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from thinner import views
 from thinner.errors import UserError
 
 Images = Float[np.ndarray, "batch channels height width"]
 Logits = Float[np.ndarray, "batch classes"]
 
 INPUT, OUTPUT = "images", "logits"
+PIXELS = "pixels"  # the input's name where preprocessing is part of the graph
+METADATA = "metadata.json"
 PROTOBUF_LIMIT_BYTES = 2**31 - 2**24  # a larger message cannot be written; its weights go to a file beside it
 
 
@@ -66,20 +69,102 @@ def export_onnx(
     _save(program.model_proto, path, metadata)
 
 
-def check_parity(
-    network: Callable[[torch.Tensor], torch.Tensor], path: str | Path, images: Images, tolerance: float = 1e-4
-) -> float:
-    """The largest difference between the logits of ``network`` and of ONNX Runtime on ``images``.
+def export_pt2(
+    model: nn.Module, path: str | Path, input_shape: tuple[int, int, int], metadata: Mapping[str, Any]
+) -> None:
+    """Write ``model`` to ``path`` as a torch.export program with a free batch size.
 
-    Images go through in batches of 1 and of all, so that a batch size frozen into the graph shows. Raises
-    ExportError with the numbers when the difference exceeds ``tolerance``.
+    It holds PyTorch's own operators and the weights, so torch alone can run it, without the classes that made the
+    network; not holding example inputs, it holds no pickle. ``input_shape`` is (channels, height, width) of one
+    preprocessed image. What names files or classes of the machine that made it is taken out: equal networks give equal
+    files, as long as those have the same name.
     """
-    session = open_session(path)
+    network = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
+    example = torch.zeros((2, *input_shape))  # batch 2, because a size of 1 would be taken for a constant
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
+            node.meta.pop(key, None)
+    program.example_inputs = None
+    torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+
+
+def open_pt2(path: str | Path) -> nn.Module:
+    """The network that ``export_pt2`` wrote: callable on float images, of operators only.
+
+    For files of one's own: torch.export.load would unpickle what a foreign archive may hold.
+    """
+    # the checks of input shapes are generated code that runs before every inference; the shapes are ours
+    module: nn.Module = torch.export.load(path).module(check_guards=False)
+    return module
+
+
+def add_preprocessing(
+    path: str | Path, preprocessing: Mapping[str, Any], channels: int, metadata: Mapping[str, Any], opset: int
+) -> None:
+    """Put resizing and normalisation in front of the ONNX network at ``path``, in place.
+
+    It then takes pictures as they are decoded: uint8 [batch, height, width, ``channels``], of any size, under the name
+    `PIXELS`. The operators are those of ``views.preprocess``, antialiasing included, in float32 also where the network
+    is int8. Oblong pictures are stretched: cropping is up to whoever decodes them.
+    """
+    steps = _Preprocessing(dict(preprocessing)).eval()
+    # sizes that are neither 1 nor equal, so that none is taken for a constant
+    example = torch.zeros((2, 28, 30, channels), dtype=torch.uint8)
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)}
+    program = torch.onnx.export(
+        steps,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=(free,),
+        input_names=[PIXELS],
+        output_names=[INPUT],
+        opset_version=opset,
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError("torch.onnx.export gave no program for the preprocessing")
+    first, second = program.model_proto, onnx.load(path)
+    # the two graphs count their values alike
+    first = onnx.compose.add_prefix(first, "preprocessing.", rename_inputs=False, rename_outputs=False)
+    first.ir_version = second.ir_version
+    _save(onnx.compose.merge_models(first, second, io_map=[(INPUT, INPUT)]), path, metadata)
+
+
+class _Preprocessing(nn.Module):
+    def __init__(self, preprocessing: dict[str, Any]) -> None:
+        super().__init__()
+        self.size, self.mean, self.std = (preprocessing[key] for key in ("image_size", "mean", "std"))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        # views.resize leaves out what has the size already; a graph for any size cannot, and need not
+        images = nn.functional.interpolate(
+            images, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False
+        )
+        return views.normalise(images, self.mean, self.std)
+
+
+def check_parity(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    path: str | Path,
+    images: Images,
+    tolerance: float = 1e-4,
+    inputs: np.ndarray | None = None,
+) -> float:
+    """The largest difference between the logits of ``network`` and of the export at ``path`` on ``images``.
+
+    ``inputs`` are what the export is fed in their stead: pictures, where preprocessing is part of it. Images go
+    through in batches of 1 and of all, so that a batch size frozen into the graph shows. Raises ExportError with the
+    numbers when the difference exceeds ``tolerance``.
+    """
+    inputs = images if inputs is None else inputs
+    run = _runner(path)
     worst = 0.0
     with torch.inference_mode():
-        for batch in (images[:1], images):
-            expected = network(torch.from_numpy(batch)).float().numpy()
-            got = run_session(session, batch)
+        for size in (1, len(images)):
+            expected = network(torch.from_numpy(images[:size])).float().numpy()
+            got = run(inputs[:size])
             if got.shape != expected.shape:
                 raise ExportError(f"{path}: logits {got.shape}, but PyTorch's are {expected.shape}")
             # np.maximum keeps NaN, which max() would lose
@@ -87,9 +172,17 @@ def check_parity(
     if not worst <= tolerance:  # written so that NaN fails
         raise ExportError(
             f"{path}: logits differ from PyTorch's by up to {worst:.2e} on {len(images)} images; "
-            f"allowed are {tolerance:.0e}. Try another export.opset, or leave ONNX out of export.formats"
+            f"allowed are {tolerance:.0e}. Try another export.opset, or leave this one out of export.formats"
         )
     return worst
+
+
+def _runner(path: str | Path) -> Callable[[np.ndarray], Logits]:
+    if Path(path).suffix == ".pt2":
+        network = open_pt2(path)
+        return lambda inputs: np.asarray(network(torch.from_numpy(inputs)).numpy())
+    session = open_session(path)
+    return lambda inputs: run_session(session, inputs)
 
 
 def quantise_onnx(source: str | Path, path: str | Path, batches: Iterable[Images]) -> None:
@@ -143,13 +236,17 @@ def open_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSes
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run_session(session: onnxruntime.InferenceSession, images: Images) -> Logits:
-    logits: Logits = session.run([OUTPUT], {INPUT: images})[0]
+def run_session(session: onnxruntime.InferenceSession, inputs: np.ndarray) -> Logits:
+    logits: Logits = session.run([OUTPUT], {session.get_inputs()[0].name: inputs})[0]
     return logits
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What ``export_onnx`` stored beside the graph."""
+    """What was stored beside the graph."""
+    if Path(path).suffix == ".pt2":
+        files = {METADATA: ""}
+        torch.export.load(path, extra_files=files)
+        return dict(json.loads(files[METADATA]))
     model = onnx.load(path, load_external_data=False)
     return {item.key: json.loads(item.value) for item in model.metadata_props}
 

@@ -1,7 +1,8 @@
-"""Run any candidate on images: a PyTorch checkpoint or an ONNX export, behind one interface.
+"""Run any candidate on images: a PyTorch checkpoint or an export, behind one interface.
 
-A candidate's folder says what it is: `model.safetensors` runs in PyTorch, `model.onnx` in ONNX Runtime. Both
-come with `model.json`, and both get exactly the same preprocessed images.
+A candidate's folder says what it is: `model.safetensors` and `model.pt2` run in PyTorch, `model.onnx` in ONNX Runtime.
+All come with `model.json`, and get exactly the same preprocessed images; but where preprocessing is part of an ONNX
+graph, that gets the pictures.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Prediction:
     label: str
-    confidence: float  # softmax probability of the label, 0 to 1; not calibrated
+    confidence: float  # softmax probability of the label, 0 to 1, of logits divided by the temperature
 
 
 def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, channels_last: bool = False) -> Candidate:
@@ -59,10 +60,17 @@ def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, ch
     folder = Path(folder)
     if (folder / "model.onnx").is_file():
         return _open_onnx(folder, threads)
+    if (folder / "model.pt2").is_file():
+        from thinner import export
+
+        # without eval(): a program has no modes, it was exported in that one
+        return _torch_candidate(export.open_pt2(folder / "model.pt2"), None, folder, device, channels_last)
     if (folder / checkpoint.WEIGHTS).is_file():
-        return _open_torch(folder, device, channels_last)
+        model = checkpoint.load(folder).model.eval()
+        return _torch_candidate(model, model, folder, device, channels_last)
     raise UserError(
-        f"{folder}: neither {checkpoint.WEIGHTS} nor model.onnx here. Make it: thinner run, or dvc checkout"
+        f"{folder}: neither {checkpoint.WEIGHTS} nor model.onnx nor model.pt2 here. "
+        "Make it: thinner run, or dvc checkout"
     )
 
 
@@ -82,15 +90,16 @@ def choose_device(device: str) -> str:
     return accelerator.type if accelerator else "cpu"
 
 
-def _open_torch(folder: Path, device: str, channels_last: bool) -> Candidate:
-    loaded = checkpoint.load(folder)
+def _torch_candidate(
+    network: torch.nn.Module, model: torch.nn.Module | None, folder: Path, device: str, channels_last: bool
+) -> Candidate:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = loaded.model.to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
+    network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(torch.device(device).type)
 
     def run(batch: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = model(batch)
+            logits: Tensor = network(batch)
         if wait:  # a GPU returns at once and works later
             wait()
         return logits
@@ -98,7 +107,7 @@ def _open_torch(folder: Path, device: str, channels_last: bool) -> Candidate:
     return Candidate(
         runtime="pytorch",
         device=device,
-        spec=loaded.spec,
+        spec=checkpoint.read_spec(folder),
         model=model,
         run=run,
         place=lambda images: images.to(device=device, memory_format=layout),
@@ -144,13 +153,19 @@ def predict_logits(
 
 
 def predict(
-    folder: str | Path, images: Sequence[UInt8[np.ndarray, "height width channels"]], device: str = "cpu"
+    folder: str | Path,
+    images: Sequence[UInt8[np.ndarray, "height width channels"]],
+    device: str = "cpu",
+    temperature: float = 1.0,
 ) -> list[Prediction]:
-    """Name the class of each image with the candidate in ``folder``; the images may differ in size."""
+    """Name the class of each image with the candidate in ``folder``; the images may differ in size.
+
+    ``temperature`` is what evaluate fitted for the candidate (``metrics.fit_temperature``); 1 is no calibration.
+    """
     candidate = open_candidate(folder, device)
     predictions = []
     for image in images:
         logits = candidate.collect(candidate.run(candidate.place(candidate.preprocess(image[None]))))
         label = candidate.spec["classes"][int(logits[0].argmax())]
-        predictions.append(Prediction(label, float(metrics.confidences(logits)[0])))
+        predictions.append(Prediction(label, float(metrics.confidences(logits / temperature)[0])))
     return predictions

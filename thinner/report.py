@@ -47,11 +47,11 @@ WHAT = {
 WHAT |= {
     f"{name}_{format_}": f"{name} as {words}"
     for name in tuple(WHAT)
-    for format_, words in (("onnx", "ONNX"), ("onnx_int8", "ONNX in 8 bits"))
+    for format_, words in (("onnx", "ONNX"), ("onnx_int8", "ONNX in 8 bits"), ("pt2", "a torch.export program"))
 }
 # readable on white and on near-black, and told apart by people with a colour-vision deficiency
-COLOURS = ("#4c8fe0", "#e69f00", "#13a37f", "#e0603c", "#a98bdc", "#cc79a7", "#8c8c8c", "#56b4e9")
-SYMBOLS = ("circle", "square", "diamond", "star", "triangle-up", "triangle-down", "cross", "x")
+COLOURS = ("#4c8fe0", "#e69f00", "#13a37f", "#e0603c", "#a98bdc", "#cc79a7", "#8c8c8c", "#56b4e9", "#9c755f", "#6b6ecf")
+SYMBOLS = ("circle", "square", "diamond", "star", "triangle-up", "triangle-down", "cross", "x", "pentagon", "hexagon")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 MOST_CLASSES_IN_A_CHART = 40
 SAMPLE_SIDE_PX = 96  # a larger picture is shown reduced, so that the page stays small

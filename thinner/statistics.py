@@ -21,7 +21,7 @@ import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
@@ -219,14 +219,49 @@ class Evidence:
 
     `right`: per candidate, whether each image was right, [images] or [seeds, images]; the images and seeds of
     all candidates are the same, in the same order. `predictions`: the classes, in the same shape. `sizes`:
-    per candidate, parameters, macs and bytes. `latency_ms`: per (runtime, batch), candidates' times [rounds],
-    taken in turn, so that times of one round were taken next to each other.
+    per candidate, parameters, macs and bytes, or one of each per seed. `latency_ms`: per (runtime, batch),
+    candidates' times [rounds] or [seeds, rounds], taken in turn, so that times of one round were taken next to
+    each other.
     """
 
     right: Mapping[str, Bool[np.ndarray, "*seeds images"]]
     predictions: Mapping[str, Integer[np.ndarray, "*seeds images"]]
-    sizes: Mapping[str, Mapping[str, int]]
-    latency_ms: Mapping[tuple[str, int], Mapping[str, Float[np.ndarray, " rounds"]]]
+    sizes: Mapping[str, Mapping[str, int | Sequence[int]]]
+    latency_ms: Mapping[tuple[str, int], Mapping[str, Float[np.ndarray, "*seeds rounds"]]]
+
+
+def over_seeds(runs: Sequence[Evidence]) -> Evidence:
+    """The evidence of several runs that differ in their seed alone, as one: claims are then about the way of making
+    the candidates, and variance between seeds enters. The caller has seen to it that the test images are the same.
+
+    ClaimError where runs measured other candidates, or times at other batches or for another number of rounds.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    return Evidence(
+        right=_stacked([run.right for run in runs], "candidates"),
+        predictions=_stacked([run.predictions for run in runs], "candidates"),
+        sizes={
+            name: {kind: np.ravel([run.sizes[name][kind] for run in runs]).tolist() for kind in kinds}
+            for name, kinds in runs[0].sizes.items()
+        },
+        latency_ms={
+            key: _stacked([run.latency_ms.get(key, {}) for run in runs], f"times at batch {key[1]} in {key[0]}")
+            for key in runs[0].latency_ms
+        },
+    )
+
+
+def _stacked(tables: Sequence[Mapping[str, NDArray[Any]]], what: str) -> dict[str, NDArray[Any]]:
+    names = set(tables[0])
+    for table in tables[1:]:
+        if set(table) != names:
+            odd = ", ".join(sorted(names ^ set(table)))
+            raise ClaimError(f"the runs differ in their {what}: {odd}. Run all of them with the same params.yaml")
+    shapes = {table[name].shape for table in tables for name in names}
+    if len(shapes) > 1:
+        raise ClaimError(f"the runs differ in the number of {what}: {sorted(shapes)}. Give all the same")
+    return {name: np.stack([table[name] for table in tables]) for name in tables[0]}
 
 
 @dataclass(frozen=True)
@@ -269,7 +304,9 @@ class Verdict:
             numbers = "{:+.2f} points [{:+.2f}, {:+.2f}], asked {:+.2f}".format(*points)
         p = "" if self.p_value is None else f", p = {self.p_value:.2g}"
         unit = {"faster": "rounds", "smaller": None}.get(self.claim.kind, "images")
-        sample = "" if unit is None else f", {e.count} {unit}, {e.seeds} seed{'s' if e.seeds > 1 else ''}"
+        sample = "" if unit is None else f", {e.count} {unit}"
+        if unit is not None or e.seeds > 1:
+            sample += f", {e.seeds} seed{'s' if e.seeds > 1 else ''}"
         return f"{numbers}{p}{sample} ({e.method})"
 
     def __str__(self) -> str:
@@ -306,9 +343,13 @@ def _measure(claim: Claim, evidence: Evidence, *, seed: int, resamples: int) -> 
     """The estimate for a claim and the threshold that its effect must exceed."""
     names = (claim.candidate, claim.reference)
     if claim.kind == "smaller":
-        small, large = (_find(claim, name, evidence.sizes)[claim.metric] for name in names)
-        ratio = large / small
-        return Estimate(ratio, ratio, ratio, None, 1, 1, "exact"), claim.amount
+        small, large = (np.atleast_1d(_find(claim, name, evidence.sizes)[claim.metric]) for name in names)
+        ratios = large / small
+        low, high, seeds = float(ratios.min()), float(ratios.max()), ratios.size
+        # the least of them is the effect: what is claimed has to hold for every seed
+        return Estimate(
+            low, low, high, None, 1, seeds, "exact" if seeds == 1 else "exact, least of seeds"
+        ), claim.amount
     if claim.kind == "faster":
         table = evidence.latency_ms.get((str(claim.runtime), int(claim.batch or 0)))
         if table is None:
@@ -412,8 +453,8 @@ def agreement_share(
 
 
 def speed_ratio(
-    candidate_ms: Float[np.ndarray, " rounds"],
-    reference_ms: Float[np.ndarray, " rounds"],
+    candidate_ms: Float[np.ndarray, "*seeds rounds"],
+    reference_ms: Float[np.ndarray, "*seeds rounds"],
     *,
     factor: float = 1.0,
     seed: int = 0,
@@ -435,6 +476,14 @@ def speed_ratio(
     if not (np.minimum(candidate_ms, reference_ms) > 0).all():
         raise ClaimError("a speed-up needs positive times")
     logs = np.log(reference_ms.astype(np.float64) / candidate_ms.astype(np.float64))
+    if logs.ndim == 2 and len(logs) > 1:
+        by_seed = logs.mean(axis=1)
+        if np.ptp(by_seed) > 0:
+            test = stats.ttest_1samp(by_seed, np.log(factor))
+            low, high = np.exp(test.confidence_interval(0.95))
+            mean, p_value = float(np.exp(by_seed.mean())), float(test.pvalue)
+            return Estimate(mean, float(low), float(high), p_value, logs.shape[1], len(logs), "t over seeds")
+    logs = logs.reshape(-1)
     rounds, mean = logs.size, float(logs.mean())
     ratio = float(np.exp(mean))
     if np.ptp(logs) == 0:  # a clock too coarse to see a difference

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
@@ -84,6 +85,54 @@ def test_report_says_what_to_do_when_there_is_none(tmp_path: Path, monkeypatch: 
     done = runner.invoke(cli.app, ["report"])
     assert done.exit_code == 1
     assert "thinner run" in done.output
+
+
+def run_of_a_seed(root: Path, seed: int, labels: np.ndarray | None = None) -> Path:
+    """What a pipeline's run leaves for its claims: 400 images, prune five points ahead of scratch."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(400) % 4 if labels is None else labels
+    (root / "reports").mkdir(parents=True)
+    (root / "data" / "evaluate").mkdir(parents=True)
+    shares = {"scratch": 0.6, "prune": 0.95}
+    predictions = {n: np.where(rng.random(400) < share, labels, (labels + 1) % 4) for n, share in shares.items()}
+    np.savez(
+        root / "data" / "evaluate" / "predictions.npz",
+        index=np.arange(400),
+        labels=labels,
+        **{f"predictions.{name}": values for name, values in predictions.items()},  # type: ignore[arg-type]
+    )
+    sizes = {"params": 100 + seed, "macs": 1, "file_bytes": 1, "runtime": "pytorch", "temperature": 2.0}
+    (root / "reports" / "metrics.json").write_text(json.dumps(dict.fromkeys(shares, sizes)))
+    rows = [f"{name},1,{n},{1 + 0.1 * rng.random()}" for name in shares for n in range(12)]
+    table = "\n".join(["candidate,batch,round,latency_ms", *rows])
+    (root / "data" / "evaluate" / "latency.csv").write_text(table + "\n")
+    return root
+
+
+def test_claims_are_judged_over_the_seeds_of_several_working_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there, also = (run_of_a_seed(tmp_path / f"seed{seed}", seed) for seed in range(3))
+    other = run_of_a_seed(tmp_path / "other", 3, labels=(np.arange(400) + 1) % 4)
+    text = "prune beats scratch on accuracy"
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text()) | {"claims": [text]}
+    (here / "params.yaml").write_text(yaml.safe_dump(params))
+    verdict = {"claim": text, "outcome": "proven", "numbers": "one seed"}
+    (here / "reports" / "claims.json").write_text(json.dumps({"claim_1": verdict}))
+    monkeypatch.chdir(here)
+    (here / "dvc.yaml").write_text("")
+    together = runner.invoke(cli.app, ["claims", "--with", str(there), "--with", str(also), "--strict"])
+    assert together.exit_code == 0, together.output
+    assert "3 seeds" in " ".join(together.output.split())
+    unpaired = runner.invoke(cli.app, ["claims", "--with", str(other)])
+    assert unpaired.exit_code == 1
+    assert "was tested on other images" in unpaired.output
+    nothing = runner.invoke(cli.app, ["claims", "--with", str(tmp_path)])
+    assert nothing.exit_code == 1
+    assert "no results here" in nothing.output
+    assert cli.find_temperature(here, "prune") == 2.0
+    assert cli.find_temperature(here, "distill") is None
+    assert cli.find_temperature(tmp_path, "prune") is None
 
 
 def test_claims_are_shown_and_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from thinner.views import preprocess
 CLASSES = ("dark", "medium", "bright")
 TEST = 30
 PREPROCESSING = {"image_size": 12, "channels": 1, "mean": [0.5], "std": [0.25]}
-EXPORTS = {f"{name}_{format_}" for name in ("distill", "prune") for format_ in ("onnx", "onnx_int8")}
+EXPORTS = {f"{name}_{format_}" for name in ("distill", "prune") for format_ in ("onnx", "onnx_int8", "pt2")}
 CANDIDATES = {"finetune", "scratch", "distill", "prune"} | EXPORTS
 REPEATS = 10
 CLAIMS = [
@@ -39,7 +39,7 @@ SMALL = PARAMS.model_copy(
     update={
         "run": PARAMS.run.model_copy(update={"device": "cpu"}),
         "claims": CLAIMS,
-        "export": PARAMS.export.model_copy(update={"formats": ["onnx", "onnx_int8"], "calibration_images": 6}),
+        "export": PARAMS.export.model_copy(update={"formats": ["onnx", "onnx_int8", "pt2"], "calibration_images": 6}),
         "evaluate": PARAMS.evaluate.model_copy(
             update={
                 "batch_size": 7,
@@ -158,12 +158,14 @@ def test_the_teacher_agrees_with_itself_and_the_onnx_export_with_its_source(
     for name in ("distill", "prune"):
         for key in ("accuracy", "macro_f1", "agreement", "params", "macs"):
             assert results[f"{name}_onnx"][key] == results[name][key]
+            assert results[f"{name}_pt2"][key] == results[name][key]
     assert results["distill"]["agreement"] != results["prune"]["agreement"]  # else the above would show nothing
 
 
 def test_sizes_are_those_of_the_files(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     assert results["prune"]["file_bytes"] == (finished / "data/prune/model.safetensors").stat().st_size
     assert results["prune_onnx"]["file_bytes"] == (finished / "data/export/prune_onnx/model.onnx").stat().st_size
+    assert results["prune_pt2"]["file_bytes"] == (finished / "data/export/prune_pt2/model.pt2").stat().st_size
     assert results["prune"]["params"] < results["finetune"]["params"]
 
 
@@ -365,26 +367,63 @@ def test_reporting_again_gives_the_same_bytes(finished: Path, monkeypatch: pytes
     assert page.read_bytes() == before
 
 
-@pytest.mark.parametrize("folder", ["data/prune", "data/export/prune_onnx"])
+@pytest.mark.parametrize("folder", ["data/prune", "data/export/prune_onnx", "data/export/prune_pt2"])
 def test_predict_names_the_class_of_images_of_any_size(finished: Path, folder: str) -> None:
     images = [np.full((side, side, 1), 200, dtype=np.uint8) for side in (10, 31)]
     predictions = predict(finished / folder, images)
     assert len(predictions) == 2
     assert all(p.label in CLASSES and 1 / 3 <= p.confidence <= 1 for p in predictions)
+    tempered = predict(finished / folder, images, temperature=1e6)
+    assert all(p.confidence == pytest.approx(1 / 3, abs=1e-4) for p in tempered)
+    assert [p.label for p in tempered] == [p.label for p in predictions]
     # the same flat grey at two sizes is the same picture
     assert predictions[0].confidence == pytest.approx(predictions[1].confidence, abs=1e-5)
 
 
-def test_pytorch_and_onnx_runtime_give_the_same_logits(finished: Path) -> None:
+def test_all_formats_give_the_same_logits(finished: Path) -> None:
     store = open_store(finished / "data" / "prepared")
     index = np.arange(30, 60)
-    torch_, onnx_ = (
-        predict_logits(open_candidate(finished / folder), store.images, index, batch_size=11)
-        for folder in ("data/prune", "data/export/prune_onnx")
+    torch_, onnx_, program = (
+        predict_logits(open_candidate(finished / folder, channels_last=True), store.images, index, batch_size=11)
+        for folder in ("data/prune", "data/export/prune_onnx", "data/export/prune_pt2")
     )
     np.testing.assert_allclose(torch_, onnx_, atol=1e-4)
+    np.testing.assert_allclose(torch_, program, atol=1e-5)
+
+
+def test_exports_with_preprocessing_in_the_graph_answer_as_those_without(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    inside = SMALL.export.model_copy(update={"preprocessing_in_graph": True, "candidates": ["prune"]})
+    export(Stage("export", SMALL.model_copy(update={"export": inside})))
+    store = open_store(finished / "data" / "prepared")
+    index = np.arange(30, 60)
+    for format_ in ("onnx", "onnx_int8", "pt2"):
+        folder = Path("data/export") / f"prune_{format_}"
+        candidate = open_candidate(folder)
+        assert candidate.spec.get("input") == (None if format_ == "pt2" else "pixels")
+        found = predict_logits(candidate, store.images, index, batch_size=11)
+        expected = predict_logits(open_candidate(finished / folder), store.images, index, batch_size=11)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert predict(folder, [np.full((31, 31, 1), 200, dtype=np.uint8)])[0].label in CLASSES
+
+
+def test_programs_alone_need_no_onnx(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    only = SMALL.model_copy(update={"export": SMALL.export.model_copy(update={"formats": ["pt2"]})})
+    export(Stage("export", only))
+    assert sorted(path.name for path in (tmp_path / "data" / "export").iterdir()) == ["distill_pt2", "prune_pt2"]
+    assert (
+        Path("data/export/prune_pt2/model.pt2").read_bytes()
+        == (finished / "data/export/prune_pt2/model.pt2").read_bytes()
+    )
 
 
 def test_a_folder_without_weights_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"neither model\.safetensors nor model\.onnx here\. Make it: thinner run"):
+    with pytest.raises(
+        Exception, match=r"neither model\.safetensors nor model\.onnx nor model\.pt2 here\. Make it: thinner run"
+    ):
         open_candidate(tmp_path)

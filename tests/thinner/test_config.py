@@ -111,7 +111,7 @@ def test_a_mistake_is_named(tmp_path, changes, line):
         ({"claims": ["distill beat scratch on accuracy"]}, "        ^ expected one of: agrees, beats, is"),
         ({"claims": ["prune is faster than distill at batch 3"]}, "claims[0]: batch 3 is not timed. Choose one of evaluate.latency_batches: 1, 64"),
         ({"claims": ["prune is faster than scratch at batch 64 in onnxruntime"]}, "claims[0]: 'scratch' is not exported to ONNX. Add it to export.candidates"),
-        ({"evaluate.latency_repeats": 5}, "evaluate.latency_repeats: 5, but claims[2] is about speed. Give it 10 or more"),
+        ({"evaluate.latency_repeats": 6}, "evaluate.latency_repeats: 6, but claims[2] is about speed. Give it 10 or more"),
         ({"export.candidates": ["prune", "dist"]}, "export.candidates"),
         ({"data.source": "torchvision:FashionMINST"}, "data.source: unknown torchvision set 'FashionMINST'. Did you mean FashionMNIST"),
         ({"student.image_size": 8, "student.network": "torchvision:alexnet", "student.width": None, "student.stem_stride": None, "student.mean": [0.5] * 3, "student.std": [0.5] * 3}, "student.image_size: 8 px does not go through 'torchvision:alexnet'"),

@@ -1,5 +1,9 @@
-"""thinner.export: what ONNX Runtime computes against what PyTorch computes."""
+"""thinner.export: what ONNX Runtime and exported programs compute against what PyTorch's modules compute."""
 
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +14,11 @@ from torch import nn
 
 from thinner.export import (
     ExportError,
+    add_preprocessing,
     check_parity,
     export_onnx,
+    export_pt2,
+    open_pt2,
     open_session,
     quantise_onnx,
     read_metadata,
@@ -150,3 +157,130 @@ def test_exporting_leaves_the_network_as_it_was(source: Small, exported: Path) -
     assert source.training
     assert source.again.weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), small().parameters(), strict=True))
+
+
+# -------------------------------------------------------------------------------- preprocessing in the graph
+
+
+@pytest.fixture(scope="module")
+def with_preprocessing(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pixels") / "model.onnx"
+    shutil.copy(exported, path)
+    add_preprocessing(path, METADATA["preprocessing"], 1, {**METADATA, "input": "pixels"}, opset=20)
+    return path
+
+
+@pytest.mark.parametrize("size", [(12, 12), (28, 28), (9, 31)])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_graph_with_preprocessing_takes_pictures_of_any_size(
+    with_preprocessing: Path, size: tuple[int, int], batch: int
+) -> None:
+    pictures = np.random.default_rng(1).integers(0, 256, (batch, *size, 1), dtype=np.uint8)
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    resized = torch.nn.functional.interpolate(pixels, (12, 12), mode="bilinear", antialias=True)
+    with torch.inference_mode():
+        expected = small()((resized - 0.5) / 0.25).numpy()
+    session = open_session(with_preprocessing, threads=1)
+    assert (session.get_inputs()[0].name, session.get_inputs()[0].type) == ("pixels", "tensor(uint8)")
+    np.testing.assert_allclose(run_session(session, pictures), expected, atol=1e-4)
+
+
+def test_grey_pictures_become_three_channels_in_the_graph(tmp_path: Path) -> None:
+    preprocessing = {"image_size": 8, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.2]}
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
+    export_onnx(network, tmp_path / "model.onnx", (3, 8, 8), {}, opset=18)
+    add_preprocessing(tmp_path / "model.onnx", preprocessing, 1, {}, opset=18)
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    mean, std = (torch.tensor(preprocessing[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = network((torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
+    np.testing.assert_allclose(run_session(open_session(tmp_path / "model.onnx"), pictures), expected, atol=1e-5)
+
+
+def test_a_graph_with_preprocessing_says_so_and_is_as_reproducible(
+    with_preprocessing: Path, exported: Path, tmp_path: Path
+) -> None:
+    assert read_metadata(with_preprocessing) == {**METADATA, "input": "pixels"}
+    assert b".py" not in with_preprocessing.read_bytes()
+    shutil.copy(exported, tmp_path / "again.onnx")
+    add_preprocessing(tmp_path / "again.onnx", METADATA["preprocessing"], 1, {**METADATA, "input": "pixels"}, opset=20)
+    assert (tmp_path / "again.onnx").read_bytes() == with_preprocessing.read_bytes()
+
+
+def test_int8_may_have_preprocessing_in_float(exported: Path, images: np.ndarray, tmp_path: Path) -> None:
+    plain, pixels = tmp_path / "int8.onnx", tmp_path / "pixels.onnx"
+    quantise_onnx(exported, plain, [images])
+    shutil.copy(plain, pixels)
+    add_preprocessing(pixels, METADATA["preprocessing"], 1, METADATA, opset=20)
+    pictures = np.random.default_rng(1).integers(0, 256, (4, 12, 12, 1), dtype=np.uint8)
+    prepared = ((pictures.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).astype(np.float32)
+    expected = run_session(open_session(plain), prepared)
+    np.testing.assert_allclose(run_session(open_session(pixels), pictures), expected, atol=1e-5)
+
+
+def test_parity_is_checked_from_pictures_to_logits(with_preprocessing: Path) -> None:
+    pictures = np.random.default_rng(1).integers(0, 256, (4, 12, 12, 1), dtype=np.uint8)
+    prepared = ((pictures.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).astype(np.float32)
+    assert check_parity(small(), with_preprocessing, prepared, inputs=pictures) <= 1e-4
+    with pytest.raises(ExportError, match="allowed are"):
+        check_parity(small(), with_preprocessing, prepared, inputs=pictures[:, ::-1].copy())
+
+
+# ----------------------------------------------------------------------------------------------------- pt2
+
+
+@pytest.fixture(scope="module")
+def program(source: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("program") / "model.pt2"
+    export_pt2(source, path, (1, 12, 12), METADATA)
+    return path
+
+
+def test_a_program_computes_the_networks_logits_at_any_batch_size(program: Path, images: np.ndarray) -> None:
+    loaded = open_pt2(program)
+    for size in (1, 2, 7):
+        with torch.inference_mode():
+            expected = small()(torch.from_numpy(images[:size]))
+            torch.testing.assert_close(loaded(torch.from_numpy(images[:size])), expected, atol=1e-6, rtol=0)
+    assert check_parity(small(), program, images) <= 1e-5
+
+
+def test_another_network_fails_the_parity_check_of_a_program(program: Path, images: np.ndarray) -> None:
+    network = small()
+    with torch.no_grad():
+        network.head.bias += 0.5
+    with pytest.raises(ExportError, match=r"by up to 5\.00e-01 on 7 images; allowed are 1e-04"):
+        check_parity(network, program, images)
+
+
+def test_a_program_needs_torch_alone(program: Path, images: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, numpy, torch\n"
+        "network = torch.export.load(sys.argv[1]).module()\n"
+        "numpy.save(sys.argv[3], network(torch.from_numpy(numpy.load(sys.argv[2]))).detach().numpy())\n"
+        "assert not any(name.split('.')[0] in ('thinner', 'test_export', 'timm', 'torchvision') for name in sys.modules)"
+    )
+    files = [program, tmp_path / "images.npy", tmp_path / "logits.npy"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with torch.inference_mode():
+        expected = small()(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-6)
+
+
+def test_a_program_holds_metadata_and_no_pickle_and_no_path(program: Path) -> None:
+    assert read_metadata(program) == METADATA
+    with zipfile.ZipFile(program) as archive:
+        for name in archive.namelist():
+            content = archive.read(name)
+            assert not name.endswith((".pt", ".pkl")) or content == b"", name  # what would be pickled is empty
+            assert b".py" not in content, name
+            assert b"Small" not in content, name
+
+
+def test_equal_networks_give_equal_programs(program: Path, tmp_path: Path) -> None:
+    export_pt2(small(), tmp_path / "model.pt2", (1, 12, 12), METADATA)
+    assert (tmp_path / "model.pt2").read_bytes() == program.read_bytes()

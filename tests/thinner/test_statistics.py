@@ -1,8 +1,8 @@
 """thinner.statistics: the grammar, published worked examples, coverage by simulation, verdicts."""
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from benchmarks import intervals
+from benchmarks.intervals import paired
 from thinner import statistics
 from thinner.errors import UserError
 from thinner.statistics import (
@@ -25,13 +27,7 @@ from thinner.statistics import (
     speed_ratio,
 )
 
-Bools = NDArray[np.bool_]
 CANDIDATES = ["finetune", "scratch", "distill", "prune", "prune_onnx_int8"]
-
-
-def paired(both: int, candidate_only: int, reference_only: int, neither: int) -> tuple[Bools, Bools]:
-    cells = [both, candidate_only, reference_only, neither]
-    return np.repeat([True, True, False, False], cells), np.repeat([True, False, True, False], cells)
 
 
 # --------------------------------------------------------------------------------------------------- grammar
@@ -166,9 +162,9 @@ def test_mcnemar_by_hand_for_small_counts() -> None:
     assert mcnemar_exact(0, 0) == 1.0
 
 
-def test_holm_on_the_four_p_values_of_the_textbook_example() -> None:
-    # p = 0.01, 0.04, 0.03, 0.005 -> 0.03, 0.06, 0.06, 0.02 (sorted: 4 x 0.005, 3 x 0.01, 2 x 0.03, max with 1
-    # x 0.04)
+def test_holm_by_hand_on_the_four_p_values_of_wikipedias_example() -> None:
+    # https://en.wikipedia.org/wiki/Holm-Bonferroni_method: 0.01, 0.04, 0.03, 0.005, of which the first and the last
+    # are rejected at 0.05. Sorted: 4 x 0.005, 3 x 0.01, 2 x 0.03, and the greater of that and 1 x 0.04
     adjusted = statistics.holm([0.01, 0.04, 0.03, 0.005])
     assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
@@ -197,6 +193,17 @@ def test_the_bootstrap_of_tables_is_the_bootstrap_of_images() -> None:
     assert estimate.high == pytest.approx(plain.confidence_interval.high, abs=1.5e-3)
 
 
+def test_the_studentised_bootstrap_on_efron_and_tibshiranis_mice(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An Introduction to the Bootstrap (1993), sections 2.1 and 12.5: survival of the nine mice of the control group, in
+    # days. Mean 56.22; the bootstrap-t interval at 90 % is given there as [35.82, 116.74], of 1,000 draws.
+    days = np.array([52, 104, 146, 10, 51, 30, 40, 27, 46])
+    monkeypatch.setattr(statistics, "FEWEST_ROUNDS", 9)
+    for limit in (35.82, 116.74):
+        estimate = speed_ratio(np.ones(9), np.exp(days / 100), factor=math.exp(limit / 100))
+        assert 100 * math.log(estimate.effect) == pytest.approx(56.22, abs=0.005)
+        assert estimate.p_value == pytest.approx(0.10, abs=0.02)
+
+
 def test_speed_is_close_to_students_interval_for_regular_times() -> None:
     rng = np.random.default_rng(1)
     candidate, reference = np.exp(rng.normal(0, 0.1, 60)), np.exp(rng.normal(math.log(2), 0.1, 60))
@@ -211,56 +218,37 @@ def test_speed_is_close_to_students_interval_for_regular_times() -> None:
 
 # ----------------------------------------------------------------------------------- coverage, by simulation
 
-COMPARISONS = 2000
-Simulation = Callable[[np.random.Generator, int], tuple[statistics.Estimate, float]]
+
+@pytest.mark.parametrize("kind", intervals.SIMULATIONS)
+def test_intervals_cover_the_truth_and_false_claims_are_rarely_proven(kind: str) -> None:
+    covered, proven = intervals.run(intervals.SIMULATIONS[kind], comparisons=2000)
+    assert 0.93 <= covered <= 0.97
+    assert proven <= 0.05
 
 
-def simulate_accuracy(rng: np.random.Generator, seed: int) -> tuple[statistics.Estimate, float]:
-    ahead, behind, images = 0.05, 0.04, 1000
-    plus, minus, _ = rng.multinomial(images, [ahead, behind, 1 - ahead - behind])
-    right, reference = paired(600, int(plus), int(minus), images - 600 - int(plus) - int(minus))
-    truth = ahead - behind
-    return accuracy_difference(right, reference, margin=truth, seed=seed, resamples=600), truth
+@pytest.mark.integration
+def test_of_several_false_claims_together_hardly_any_is_proven() -> None:
+    assert intervals.run_family(comparisons=1000) <= 0.05
 
 
-def simulate_equal_accuracy(rng: np.random.Generator, seed: int) -> tuple[statistics.Estimate, float]:
-    plus, minus, _ = rng.multinomial(1000, [0.05, 0.05, 0.9])
-    right, reference = paired(600, int(plus), int(minus), 400 - int(plus) - int(minus))
-    return accuracy_difference(right, reference, seed=seed, resamples=600), 0.0
+def test_the_simulation_finds_intervals_that_are_too_short() -> None:
+    def too_short(rng: np.random.Generator, seed: int) -> tuple[statistics.Estimate, float]:
+        estimate, truth = intervals.simulate_accuracy(rng, seed)
+        narrow = [estimate.effect + 0.7 * (limit - estimate.effect) for limit in (estimate.low, estimate.high)]
+        return dataclasses.replace(estimate, low=narrow[0], high=narrow[1], p_value=0.0), truth
+
+    covered, proven = intervals.run(too_short, comparisons=300)
+    assert covered < 0.93
+    assert proven > 0.3
 
 
-def simulate_seeds(rng: np.random.Generator, seed: int) -> tuple[statistics.Estimate, float]:
-    # five seeds, 200 images: each network has its own luck, each image its own difficulty for either
-    # candidate
-    seeds, images, truth = 5, 200, 0.03
-    difficulty, taste = rng.uniform(-0.08, 0.08, (2, images))
-    luck, other_luck = rng.uniform(-0.02, 0.02, (2, seeds, 1))
-    right = rng.random((seeds, images)) < 0.8 + truth + difficulty + taste + luck
-    reference = rng.random((seeds, images)) < 0.8 + difficulty + other_luck
-    return accuracy_difference(right, reference, margin=truth, seed=seed, resamples=600), truth
-
-
-def simulate_speed(rng: np.random.Generator, seed: int) -> tuple[statistics.Estimate, float]:
-    rounds = 40
-    disturbance = rng.normal(0, 0.3, rounds)  # of whole rounds: it cancels
-    reference = np.exp(disturbance + rng.normal(math.log(1.5), 0.05, rounds))
-    candidate = np.exp(disturbance + rng.normal(0, 0.05, rounds))
-    return speed_ratio(candidate, reference, factor=1.5, seed=seed, resamples=600), 1.5
-
-
-@pytest.mark.parametrize("simulate", [simulate_accuracy, simulate_equal_accuracy, simulate_seeds, simulate_speed])
-def test_intervals_cover_the_truth_and_false_claims_are_rarely_proven(
-    simulate: Simulation,
+def test_the_command_says_which_one_breaks_its_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = np.random.default_rng(20)
-    covered = proven = 0
-    for seed in range(COMPARISONS):
-        estimate, truth = simulate(rng, seed)
-        covered += estimate.low <= truth <= estimate.high
-        # the claim "more than the truth" is false, by as little as can be
-        proven += estimate.p_value <= 0.05 and estimate.effect > truth
-    assert 0.93 <= covered / COMPARISONS <= 0.97
-    assert proven / COMPARISONS <= 0.05
+    assert intervals.main(["--comparisons", "20", "--only", "agreement"]) == 0
+    monkeypatch.setattr(intervals, "COVERAGE", (1.1, 1.2))
+    assert intervals.main(["--comparisons", "20", "--only", "agreement", "--check"]) == 1
+    assert "**broken**" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------- laws and edges
@@ -332,6 +320,70 @@ def test_predictions_that_cannot_be_paired_are_refused() -> None:
         accuracy_difference(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
     with pytest.raises(ClaimError, match="at least one"):
         agreement_share(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), share=0.9)
+
+
+# --------------------------------------------------------------------------------------------- several seeds
+
+
+def test_speed_over_seeds_is_students_t_of_the_seeds_means() -> None:
+    rng = np.random.default_rng(3)
+    candidate = np.exp(rng.normal(0, 0.05, (4, 20)))
+    reference = np.exp(rng.normal(0.4, 0.05, (4, 20)) + rng.normal(0, 0.1, (4, 1)))
+    estimate = speed_ratio(candidate, reference, factor=1.2)
+    expected = stats.ttest_1samp(np.log(reference / candidate).mean(1), math.log(1.2))
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.exp(expected.confidence_interval(0.95))))
+    assert estimate.p_value == pytest.approx(expected.pvalue)
+    assert (estimate.count, estimate.seeds) == (20, 4)
+
+
+def test_one_seed_of_times_as_a_row_is_the_same_as_one_seed() -> None:
+    rng = np.random.default_rng(3)
+    a, b = np.exp(rng.normal(0, 0.05, (2, 20)))
+    assert speed_ratio(a[None], b[None]) == speed_ratio(a, b)
+
+
+def test_runs_with_other_seeds_are_judged_together() -> None:
+    one, rng = evidence(), np.random.default_rng(1)
+    other = dataclasses.replace(
+        one,
+        right={name: right ^ (rng.random(10_000) < 0.01) for name, right in one.right.items()},
+        sizes={**one.sizes, "prune": {"parameters": 68_000, "macs": 1_800_000, "bytes": 150_000}},
+        latency_ms={k: {n: t * 1.1 for n, t in times.items()} for k, times in one.latency_ms.items()},
+    )
+    both = statistics.over_seeds([one, other])
+    claims = parse_claims(
+        [
+            "distill beats scratch on accuracy",
+            "prune is smaller than finetune by 50x in parameters",
+            "prune is smaller than finetune by 60x in parameters",
+            "prune is faster than distill at batch 64 in onnxruntime",
+        ]
+    )
+    beats, smaller, too_small, faster = judge(claims, both)
+    assert beats.estimate.seeds == faster.estimate.seeds == 2
+    means = [run.right["distill"].mean() - run.right["scratch"].mean() for run in (one, other)]
+    assert beats.estimate.effect == pytest.approx(np.mean(means))
+    # 100x with one seed, 50x with the other: what holds for both is 50x
+    assert (smaller.estimate.low, smaller.estimate.effect, smaller.estimate.high) == (50.0, 50.0, 100.0)
+    assert (smaller.outcome, too_small.outcome) == ("proven", "refuted")
+    assert "2 seeds" in str(smaller)
+
+
+def test_one_run_is_itself() -> None:
+    one = evidence()
+    assert statistics.over_seeds([one]) is one
+
+
+def test_runs_that_measured_other_things_are_not_put_together() -> None:
+    one = evidence()
+    fewer = dataclasses.replace(one, right={n: r for n, r in one.right.items() if n != "prune"})
+    with pytest.raises(ClaimError, match="the runs differ in their candidates: prune"):
+        statistics.over_seeds([one, fewer])
+    shorter = dataclasses.replace(
+        one, latency_ms={k: {n: t[:20] for n, t in times.items()} for k, times in one.latency_ms.items()}
+    )
+    with pytest.raises(ClaimError, match=r"the number of times at batch 64 in onnxruntime: \[\(20,\), \(50,\)\]"):
+        statistics.over_seeds([one, shorter])
 
 
 # -------------------------------------------------------------------------------------------------- verdicts

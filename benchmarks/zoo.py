@@ -1,0 +1,95 @@
+"""Parameters and MACs of all of torchvision's classifiers, beside the figures that torchvision publishes.
+
+    python -m benchmarks.zoo            # the table, for docs/zoo.md; exit code 1 where one differs
+
+Networks are built on the meta device: no weights are made or downloaded, so this takes seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torchvision import models
+
+from thinner.profiling import count_macs, count_params
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    image_size: int
+    params: int
+    published_params: int
+    macs: int
+    published_gmacs: float  # published with three decimals, under the name of GFLOPS
+
+    @property
+    def equal(self) -> bool:
+        """Equal to all digits that are published. torchvision rounds a half up, and Python to even: both are taken."""
+        return self.params == self.published_params and abs(self.macs / 1e9 - self.published_gmacs) <= 0.0005 + 1e-9
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """What becomes weights is made on the meta device. ``torch.device("meta")`` would take the small tensors as well
+    with which RegNet works out its widths."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def measure(name: str) -> Row:
+    weights = models.get_model_weights(name).DEFAULT  # its description; the file is not asked for
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with _WithoutWeights():
+        model = models.get_model(name, weights=None, **options)
+    size = weights.transforms().crop_size[0]
+    if name == "googlenet":  # published without its auxiliary classifiers, inception_v3 with
+        model.aux1 = model.aux2 = None
+    return Row(
+        name,
+        size,
+        count_params(model),
+        weights.meta["num_params"],
+        count_macs(model, (3, size, size)),
+        weights.meta["_ops"],
+    )
+
+
+def render(rows: list[Row]) -> str:
+    lines = [
+        "| network | image size, px | parameters | published | GMACs | published | equal |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    lines += [
+        f"| {r.name} | {r.image_size} | {r.params:,} | {r.published_params:,} | {r.macs / 1e9:.3f} "
+        f"| {r.published_gmacs:.3f} | {'yes' if r.equal else '**no**'} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    rows = []
+    for name in models.list_models(module=models):
+        rows.append(measure(name))
+        print(name, "" if rows[-1].equal else "differs", file=sys.stderr, flush=True)
+    different = [row.name for row in rows if not row.equal]
+    print(render(rows))
+    print(
+        f"\n{len(rows) - len(different)} of {len(rows)} equal" + (f"; not: {', '.join(different)}" if different else "")
+    )
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
