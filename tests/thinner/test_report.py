@@ -1,10 +1,10 @@
 """thinner.report: every number on the page and in the table is computed, and the page stands alone."""
 
+import base64
 import hashlib
 import itertools
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests.browser import Browser
 from thinner import report
 from thinner.errors import UserError
 from thinner.report import (
@@ -530,41 +531,51 @@ def test_command_explains_a_missing_readme(
 
 
 @pytest.mark.integration
-def test_a_real_browser_draws_every_chart_sorts_the_table_and_has_nothing_to_complain_of(
-    evidence: Evidence, tmp_path: Path
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (1280, True)])
+def test_a_real_browser_draws_every_chart_and_has_nothing_to_complain_of(
+    fuller: Evidence, tmp_path: Path, width: int, dark: bool
 ) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
-    click = "<script>document.querySelectorAll('th button')[5].click();</script>"  # by parameters, rising
-    (tmp_path / "page.html").write_text(render_html(evidence, 3).replace("</body>", f"{click}</body>"))
-    done = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--no-first-run",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=10000",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            (tmp_path / "page.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr
-    dom = Page(done.stdout)
-    drawn = [svg for svg in dom.all("svg") if svg.get("class") == "main-svg"]
-    assert len(drawn) >= 9
-    table = done.stdout.split('<table class="sortable">')[1].split("<tbody>")[1].split("</tbody>")[0]
-    assert re.findall(r'<th scope="row" data-value="(\w+)"', table) == [
-        "prune",
-        "prune_onnx",
-        "distill",
-        "finetune",
-    ]
+    page = tmp_path / "page.html"
+    page.write_text(render_html(fuller, 3))
+    with Browser(tmp_path, width=width, dark=dark) as browser:
+        browser.open(page.as_uri())
+        plots = browser.run("document.querySelectorAll('.plot').length")
+        assert plots >= 14
+        browser.until(f"document.querySelectorAll('.plot .main-svg').length >= {plots}")
+        browser.until("[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))")
+        assert browser.run("document.documentElement.scrollWidth") <= width  # wide tables scroll by themselves
+        paper = browser.run("getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
+        browser.screenshot(tmp_path / "page.png", whole=True)
+        assert (tmp_path / "page.png").stat().st_size > 50_000
+        assert not browser.complaints
+        assert not browser.requests
+
+
+@pytest.mark.integration
+def test_the_table_is_sorted_by_the_keyboard_alone(fuller: Evidence, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render_html(fuller, 0))
+    names = "[...document.querySelectorAll('table.wide tbody th')].map(cell => cell.dataset.value).join()"
+    with Browser(tmp_path) as browser:
+        browser.open(page.as_uri())
+        assert browser.run(names) == "finetune,distill,prune,prune_onnx"
+        for _ in range(60):
+            browser.press("Tab")
+            if browser.run("document.activeElement.textContent") == "parameters":
+                break
+        else:
+            pytest.fail("the Tab key does not reach the heading")
+        browser.press("Enter")
+        assert browser.run(names) == "prune,prune_onnx,distill,finetune"
+        assert browser.run("document.activeElement.closest('th').getAttribute('aria-sort')") == "ascending"
+        browser.press("Enter")
+        assert browser.run(names) == "finetune,distill,prune,prune_onnx"
+        # on paper nothing is folded away, and pages are white
+        browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+        browser.run("dispatchEvent(new Event('beforeprint'))")
+        assert browser.run("[...document.querySelectorAll('details')].every(part => part.open)")
+        assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+        pdf = browser.call("Page.printToPDF")["data"]
+        assert base64.b64decode(pdf).startswith(b"%PDF")
+        assert not browser.complaints
