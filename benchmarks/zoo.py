@@ -1,6 +1,7 @@
 """Parameters and MACs of all of torchvision's classifiers, beside the figures that torchvision publishes.
 
-    python -m benchmarks.zoo            # the table, for docs/zoo.md; exit code 1 where one differs
+    python -m benchmarks.zoo                     # all of them; exit code 1 where one differs
+    python -m benchmarks.zoo resnet18 vit_b_16   # some
 
 Networks are built on the meta device: no weights are made or downloaded, so this takes seconds.
 """
@@ -49,10 +50,12 @@ class _WithoutWeights(TorchFunctionMode):
 
 def measure(name: str) -> Row:
     weights = models.get_model_weights(name).DEFAULT  # its description; the file is not asked for
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    size = weights.transforms().crop_size[0]
+    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit_"):  # its positions are made for one size
+        options = {"image_size": size}
     with _WithoutWeights():
         model = models.get_model(name, weights=None, **options)
-    size = weights.transforms().crop_size[0]
     if name == "googlenet":  # published without its auxiliary classifiers, inception_v3 with
         model.aux1 = model.aux2 = None
     return Row(
@@ -78,9 +81,9 @@ def render(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(names: list[str] | None = None) -> int:
     rows = []
-    for name in models.list_models(module=models):
+    for name in names or models.list_models(module=models):
         rows.append(measure(name))
         print(name, "" if rows[-1].equal else "differs", file=sys.stderr, flush=True)
     different = [row.name for row in rows if not row.equal]
@@ -92,4 +95,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
