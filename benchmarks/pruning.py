@@ -52,16 +52,19 @@ BATCHES = (1, 64)
 
 @contextmanager
 def stopwatch() -> Iterator[dict[str, float]]:
-    """Seconds spent in Torch-Pruning's tracing, scoring and cutting, while the block runs."""
+    """Seconds spent in tracing, scoring and cutting, while the block runs."""
     import torch_pruning as tp
 
+    from thinner import pruning
+
     spent = dict.fromkeys(PARTS[:-1], 0.0)
-    places = {
-        "trace": (tp.dependency.DependencyGraph, "build_dependency"),
-        "score": (tp.pruner.BasePruner, "estimate_importance"),
-        "cut": (tp.dependency.Group, "prune"),
-    }
-    originals = {part: getattr(owner, name) for part, (owner, name) in places.items()}
+    places: list[tuple[str, Any, str]] = [
+        ("trace", tp.dependency.DependencyGraph, "build_dependency"),
+        ("score", pruning, "score_channels"),  # layer by layer
+        ("score", tp.pruner.BasePruner, "estimate_importance"),  # joined over groups
+        ("cut", tp.dependency.Group, "prune"),
+    ]
+    originals = [getattr(owner, name) for _, owner, name in places]
 
     def timed(part: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
@@ -73,13 +76,13 @@ def stopwatch() -> Iterator[dict[str, float]]:
 
         return call
 
-    for part, (owner, name) in places.items():
-        setattr(owner, name, timed(part, originals[part]))
+    for (part, owner, name), original in zip(places, originals, strict=True):
+        setattr(owner, name, timed(part, original))
     try:
         yield spent
     finally:
-        for part, (owner, name) in places.items():
-            setattr(owner, name, originals[part])
+        for (_, owner, name), original in zip(places, originals, strict=True):
+            setattr(owner, name, original)
 
 
 def measure_step(network: dict[str, Any], size: int, rounds: int) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def measure_step(network: dict[str, Any], size: int, rounds: int) -> dict[str, A
         once = time.perf_counter() - began
         with stopwatch() as spent:
             began = time.perf_counter()
-            pruning.cut_share(model, image, SHARE, criterion="magnitude")
+            pruning.cut_share(model, image, SHARE, criterion="l2")
             whole = time.perf_counter() - began
         if number >= 0:
             row = {**spent, "rest": whole - sum(spent.values()), "pass": once}
@@ -147,7 +150,7 @@ def students(params: Any) -> tuple[str, dict[float, Any]]:
     networks = {1.0: model}
     for share in MACS_LEFT:
         networks[share], _ = pruning.cut(
-            model, example, macs=int(share * macs), criterion="magnitude", round_to=params.prune.round_to
+            model, example, macs=int(share * macs), criterion="l2", round_to=params.prune.round_to
         )
     return source, networks
 

@@ -30,7 +30,8 @@ NOT_PATHS = {
     "torchvision/",
     "test/accuracy",
     "test/distill/accuracy",
-}  # a deployment; a folder of data/raw; metrics
+    "extra/metadata.json",
+}  # a deployment; a folder of data/raw; metrics; a place in a pt2 archive
 SUFFIXES = {
     "csv",
     "db",

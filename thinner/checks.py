@@ -160,7 +160,7 @@ def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]
     try:
         now, fewest = _reach(params, model, example, unit)
     except architectures.ArchitectureError as error:
-        yield f"{name}.network: '{section.network}': {error}"
+        yield f"{section_name}.network: '{section.network}': {error}"
         return
     except UserError as error:
         yield str(error)

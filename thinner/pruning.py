@@ -216,7 +216,7 @@ def cut_share(
 
     The other arguments are those of ``cut``. Raises ArchitectureError when the network is of a kind that cannot be cut.
     """
-    return _prune(model, example, share, criterion, scope, round_to, keep)
+    return _prune(model, example, share, score_channels(criterion, model), scope, round_to, keep)
 
 
 def _prune(

@@ -79,7 +79,7 @@ def test_the_spec_does_not_tell_in_which_order_layers_were_cut(tmp_path):
         network = models.create(NETWORK).eval()
         for n in order:
             keep = [others, *(layer for m, layer in enumerate(layers) if m != n)]
-            network = pruning.cut_share(network, example, 0.5, criterion="magnitude", keep=keep)
+            network = pruning.cut_share(network, example, 0.5, criterion="l2", keep=keep)
         folders.append(tmp_path / str(order[0]))
         networks.append(network)
         checkpoint.save(folders[-1], network, spec(NETWORK))
@@ -98,7 +98,7 @@ def test_a_hidden_buffer_that_pruning_resized_is_saved(tmp_path):
     network = {"name": "timm:swinv2_tiny_window8_256", "classes": 5, "channels": 3}
     torch.manual_seed(0)
     model = models.create(network).eval()
-    smaller = pruning.cut_share(model, torch.zeros(1, 3, 256, 256), 0.5, criterion="magnitude")
+    smaller = pruning.cut_share(model, torch.zeros(1, 3, 256, 256), 0.5, criterion="l2")
     checkpoint.save(tmp_path, smaller, spec(network))
     loaded = checkpoint.load(tmp_path).model
     assert list(loaded.state_dict()) == list(model.state_dict())
