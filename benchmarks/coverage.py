@@ -131,7 +131,7 @@ def examine(name: str, size: int, folder: Path) -> dict[str, Any]:
     x = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(1))
     for ratio in RATIOS:
         try:
-            smaller = pruning.cut_share(model, torch.zeros(1, *shape), ratio, criterion="magnitude")
+            smaller = pruning.cut_share(model, torch.zeros(1, *shape), ratio, criterion="l2")
         except UserError as error:
             return found | {"refused": str(error)}
         row: dict[str, Any] = {

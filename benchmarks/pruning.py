@@ -102,7 +102,7 @@ def measure_step(network: dict[str, Any], size: int, rounds: int) -> dict[str, A
         once = time.perf_counter() - began
         with stopwatch() as spent:
             began = time.perf_counter()
-            pruning.cut_share(model, image, SHARE, criterion="magnitude")
+            pruning.cut_share(model, image, SHARE, criterion="l2")
             whole = time.perf_counter() - began
         if number >= 0:
             row = {**spent, "rest": whole - sum(spent.values()), "pass": once}
@@ -147,7 +147,7 @@ def students(params: Any) -> tuple[str, dict[float, Any]]:
     networks = {1.0: model}
     for share in MACS_LEFT:
         networks[share], _ = pruning.cut(
-            model, example, macs=int(share * macs), criterion="magnitude", round_to=params.prune.round_to
+            model, example, macs=int(share * macs), criterion="l2", round_to=params.prune.round_to
         )
     return source, networks
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.stage import Stage
@@ -17,6 +20,7 @@ from thinner import checkpoint, models, store, training, views
 from thinner.config import Augmentation, Budget, Network, Params
 
 PREPARED = "data/prepared"
+EARLY = "early"  # in a training stage's folder: the weights after keep_step steps, for prune.rewind
 
 
 def network_of(section: Network, classes: int) -> dict[str, Any]:
@@ -116,6 +120,8 @@ def learn(
         validate_every=plan.validate_every,
     )
     model.to(memory_format=memory_format_of(stage.params))
+    if plan.keep_step is not None:
+        step = keep_early(model, step, plan.keep_step, resume)
     with stage.progress(name, steps) as bar:
 
         def on_validation(row: training.Row) -> None:
@@ -156,6 +162,25 @@ def learn(
         )
 
 
+def keep_early(
+    model: nn.Module,
+    step: Callable[[nn.Module, training.Batch, int], dict[str, Tensor]],
+    at: int,
+    resume: Path,
+) -> Callable[[nn.Module, training.Batch, int], dict[str, Tensor]]:
+    """``step``, which also writes the weights after ``at`` steps, before the next, into ``resume``: a training that is
+    killed later has them still."""
+
+    def keeping(wrapped: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:
+        if number == at:
+            state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+            save_file(state, resume / f"{EARLY}.partial")
+            os.replace(resume / f"{EARLY}.partial", resume / f"{EARLY}.safetensors")
+        return step(wrapped, batch, number)
+
+    return keeping
+
+
 def _metric(key: str) -> str:
     """``val/accuracy``, ``train/loss``: the same names and steps in every run, so that MLflow lays curves together."""
     return f"val/{key.removeprefix('val_')}" if key.startswith("val_") else f"train/{key}"
@@ -176,6 +201,10 @@ def finish(stage: Stage, model: nn.Module, spec: dict[str, Any], history: list[t
     folder = f"data/{stage.name}"
     with stage.output(folder) as temporary:
         checkpoint.save(temporary, model, spec)
+        if (early := stage.resume / f"{EARLY}.safetensors").exists():
+            network = copy.deepcopy(model).cpu()
+            network.load_state_dict(load_file(early))
+            checkpoint.save(temporary / EARLY, network, spec)
     write_history(stage, f"reports/{stage.name}/history.csv", history)
     best = best_of(history)
     stage.record.metrics({"val/best_accuracy": best["val_accuracy"]})

@@ -63,7 +63,7 @@ class Inputs:
 
     hash: str  # the key of DVC's run-cache: command, dependencies, parameters, names of the outs
     deps: Mapping[str, str]  # path -> md5
-    params: Mapping[str, Any]  # "prune.ratio" -> value
+    params: Mapping[str, Any]  # "prune.rounds" -> value
     outs: tuple[str, ...]
     upstream: Mapping[str, str]  # stage -> the hash of its inputs when it last ran
 
@@ -113,7 +113,7 @@ def reasons(root: Path, name: str) -> list[str]:
             continue
         for kind, paths in entry.items():
             for path, change in paths.items():
-                if isinstance(change, dict):  # {"params.yaml": {"prune.ratio": "modified"}}
+                if isinstance(change, dict):  # {"params.yaml": {"prune.rounds": "modified"}}
                     found += [f"{key} {what}" for key, what in change.items()]
                 else:
                     found.append(f"{path} {change}" + (" (output)" if kind == "changed outs" else ""))

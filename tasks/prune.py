@@ -1,19 +1,28 @@
-"""prune: cut channels, recover with the teacher's signals, measure, repeat; every round is kept."""
+"""prune: cut, recover with the teacher's signals, verify, measure, repeat; every round is kept."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tasks import learning, lessons
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, models, profiling, pruning, store, training
+from thinner import checkpoint, criteria, masks, models, profiling, pruning, statistics, store, training, verify, views
+from thinner.config import Params
+from thinner.mapped import take
+
+Row = dict[str, Any]
 
 
 def prune(stage: Stage) -> None:
@@ -23,44 +32,24 @@ def prune(stage: Stage) -> None:
     source = checkpoint.load(f"data/{section.source}")
     preprocessing = source.spec["preprocessing"]
     shape = (preprocessing["channels"], preprocessing["image_size"], preprocessing["image_size"])
-    example = torch.zeros(1, *shape)
     validate = training.validation(
         data.images, data.labels, data.splits["validation"], preprocessing, device=fabric.device
     )
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
     pool = learning.training_pool(data)
+    look = views.preprocess(data.images[data.splits["validation"][:_LOOKED_AT]], preprocessing, "cpu")
 
-    source_macs = profiling.count_macs(source.model, shape)
-    networks: list[nn.Module] = [source.model]
+    knife = Knife(params, source.model, shape, examples_of(params, data, preprocessing))
+    stage.say(f"prune: {knife.plan}")
+    networks: list[nn.Module] = [copy.deepcopy(source.model)]
     accuracy = validate(source.model.to(fabric.device))["val_accuracy"]
-    rows = [_row(0, source.model.cpu(), Path(f"data/{section.source}"), shape, accuracy, accuracy)]
+    rows = [_row(0, verify.facts_of(source.model.cpu(), shape), Path(f"data/{section.source}"), accuracy, accuracy)]
     kept = stage.resume / "rounds"
     model = source.model
-    for number in range(1, section.rounds + 1):
-        folder = kept / str(number)
-        if (folder / "row.json").exists():  # a killed run had come this far
-            model = checkpoint.load(folder).model
-            rows.append(json.loads((folder / "row.json").read_text()))
-            networks.append(model)
-            continue
-        allowed = pruning.target_macs(source_macs, section.ratio, number)
-        macs = profiling.count_macs(model.cpu(), shape)
-        if macs <= allowed:  # widths come in multiples of round_to: the round before went further than it had to
-            stage.say(f"prune: round {number} has nothing to cut: {macs:,} MACs, at most {allowed:,} are asked for")
-            continue
-        model, made = pruning.cut(
-            model,
-            example,
-            macs=allowed,
-            criterion=section.criterion,
-            scope=section.scope,
-            round_to=section.round_to,
-            keep=section.keep,
-        )
-        stage.say(
-            f"prune: round {number} of {section.rounds}, {made.macs_before:,} -> {made.macs_after:,} MACs, "
-            f"{made.params_before:,} -> {made.params_after:,} parameters"
-        )
+    early = _early(params)
+
+    def recover(number: int, model: nn.Module, held: masks.Masks) -> tuple[float, list[training.Row]]:
+        """Re-estimate statistics, then train; (accuracy in between, learning curve)."""
         batches = learning.batches_of(
             stage,
             data,
@@ -72,47 +61,95 @@ def prune(stage: Stage) -> None:
             number_of_views=params.teach.views,
         )
         model.to(fabric.device, memory_format=learning.memory_format_of(params))
-        pruning.reestimate_statistics(model, lambda step, b=batches: b(step).images, _STATISTICS_BATCHES)
+        pruning.reestimate_statistics(model, lambda step: batches(step).images, _STATISTICS_BATCHES)
         before = validate(model)["val_accuracy"]
         resume = stage.resume / f"round-{number}"
         resume.mkdir(exist_ok=True)
         lesson = lessons.lesson(params, data, model, len(batches), fabric.device)
-        history = learning.learn(
-            stage,
-            f"prune {number}/{section.rounds}",
-            model,
-            batches,
-            lesson.step,
-            plan,
-            data,
-            preprocessing,
-            fabric,
-            resume=resume,
-            record_prefix=f"round_{number}/",
-            head=models.head_of(model)[0],
-            extra=lesson.extra,
-        )
+        # the scales are pushed down for the next cut: after the last there is none (Liu et al. 2017, section 3)
+        weight = section.sparsity if number < section.rounds else 0.0
+        with masks.held(model, held) if held else contextlib.nullcontext():
+            history = learning.learn(
+                stage,
+                f"prune {number}/{section.rounds}",
+                model,
+                batches,
+                _with_penalty(lesson.step, weight),
+                plan,
+                data,
+                preprocessing,
+                fabric,
+                resume=resume,
+                record_prefix=f"round_{number}/",
+                head=models.head_of(model)[0],
+                extra=lesson.extra,
+            )
         model.cpu()
-        spec = learning.spec_of(
-            "prune",
-            source.spec["network"],
-            preprocessing,
-            data,
-            {section.source: source.sha256, "finetune": learning.parent("data/finetune")},
-        )
-        if fabric.global_rank == 0:
-            checkpoint.save(folder, model, spec)
-            row = _row(number, model, folder, shape, before, learning.best_of(history)["val_accuracy"])
-            pd.DataFrame(history).astype({"step": int}).to_csv(folder / "history.csv", index=False)
-            (folder / "row.json").write_text(json.dumps(row))  # last: it says that the round is whole
-        fabric.barrier()
-        row = json.loads((folder / "row.json").read_text())
-        rows.append(row)
-        networks.append(model)
+        return before, history
 
-    chosen = pruning.choose_round(rows[1:], accuracy, section.tolerance)
-    for row, latency in zip(rows, _latencies(stage, networks, preprocessing, shape), strict=True):
-        row |= {**latency, "chosen": row["round"] == chosen}
+    if section.sparsity > 0 and not (kept / "1" / "row.json").exists():
+        recover(0, model, {})
+    for number in range(1, section.rounds + 1):
+        folder = kept / str(number)
+        if (folder / "row.json").exists():  # a killed run had come this far
+            model = checkpoint.load(folder).model
+            early = checkpoint.load(folder / "early").model if section.rewind else None
+            rows.append(json.loads((folder / "row.json").read_text()))
+            networks.append(model)
+        else:
+            allowed = knife.allowed(number)
+            size = knife.size(model)
+            if size <= allowed:  # widths come in multiples of round_to: the round before went further than it had to
+                stage.say(
+                    f"prune: round {number} has nothing to cut: {knife.sized(size)}, at most {knife.sized(allowed)} "
+                    "are asked for"
+                )
+                continue
+            try:
+                model, held = knife.cut(model, allowed, number, early)
+            except pruning.PruningError as error:
+                if section.goal[0] != "max_drop" or number == 1:
+                    raise
+                stage.say(f"prune: no round after {number - 1}, the network cannot be smaller ({error})")
+                break
+            early = copy.deepcopy(model) if section.rewind else None
+            stage.say(
+                f"prune: round {number} of {section.rounds}, {knife.sized(size)} -> {knife.sized(knife.size(model))}"
+            )
+            before, history = recover(number, model, held)
+            spec = learning.spec_of(
+                "prune",
+                source.spec["network"],
+                preprocessing,
+                data,
+                {section.source: source.sha256, "finetune": learning.parent("data/finetune")},
+            )
+            if fabric.global_rank == 0:
+                checkpoint.save(folder, model, spec)
+                facts = verify.verify_saved(folder, model, look, at_most=knife.limits(allowed))
+                if early is not None:
+                    checkpoint.save(folder / "early", early, spec)
+                row = _row(number, facts, folder, before, learning.best_of(history)["val_accuracy"])
+                pd.DataFrame(history).astype({"step": int}).to_csv(folder / "history.csv", index=False)
+                (folder / "row.json").write_text(json.dumps(row))  # last: it says that the round is whole
+            fabric.barrier()
+            rows.append(json.loads((folder / "row.json").read_text()))
+            networks.append(model)
+        if _is_enough(stage, number, 100 * (accuracy - rows[-1]["accuracy_after"])):
+            break
+
+    tolerance = section.goal[1] / 100 if section.goal[0] == "max_drop" else section.tolerance
+    chosen = pruning.choose_round(rows[1:], accuracy, tolerance)
+    drop = 100 * (accuracy - next(row for row in rows if row["round"] == chosen)["accuracy_after"])
+    if section.goal[0] == "max_drop" and drop > section.goal[1] + _POINTS_ROUNDING:
+        raise pruning.PruningError(
+            f"prune.target: max_drop {section.goal[1]} points, but the best round lost {drop:.2f}. "
+            "Give prune.rounds more (smaller cuts), prune.training.steps more, or max_drop more"
+        )
+    for row in rows:
+        row["chosen"] = row["round"] == chosen
+    if section.granularity == "channels":  # masks give no speed, so none is shown
+        _add_latencies(stage, rows, networks, shape)
     with stage.output("data/prune") as out:
         for path in (kept / str(chosen)).glob("model.*"):
             shutil.copy2(path, out / path.name)
@@ -132,49 +169,240 @@ def prune(stage: Stage) -> None:
 
 
 _STATISTICS_BATCHES = 20
-# A first look at each round, on one thread. Not a key: a changed way of timing must not repeat the recovery; what is
-# reported in the end is measured by evaluate, whose keys are its own.
+_LOOKED_AT = 16  # validation images whose logits must be the same after loading
+_POINTS_ROUNDING = 1e-6  # 90.0 - 89.5 is more than 0.5
+_CRITERION_BATCH = 64
+# A first look at each round, on one thread, at these batch sizes and at prune.latency_batch. What is reported in the
+# end is measured by evaluate, whose keys are its own.
 _LATENCY_BATCHES = (1, 64)
 _LATENCY_REPEATS = 30
 
 
-def plan_steps(params: Any) -> int:
+class Knife:
+    """The section ``prune`` as two questions: how large may round n be, and make it so.
+
+    Raises PruningError, before any training, when the target is out of reach.
+    """
+
+    def __init__(
+        self, params: Params, model: nn.Module, shape: tuple[int, int, int], examples: criteria.Examples | None
+    ) -> None:
+        self._section, self._seed, self._examples = params.prune, params.run.seed, examples
+        self._example = torch.zeros(1, *shape)
+        self._clock = pruning.Clock(params.prune.latency_batch, learning.memory_format_of(params))
+        key, value = self._section.goal
+        self._unit: pruning.Unit = {"max_drop": "macs"}.get(key, key) if self._channels else "params"  # type: ignore[assignment]
+        self._now, fewest = self._range(model)
+        if key == "max_drop":
+            self._final = fewest
+        else:
+            self._final = value if key == "latency_ms" else pruning.final_size(value, self._now)
+        if self._final < fewest:
+            reach = pruning.out_of_reach(self._unit, self._now, fewest, self._section.round_to, self._section.keep)
+            raise pruning.PruningError(f"prune.target: {self.sized(self._final)} are asked for; {reach}")
+        end = "as small as a drop allows" if key == "max_drop" else f"to {self.sized(self._final)}"
+        self.plan = f"{self.sized(self._now)}, {end}; {self.sized(fewest)} can be reached"
+
+    @property
+    def _channels(self) -> bool:
+        return self._section.granularity == "channels"
+
+    def _range(self, model: nn.Module) -> tuple[float, float]:
+        section = self._section
+        if section.granularity == "weights":
+            return masks.reachable(model, section.keep)
+        if not self._channels:
+            pattern = self._pattern(model, 0)
+            masked = copy.deepcopy(model)
+            masks.apply(masked, pattern)
+            return profiling.count_params(model, nonzero=True), profiling.count_params(masked, nonzero=True)
+        return pruning.reachable(
+            self._unit,
+            model,
+            self._example,
+            criterion=section.criterion,
+            scope=section.scope,
+            round_to=section.round_to,
+            keep=section.keep,
+            clock=self._clock,
+        )
+
+    def _pattern(self, model: nn.Module, number: int) -> masks.Masks:
+        n, _, m = self._section.granularity.partition(":")
+        return masks.mask_pattern(
+            model,
+            int(n),
+            int(m),
+            criterion=self._section.criterion,
+            keep=self._section.keep,
+            examples=self._examples,
+            seed=self._seed + number,
+        )
+
+    def allowed(self, number: int) -> float:
+        """The size that round ``number`` may have."""
+        size = pruning.size_after(self._now, self._final, self._section.schedule, number, self._section.rounds)
+        return size if self._unit == "latency_ms" else int(size)
+
+    def size(self, model: nn.Module) -> float:
+        if not self._channels:
+            return profiling.count_params(model, nonzero=True)
+        return pruning.size_of(self._unit, model, self._example, self._clock)
+
+    def sized(self, size: float) -> str:
+        return f"{size:,.0f} nonzero parameters" if not self._channels else pruning.sized(self._unit, size)
+
+    def limits(self, allowed: float) -> dict[str, float]:
+        """What the saved network is held to; a latency is a measurement and is reported instead."""
+        return {} if self._unit == "latency_ms" else {self._unit if self._channels else "nonzero": allowed}
+
+    def cut(
+        self, model: nn.Module, allowed: float, number: int, early: nn.Module | None
+    ) -> tuple[nn.Module, masks.Masks]:
+        """(the smaller network, masks that training has to hold). ``early``: a network of the same shape whose weights
+        it has instead."""
+        section = self._section
+        if self._channels:
+            limit: Any = allowed if self._unit == "latency_ms" else int(allowed)
+            smaller, _ = pruning.cut(
+                model,
+                self._example,
+                **{self._unit: limit},
+                criterion=section.criterion,
+                scope=section.scope,
+                round_to=section.round_to,
+                keep=section.keep,
+                examples=self._examples,
+                seed=self._seed + number,
+                clock=self._clock,
+                rewound=early,
+            )
+            return smaller, {}
+        if section.granularity == "weights":
+            held = masks.mask_weights(
+                model,
+                nonzero=int(allowed),
+                criterion=section.criterion,
+                scope=section.scope,
+                keep=section.keep,
+                examples=self._examples,
+                seed=self._seed + number,
+            )
+        else:
+            held = self._pattern(model, number)
+        smaller = copy.deepcopy(model if early is None else early)
+        masks.apply(smaller, held)
+        return smaller, held
+
+
+def examples_of(params: Params, data: store.Store, preprocessing: dict[str, Any]) -> criteria.Examples | None:
+    """``prune.images`` labelled images and the cross-entropy, for criteria that look at data."""
+    if not criteria.look_up(params.prune.criterion).needs_examples:
+        return None
+    labelled = data.splits["labelled"]
+    drawn = np.random.default_rng(params.run.seed).permutation(labelled)[: params.prune.images]
+    batches = [
+        (
+            views.preprocess(take(data.images, part), preprocessing, "cpu"),
+            torch.from_numpy(data.labels[part]),
+        )
+        for part in np.array_split(np.sort(drawn), max(1, len(drawn) // _CRITERION_BATCH))
+    ]
+    return criteria.Examples(batches, F.cross_entropy)
+
+
+def _early(params: Params) -> nn.Module | None:
+    if not params.prune.rewind:
+        return None
+    return checkpoint.load(f"data/{params.prune.source}/{learning.EARLY}").model
+
+
+def _with_penalty(
+    step: Callable[[nn.Module, training.Batch, int], dict[str, Tensor]], weight: float
+) -> Callable[[nn.Module, training.Batch, int], dict[str, Tensor]]:
+    if weight == 0.0:
+        return step
+
+    def penalised(model: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:
+        parts = step(model, batch, number)
+        penalty = weight * criteria.scale_penalty(model)
+        return {**parts, "loss": parts["loss"] + penalty, "scale_penalty": penalty}
+
+    return penalised
+
+
+def _is_enough(stage: Stage, number: int, drop: float) -> bool:
+    """Whether the round that ended ``drop`` points below the source is the last."""
+    section = stage.params.prune
+    if section.goal[0] == "max_drop" and drop > section.goal[1] + _POINTS_ROUNDING:
+        stage.say(
+            f"prune: round {number} lost {drop:.2f} points, more than max_drop {section.goal[1]}: no further round"
+        )
+        return True
+    if section.stop_drop is not None and drop > section.stop_drop + _POINTS_ROUNDING:
+        if number < section.rounds:
+            stage.say(
+                f"prune: round {number} lost {drop:.2f} points, more than stop_drop {section.stop_drop}: "
+                "it cannot be recovered, no further round"
+            )
+        return True
+    return False
+
+
+def plan_steps(params: Params) -> int:
     """Steps of one round of recovery, by which the rounds' curves are set one after the other."""
     plan = params.prune.training
-    return int(plan.steps if plan.steps is not None else plan.epochs * 1_000)
+    return int(plan.steps if plan.steps is not None else (plan.epochs or 0) * 1_000)
 
 
-def _row(
-    number: int, model: nn.Module, folder: Path, shape: tuple[int, int, int], before: float, after: float
-) -> dict[str, Any]:
+def _row(number: int, facts: verify.Facts, folder: Path, before: float, after: float) -> Row:
     return {
         "round": number,
-        "macs": profiling.count_macs(model, shape),
-        "params": profiling.count_params(model),
+        "macs": facts.macs,
+        "params": facts.params,
+        "nonzero": facts.nonzero,
         "file_bytes": profiling.file_bytes(folder),
+        "compressed_bytes": masks.compressed_bytes(folder / checkpoint.WEIGHTS),
         "accuracy_before": before,
         "accuracy_after": after,
     }
 
 
-def _latencies(
-    stage: Stage, networks: list[nn.Module], preprocessing: dict[str, Any], shape: tuple[int, int, int]
-) -> list[dict[str, float]]:
-    """Median milliseconds of each round's network, all rounds interleaved."""
-    memory_format = learning.memory_format_of(stage.params)
-    out: list[dict[str, float]] = [{} for _ in networks]
+def _add_latencies(stage: Stage, rows: list[Row], networks: list[nn.Module], shape: tuple[int, int, int]) -> None:
+    """Median milliseconds of each round's network, all rounds interleaved, and how much faster than the source each
+    is, with a 95 % interval. "Faster" is said only where that lies above 1."""
+    section, memory_format = stage.params.prune, learning.memory_format_of(stage.params)
+    for network in networks:
+        network.eval().to(memory_format=memory_format)
     with torch.inference_mode(), profiling.pinned_threads(1):
-        for batch in _LATENCY_BATCHES:
+        for batch in sorted({*_LATENCY_BATCHES, section.latency_batch}):
             x = torch.zeros(batch, *shape).contiguous(memory_format=memory_format)
-            models_ = [m.eval().to(memory_format=memory_format) for m in networks]
-            calls = {str(n): (lambda m=m, x=x: m(x)) for n, m in enumerate(models_)}
+            calls = {str(n): (lambda m=m, x=x: m(x)) for n, m in enumerate(networks)}
             samples = profiling.measure_latency(calls, repeats=_LATENCY_REPEATS)
-            for n in range(len(networks)):
-                out[n][f"latency_ms_b{batch}"] = float(torch.tensor(samples[str(n)]).median())
-    return out
+            for n, row in enumerate(rows):
+                row[f"latency_ms_b{batch}"] = profiling.summarise_latency(samples[str(n)])[0]
+                if batch != section.latency_batch or n == 0:
+                    continue
+                ratio = statistics.speed_ratio(samples[str(n)], samples["0"])
+                row |= {"speed_ratio": ratio.effect, "speed_low": ratio.low, "speed_high": ratio.high}
+                stage.say(f"prune: round {row['round']} is {speed_text(ratio)} at batch {batch} than {section.source}")
+                if section.goal[0] == "latency_ms" and row["round"] == rows[-1]["round"]:
+                    _compare_latency(stage, row[f"latency_ms_b{batch}"])
 
 
-def _record(stage: Stage, rows: list[dict[str, Any]], chosen: int) -> None:
+def speed_text(ratio: statistics.Estimate) -> str:
+    """``faster 1.34x [1.30, 1.38]`` where the interval excludes 1, else ``not faster (0.98x [0.95, 1.02])``."""
+    interval = f"{ratio.effect:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"faster {interval}" if ratio.low > 1.0 else f"not faster ({interval})"
+
+
+def _compare_latency(stage: Stage, measured: float) -> None:
+    asked = stage.params.prune.goal[1]
+    verdict = "met" if measured <= asked else "MISSED in this measurement"
+    stage.say(f"prune: {asked} ms asked, {measured:.3g} ms measured beside the others: {verdict}")
+
+
+def _record(stage: Stage, rows: list[Row], chosen: int) -> None:
     for row in rows:
         numbers = {f"prune/{k}": float(v) for k, v in row.items() if k not in ("round", "chosen")}
         stage.record.metrics(numbers, step=row["round"])
@@ -183,8 +411,10 @@ def _record(stage: Stage, rows: list[dict[str, Any]], chosen: int) -> None:
     stage.record.artifact("data/prune/model.json", "checkpoint")
     best = next(row for row in rows if row["round"] == chosen)
     stage.record.metrics({"val/best_accuracy": best["accuracy_after"]})
+    # of the MACs where channels went; masks leave those as they are
+    what, key = ("MACs", "macs") if stage.params.prune.granularity == "channels" else ("parameters not zero", "nonzero")
     stage.say(
-        f"prune: round {chosen} chosen on validation: {best['macs'] / rows[0]['macs']:.0%} of the MACs, "
+        f"prune: round {chosen} chosen on validation: {best[key] / rows[0][key]:.0%} of the {what}, "
         f"accuracy {rows[0]['accuracy_after']:.2%} -> {best['accuracy_after']:.2%}"
     )
 

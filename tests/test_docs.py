@@ -247,16 +247,19 @@ def test_params_page_names_every_choice() -> None:
 
 
 def test_params_page_names_every_criterion() -> None:
-    from thinner.pruning import CRITERIA
+    from thinner.criteria import CRITERIA
 
+    pruning = (ROOT / "docs" / "pruning.md").read_text()
     for name in CRITERIA:
         assert f"`{name}`" in tables(ROOT / "docs" / "params.md")["prune"]["criterion"]
+        assert f"| `{name}` |" in pruning
 
 
 def merged(base: Any, changes: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
-    return {**base, **{key: merged(base.get(key), value) for key, value in changes.items()}}
+    # a target has one key: another takes its place
+    return {**base, **{k: v if k == "target" else merged(base.get(k), v) for k, v in changes.items()}}
 
 
 @every_page
@@ -295,14 +298,14 @@ def test_imports_in_examples_exist(page: Path) -> None:
 
 def run_examples(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Do to `thinner` what the blocks in docs/extend.md say, each in the module it was written for."""
-    from thinner import losses, pruning
+    from thinner import criteria, losses
 
     if page.name != "extend.md":
         return
     for block in fences(page, "python"):
-        module = losses if re.search(r"full_precision|LOSSES", block) else pruning
+        module = losses if re.search(r"full_precision|LOSSES", block) else criteria
         namespace = vars(module) | {"__name__": module.__name__}
-        before = {"LOSSES": losses.LOSSES, "CRITERIA": pruning.CRITERIA}
+        before = {"LOSSES": losses.LOSSES, "CRITERIA": criteria.CRITERIA}
         exec(compile(block, str(page), "exec", dont_inherit=True), namespace)
         (made,) = ast.parse(block).body
         name = str(made.target.id if isinstance(made, ast.AnnAssign) else made.name)  # type: ignore[union-attr,attr-defined]
@@ -337,15 +340,15 @@ def test_the_criterion_of_the_example_works(monkeypatch: pytest.MonkeyPatch) -> 
     from thinner import pruning
 
     run_examples(ROOT / "docs" / "extend.md", monkeypatch)
-    # one hidden layer; half of the MACs means half of its channels: those with the scales 1 to 32
-    model = nn.Sequential(
-        nn.Conv2d(1, 64, 1, bias=False), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(64, 2, bias=False)
-    )
-    scales = torch.randperm(64, generator=torch.Generator().manual_seed(0)) + 1.0
+    # one hidden layer of 64 channels; half of the MACs means half of them: those whose largest weight is 1 to 32,
+    # however large the other weight is
+    model = nn.Sequential(nn.Conv2d(2, 64, 1, bias=False), nn.Flatten(), nn.Linear(64, 2, bias=False))
+    largest = torch.randperm(64, generator=torch.Generator().manual_seed(0)) + 1.0
     with torch.no_grad():
-        model[1].weight.copy_(scales)
-    smaller, _ = pruning.cut(model, torch.zeros(1, 1, 1, 1), macs=96, criterion="slimming")
-    assert smaller[1].weight.tolist() == scales[scales > 32].tolist()  # type: ignore[index,operator,union-attr]
+        model[0].weight.copy_(torch.stack([largest, -0.9 * largest.clamp(max=32)], 1).view(64, 2, 1, 1))
+        model[2].weight.fill_(1.0)
+    smaller, _ = pruning.cut(model, torch.zeros(1, 2, 1, 1), macs=128, criterion="linf")
+    assert smaller[0].weight[:, 0].flatten().tolist() == largest[largest > 32].tolist()  # type: ignore[index,union-attr]
 
 
 # -------------------------------------------------------------------------------------------------- the rest

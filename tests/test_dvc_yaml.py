@@ -111,9 +111,9 @@ def test_small_results_are_in_git_and_large_ones_in_dvc() -> None:
         assert all(isinstance(out, str) for out in stage["outs"]), name
 
 
-def test_changing_the_pruning_ratio_concerns_only_what_comes_after() -> None:
+def test_changing_the_pruning_target_concerns_only_what_comes_after() -> None:
     """By the graph alone; that DVC agrees is shown by tests/flows/test_pipeline.py."""
-    readers = {name for name, stage in STAGES.items() if {"prune", "prune.ratio"} & set(stage["params"])}
+    readers = {name for name, stage in STAGES.items() if {"prune", "prune.target"} & set(stage["params"])}
     makers = {out: name for name, stage in STAGES.items() for out in stage["outs"]}
     makers |= {
         path: name

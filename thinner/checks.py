@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from thinner import architectures, losses, models, pruning
+from thinner import architectures, criteria, losses, masks, models, pruning
 from thinner.errors import UserError
-from thinner.profiling import count_macs
+from thinner.profiling import count_macs, count_params
 
 if TYPE_CHECKING:
     from thinner.config import Network, Params
@@ -132,38 +132,95 @@ def _features(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str
 
 def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
     prune = params.prune
-    if prune.criterion not in pruning.CRITERIA:
-        yield f"prune.criterion: unknown '{prune.criterion}'. Choose one of: {', '.join(pruning.CRITERIA)}"
+    section_name = "finetune" if prune.source == "finetune" else "student"
+    yield from _rewinding(params, section_name)
+    try:
+        criterion = criteria.look_up(prune.criterion)
+    except UserError as error:
+        yield str(error)
         return
-    name = "finetune" if prune.source == "finetune" else "student"
-    if name not in built:
+    if prune.granularity != "channels" and criterion.weights is None:
+        able = ", ".join(name for name, row in criteria.CRITERIA.items() if row.weights is not None)
+        yield (
+            f"prune.criterion: '{prune.criterion}' scores channels, not single weights. Choose one of: {able}; "
+            "or set prune.granularity: channels"
+        )
         return
-    section: Network = getattr(params, name)
+    if section_name not in built:
+        return
+    section: Network = getattr(params, section_name)
     network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
     if section.width is not None:
         network |= {"width": section.width, "stem_stride": section.stem_stride}
     with torch.random.fork_rng(devices=[]):
         model = models.create(network)  # the dependency graph is read off a real forward pass
+    example = torch.zeros(1, section.channels, section.image_size, section.image_size)
+    key, value = prune.goal
+    unit: Any = {"max_drop": "macs"}.get(key, key) if prune.granularity == "channels" else "params"
     try:
-        now, fewest = pruning.reachable_macs(
-            model,
-            torch.zeros(1, section.channels, section.image_size, section.image_size),
-            scope=prune.scope,
-            round_to=prune.round_to,
-            keep=prune.keep,
-        )
+        now, fewest = _reach(params, model, example, unit)
     except architectures.ArchitectureError as error:
-        yield f"{name}.network: '{section.network}': {error}"
+        yield f"{section_name}.network: '{section.network}': {error}"
         return
     except UserError as error:
         yield str(error)
         return
-    wanted = pruning.target_macs(now, prune.ratio, prune.rounds)
+    if key == "max_drop":
+        if fewest >= now:
+            yield f"prune.target: nothing of '{section.network}' can go. Lower prune.round_to, or shorten prune.keep"
+        return
+    wanted = value if key == "latency_ms" else pruning.final_size(value, now)
     if wanted < fewest:
         yield (
-            f"prune.ratio: {prune.ratio} over prune.rounds: {prune.rounds} asks for {wanted / now:.0%} of the MACs; "
-            f"'{section.network}' with round_to {prune.round_to} can reach {fewest / now:.0%} to 100%"
+            f"prune.target: {pruning.sized(unit, wanted)} are asked for; '{section.network}' has "
+            f"{pruning.sized(unit, now)}; " + pruning.out_of_reach(unit, now, fewest, prune.round_to, prune.keep)
         )
+    elif wanted >= now:
+        yield (
+            f"prune.target: {pruning.sized(unit, wanted)} are asked for, and '{section.network}' has no more than "
+            f"{pruning.sized(unit, now)} to begin with. Ask for less, down to {pruning.sized(unit, fewest)}"
+        )
+
+
+def _reach(params: Params, model: torch.nn.Module, example: torch.Tensor, unit: Any) -> tuple[float, float]:
+    """(size now, smallest size) of a fresh network; a latency is measured, here and now."""
+    prune = params.prune
+    if prune.granularity == "channels":
+        return pruning.reachable(
+            unit,
+            model,
+            example,
+            criterion=prune.criterion,
+            scope=prune.scope,
+            round_to=prune.round_to,
+            keep=prune.keep,
+            clock=pruning.Clock(prune.latency_batch),
+        )
+    for parameter in model.parameters():  # a fresh network has biases of 0, a trained one has not
+        if parameter.ndim == 1:
+            torch.nn.init.ones_(parameter)
+    if prune.granularity == "weights":
+        return masks.reachable(model, prune.keep)
+    n, _, m = prune.granularity.partition(":")
+    masks.apply(model, pattern := masks.mask_pattern(model, int(n), int(m), criterion="l2", keep=prune.keep))
+    zeros = sum(int((~mask).sum()) for mask in pattern.values())
+    return count_params(model), count_params(model) - zeros
+
+
+def _rewinding(params: Params, section_name: str) -> Iterator[str]:
+    """Early weights are there only if the source's training keeps them."""
+    if params.prune.rewind and getattr(params, section_name).training.keep_step is None:
+        yield (
+            f"prune.rewind: true, but {section_name}.training.keep_step is null: no early weights are kept. "
+            f"Set {section_name}.training.keep_step: 100, or prune.rewind: false"
+        )
+    for name in ("finetune", "student"):
+        training = getattr(params, name).training
+        if training.keep_step is not None and training.steps is not None and training.keep_step >= training.steps:
+            yield (
+                f"{name}.training.keep_step: {training.keep_step}, but the training has {training.steps} steps. "
+                "Give an earlier one"
+            )
 
 
 def _claims(params: Params) -> Iterator[str]:

@@ -49,7 +49,6 @@ def _number(value: Any) -> Any:
 
 _Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Ratio = Annotated[_Real, Field(ge=0.0, le=1.0)]
-OpenRatio = Annotated[_Real, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[_Real, Field(gt=0.0)]
 NonNegative = Annotated[_Real, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -135,6 +134,7 @@ class Budget(Section):
     clip_norm: Positive | None
     ema: Annotated[float, Field(ge=0.0, lt=1.0)]
     patience: Count | None
+    keep_step: Count | None
 
     @model_validator(mode="after")
     def _one_length(self) -> Budget:
@@ -242,16 +242,92 @@ class Distill(Section):
     losses: Annotated[list[LossPart], Field(min_length=1)]
 
 
+def _target(value: dict[str, Any]) -> dict[str, Any]:
+    known = ("macs", "params", "latency_ms", "max_drop")
+    given = {key: amount for key, amount in value.items() if amount is not None}
+    for key, amount in given.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise ValueError(
+                f"has an unknown key '{key}'. " + (f"Did you mean '{near[0]}'?" if near else f"Known: {known}")
+            )
+        whole = isinstance(amount, int) and not isinstance(amount, bool)
+        if key in ("macs", "params"):
+            if not ((whole and amount >= 1) or (isinstance(amount, float) and 0.0 < amount < 1.0)):
+                raise ValueError(
+                    f"has {key}: {amount!r}. Give a share above 0.0 and below 1.0, or a count as a whole number"
+                )
+        elif not ((whole or isinstance(amount, float)) and amount > 0):
+            raise ValueError(f"has {key}: {amount!r}. Give " + ("milliseconds" if key == "latency_ms" else "points"))
+    if len(given) != 1:
+        raise ValueError(f"must have one of the keys {', '.join(known)}, and has {len(given)}. Set the others to null")
+    return given
+
+
+def _pattern(value: Any) -> Any:
+    if isinstance(value, int):  # YAML reads 2:4 as a number to the base of 60
+        raise ValueError(  # noqa: TRY004 - pydantic turns ValueErrors into lines
+            f"is read as a number. Put it in quotes: '{value // 60}:{value % 60}'"
+        )
+    return value
+
+
 class Prune(Section):
     source: Literal["distill", "finetune", "scratch"]
-    ratio: OpenRatio
+    granularity: Annotated[str, BeforeValidator(_pattern), Field(pattern=r"^(channels|weights|[1-9]\d*:[1-9]\d*)$")]
+    target: Annotated[dict[str, Any], AfterValidator(_target)]
     rounds: Annotated[int, Field(ge=1, le=50)]
-    scope: Literal["global", "layer"]
+    schedule: Literal["one_shot", "linear", "cubic", "geometric"]
+    scope: Literal["global", "layer", "isomorphic"]
     criterion: str
+    images: Count
+    sparsity: NonNegative
     round_to: Count
     keep: list[str]
-    tolerance: Ratio
+    latency_batch: Count
+    tolerance: Ratio | None
+    stop_drop: Positive | None
+    rewind: bool
     training: Budget
+
+    @property
+    def goal(self) -> tuple[str, int | float]:
+        """(key, value) of the target."""
+        ((key, value),) = self.target.items()
+        return key, value
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Prune:
+        key, value = self.goal
+        if self.schedule == "one_shot" and self.rounds > 1:
+            raise ValueError(
+                f"rounds: {self.rounds}, but schedule 'one_shot' has one. Set rounds: 1, or another schedule"
+            )
+        if key == "max_drop" and self.schedule == "one_shot":
+            raise ValueError("schedule: 'one_shot' goes nowhere with target max_drop. Choose geometric, and rounds: 10")
+        if self.sparsity > 0 and self.criterion != "bn_scale":
+            raise ValueError(
+                f"sparsity: {self.sparsity} pushes the scales of batch norms down, which criterion "
+                f"'{self.criterion}' does not look at. Set sparsity: 0.0, or criterion: bn_scale"
+            )
+        if self.training.keep_step is not None:
+            raise ValueError("training.keep_step: rewinding goes to the source's training, not to a recovery. Set null")
+        if self.granularity == "channels":
+            return self
+        if key in ("macs", "latency_ms"):
+            raise ValueError(
+                f"target: {{{key}: {value}}}, but granularity '{self.granularity}' sets weights to zero where they "
+                "stand: as many MACs, the same speed. Set target: {params: 0.5}, or granularity: channels"
+            )
+        if self.scope == "isomorphic":
+            raise ValueError(f"scope: 'isomorphic' is for channels. Choose global or layer for '{self.granularity}'")
+        if self.granularity != "weights" and self.rounds > 1:
+            raise ValueError(
+                f"rounds: {self.rounds}, but '{self.granularity}' is one pattern, not a growing share. Set 1"
+            )
+        if self.granularity != "weights" and key == "max_drop":
+            raise ValueError(f"target: max_drop wants growing shares, and '{self.granularity}' is one. Set params")
+        return self
 
 
 class Export(Section):

@@ -1,8 +1,8 @@
 """Structured pruning: channels are cut out and the network really shrinks.
 
 Which layers hang together is found by Torch-Pruning's dependency graph (Fang et al. 2023, DepGraph,
-https://arxiv.org/abs/2301.12900). Ours is what to ask of it: a share of the multiply-accumulates (MACs) rather than
-a share of channels, met and never missed; widths that hardware likes; rounds of cutting and recovering.
+https://arxiv.org/abs/2301.12900). Ours is what to ask of it: a limit of multiply-accumulates (MACs), parameters or
+milliseconds rather than a share of channels, met and never missed; widths that hardware likes; rounds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch_pruning as tp
@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thinner import architectures, models
+from thinner.criteria import ChannelScores, Criterion, Examples, GroupImportance, look_up, score_channels
 from thinner.errors import UserError
-from thinner.profiling import count_macs, count_params
+from thinner.profiling import count_macs, count_params, measure_latency, pinned_threads, summarise_latency
 
 
 class PruningError(UserError):
@@ -37,76 +38,168 @@ class Cut:
     params_after: int
 
 
-def target_macs(macs: int, ratio: float, number: int) -> int:
-    """MACs allowed after round ``number`` (1, 2, ...): each round removes ``ratio`` of what the one before left.
+Unit = Literal["macs", "params", "latency_ms"]  # what a size is counted in
 
-    The geometric schedule of iterative magnitude pruning (Frankle & Carbin 2019, https://arxiv.org/abs/1803.03635).
+
+def final_size(value: int | float, now: float) -> float:
+    """The size that a target asks for: a whole number is a count, a number with a point is a share of ``now``."""
+    return int(value * now) if isinstance(value, float) else value
+
+
+def size_after(now: float, final: float, schedule: str, number: int, rounds: int) -> float:
+    """Size allowed after round ``number`` of ``rounds``; never rising, and exactly ``final`` after the last.
+
+    one_shot: all in the first round. linear: the same amount each round. cubic: the gradual schedule of Zhu & Gupta
+    2017 (https://arxiv.org/abs/1710.01878, equation 1), which takes most at the start. geometric: the same share of
+    what is left each round, as in iterative magnitude pruning (Frankle & Carbin 2019,
+    https://arxiv.org/abs/1803.03635).
     """
-    return int(macs * (1.0 - ratio) ** number)
+    if schedule not in SCHEDULES:
+        raise PruningError(f"prune.schedule: unknown '{schedule}'. Choose one of: {', '.join(SCHEDULES)}")
+    if number >= rounds:
+        return final
+    return SCHEDULES[schedule](now, final, number / rounds) if number > 0 else now
+
+
+SCHEDULES: dict[str, Callable[[float, float, float], float]] = {  # size at the start, at the end, share of rounds done
+    "one_shot": lambda now, final, done: final,
+    "linear": lambda now, final, done: now + (final - now) * done,
+    "cubic": lambda now, final, done: final + (now - final) * (1 - done) ** 3,
+    "geometric": lambda now, final, done: now * (final / now) ** done,
+}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How a latency is measured: images at once, layout of memory, on one thread."""
+
+    batch: int
+    memory_format: torch.memory_format = torch.channels_last
+    repeats: int = 30
+
+
+def size_of(
+    unit: Unit, model: nn.Module, example: Float[Tensor, "one channels size size"], clock: Clock | None = None
+) -> float:
+    """MACs per image, parameters, or the median milliseconds of a batch, measured now on this machine's CPU."""
+    if unit == "macs":
+        return count_macs(model, tuple(example.shape[1:]))
+    if unit == "params":
+        return count_params(model)
+    if clock is None:
+        raise PruningError("latency_ms: needs a clock. Say how it is measured: clock=Clock(batch=64)")
+    model = copy.deepcopy(model).eval().cpu().to(memory_format=clock.memory_format)
+    x = example.expand(clock.batch, -1, -1, -1).contiguous(memory_format=clock.memory_format)
+    with torch.inference_mode(), pinned_threads(1):
+        samples = measure_latency({"": lambda: model(x)}, repeats=clock.repeats)
+    return summarise_latency(samples[""])[0]
 
 
 def cut(
     model: nn.Module,
     example: Float[Tensor, "batch channels size size"],
     *,
-    macs: int,
+    macs: int | None = None,
+    params: int | None = None,
+    latency_ms: float | None = None,
     criterion: str,
     scope: str = "global",
     round_to: int = 1,
     keep: Sequence[str] = (),
+    examples: Examples | None = None,
+    seed: int = 0,
+    clock: Clock | None = None,
+    rewound: nn.Module | None = None,
 ) -> tuple[nn.Module, Cut]:
-    """A smaller copy of ``model`` with at most ``macs`` multiply-accumulates per image, and as few cuts as that takes.
+    """A smaller copy of ``model``, cut as little as it takes to meet one limit: ``macs`` per image, ``params``, or
+    ``latency_ms`` of a batch, measured with ``clock``.
 
-    ``scope``: ``global`` ranks the channels of all layers together, ``layer`` takes the same share of each.
-    ``keep``: regular expressions; layers whose path matches one keep their outputs, as the classifier always does.
+    ``scope``: ``global`` ranks the channels of all layers together, ``layer`` takes the same share of each,
+    ``isomorphic`` ranks together where the layers that are cut together are of the same make (Fang et al. 2024,
+    https://arxiv.org/abs/2407.04616). ``keep``: regular expressions; layers whose path matches one keep their outputs,
+    as the classifier always does. ``examples`` is for criteria that look at data. ``rewound``: a network of the same
+    shape whose weights the result has instead; which channels go is decided by those of ``model`` (Renda et al. 2020,
+    https://arxiv.org/abs/2003.02389).
+
     The share of channels is found by bisection; Torch-Pruning then removes the lowest of ``criterion``.
-    Raises PruningError when ``macs`` is below what can be reached or nothing can be removed.
+    Raises PruningError when the limit is below what can be reached or nothing can be removed.
     """
-    before, params_before = count_macs(model, tuple(example.shape[1:])), count_params(model)
-    if macs >= before:
-        raise PruningError(f"nothing to prune: the network has {before:,} MACs and up to {macs:,} are allowed")
-    low, high = 0.0, _LARGEST
-    smallest = _prune(model, example, high, criterion, scope, round_to, keep)
-    reached = count_macs(smallest, tuple(example.shape[1:]))
-    if reached > macs:
+    limits: dict[Unit, float | None] = {"macs": macs, "params": params, "latency_ms": latency_ms}
+    given: list[tuple[Unit, float]] = [(unit, limit) for unit, limit in limits.items() if limit is not None]
+    if len(given) != 1:
+        raise PruningError(f"cut: give one of macs, params, latency_ms; there are {len(given)}")
+    unit, limit = given[0]
+    shape = tuple(example.shape[1:])
+    now = size_of(unit, model, example, clock)
+    if limit >= now:
         raise PruningError(
-            f"prune.ratio, prune.rounds: ask for {macs:,} MACs of {before:,}; the smallest that can be reached with "
-            f"round_to {round_to} is {reached:,} ({reached / before:.0%}). "
-            "Lower prune.ratio, prune.rounds or prune.round_to"
+            f"nothing to prune: the network has {sized(unit, now)} and up to {sized(unit, limit)} are allowed"
         )
-    best, best_macs = smallest, reached
+    scores = score_channels(criterion, model, examples, seed)
+    source = model if rewound is None else rewound
+
+    def smaller(share: float) -> tuple[nn.Module, float]:
+        network = _prune(source, example, share, scores, scope, round_to, keep)
+        return network, size_of(unit, network, example, clock)
+
+    low, high = 0.0, _LARGEST
+    best, reached = smaller(high)
+    if reached > limit:
+        raise PruningError(
+            f"prune.target: {sized(unit, limit)} of {sized(unit, now)} are asked for; "
+            + out_of_reach(unit, now, reached, round_to, keep)
+        )
     for _ in range(_BISECTIONS):
-        if best_macs >= _NEAR_ENOUGH * macs:
+        if reached >= _NEAR_ENOUGH * limit:
             break
         middle = (low + high) / 2
-        candidate = _prune(model, example, middle, criterion, scope, round_to, keep)
-        candidate_macs = count_macs(candidate, tuple(example.shape[1:]))
-        if candidate_macs <= macs:
+        candidate, size = smaller(middle)
+        if size <= limit:
             high = middle
-            if candidate_macs >= best_macs:
-                best, best_macs = candidate, candidate_macs
+            if size >= reached:
+                best, reached = candidate, size
         else:
             low = middle
-    return best, Cut(before, best_macs, params_before, count_params(best))
+    return best, Cut(count_macs(model, shape), count_macs(best, shape), count_params(model), count_params(best))
 
 
 _BISECTIONS = 10  # a thousandth of the channels: finer than one channel of any usual layer
-_NEAR_ENOUGH = 0.99  # of the MACs allowed: closer is not worth tracing the network again
+_NEAR_ENOUGH = 0.99  # of what is allowed: closer is not worth tracing the network again
 _LARGEST = 0.98  # of a layer's channels; the rest keeps every layer alive
 
 
-def reachable_macs(
+def sized(unit: Unit, size: float) -> str:
+    return f"{size:.3g} ms" if unit == "latency_ms" else f"{size:,.0f} {'MACs' if unit == 'macs' else 'parameters'}"
+
+
+def out_of_reach(unit: Unit, now: float, fewest: float, round_to: int, keep: Sequence[str]) -> str:
+    """What can be reached, what stands in the way, and the mend."""
+    kept = f", with prune.keep: {list(keep)}" if keep else ""
+    return (
+        f"with round_to {round_to}{kept} the smallest that can be reached is {sized(unit, fewest)} "
+        f"({fewest / now:.0%}). Ask for {fewest / now:.0%} to 100%, or lower prune.round_to"
+        + (" or prune.keep" * bool(keep))
+    )
+
+
+def reachable(
+    unit: Unit,
     model: nn.Module,
     example: Float[Tensor, "batch channels size size"],
     *,
+    criterion: str = "l2",
     scope: str = "global",
     round_to: int = 1,
     keep: Sequence[str] = (),
-) -> tuple[int, int]:
-    """(MACs now, fewest MACs that ``cut`` can reach)."""
-    smallest = _prune(model, example, _LARGEST, "magnitude", scope, round_to, keep)
-    shape = tuple(example.shape[1:])
-    return count_macs(model, shape), count_macs(smallest, shape)
+    clock: Clock | None = None,
+) -> tuple[float, float]:
+    """(size now, smallest size that ``cut`` can reach). A criterion that needs examples counts as l2 here: how far a
+    cut can go depends on which layers are scored, not on their scores."""
+    if look_up(criterion).needs_examples:
+        criterion = "l2"
+    scores = score_channels(criterion, model)
+    smallest = _prune(model, example, _LARGEST, scores, scope, round_to, keep)
+    return size_of(unit, model, example, clock), size_of(unit, smallest, example, clock)
 
 
 def cut_share(
@@ -123,14 +216,20 @@ def cut_share(
 
     The other arguments are those of ``cut``. Raises ArchitectureError when the network is of a kind that cannot be cut.
     """
-    return _prune(model, example, share, criterion, scope, round_to, keep)
+    return _prune(model, example, share, score_channels(criterion, model), scope, round_to, keep)
 
 
 def _prune(
-    model: nn.Module, example: Tensor, ratio: float, criterion: str, scope: str, round_to: int, keep: Sequence[str]
+    model: nn.Module,
+    example: Tensor,
+    ratio: float,
+    scores: tuple[Criterion, ChannelScores],
+    scope: str,
+    round_to: int,
+    keep: Sequence[str],
 ) -> nn.Module:
-    if criterion not in CRITERIA:
-        raise PruningError(f"prune.criterion: unknown '{criterion}'. Choose one of: {', '.join(CRITERIA)}")
+    if scope not in SCOPES:
+        raise PruningError(f"prune.scope: unknown '{scope}'. Choose one of: {', '.join(SCOPES)}")
     smaller = copy.deepcopy(model).eval()
     frozen = {name for name, p in smaller.named_parameters() if not p.requires_grad}
     smaller.requires_grad_(True)  # the graph is read off autograd
@@ -140,8 +239,9 @@ def _prune(
         pruner = _WholeMultiples(
             smaller,
             example,
-            importance=CRITERIA[criterion](),
-            global_pruning=scope == "global",
+            importance=GroupImportance(smaller, *scores),
+            global_pruning=scope != "layer",
+            isomorphic=scope == "isomorphic",
             pruning_ratio=ratio,
             max_pruning_ratio=_LARGEST,
             round_to=round_to,
@@ -152,6 +252,9 @@ def _prune(
         parameter.requires_grad_(name not in frozen)
         parameter.grad = None
     return smaller
+
+
+SCOPES = ("global", "layer", "isomorphic")
 
 
 class _WholeMultiples(tp.pruner.BasePruner):  # type: ignore[misc]
@@ -185,22 +288,13 @@ def reestimate_statistics(model: nn.Module, batches: Callable[[int], Tensor], co
     model.eval()
 
 
-def choose_round(rounds: Sequence[dict[str, Any]], source_accuracy: float, tolerance: float) -> int:
-    """The round (its ``round``) with the fewest MACs whose validation accuracy is within ``tolerance`` of the source's;
-    where none is, the one with the best accuracy."""
-    good = [r for r in rounds if r["accuracy_after"] >= source_accuracy - tolerance]
+def choose_round(rounds: Sequence[dict[str, Any]], source_accuracy: float, tolerance: float | None) -> int:
+    """The last round (its ``round``; rounds shrink) whose validation accuracy is within ``tolerance`` (a ratio) of the
+    source's; where none is, the one with the best accuracy. Without a tolerance the last."""
+    good = [r for r in rounds if tolerance is None or r["accuracy_after"] >= source_accuracy - tolerance - _ROUNDING]
     if good:
-        return int(min(good, key=lambda r: r["macs"])["round"])
+        return int(max(good, key=lambda r: r["round"])["round"])
     return int(max(rounds, key=lambda r: r["accuracy_after"])["round"])
 
 
-def _magnitude() -> Any:
-    """Group magnitude: the L2 norms of all that belongs to a channel, over all layers that hang together, relative to
-    the group's mean (Li et al. 2017, https://arxiv.org/abs/1608.08710; for groups Fang et al. 2023, DepGraph)."""
-    return tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer="mean")
-
-
-# To add a criterion: one function that returns a Torch-Pruning importance, its row here, one test row.
-CRITERIA: dict[str, Callable[[], Any]] = {
-    "magnitude": _magnitude,
-}
+_ROUNDING = 1e-9  # 0.90 - 0.89 is more than 0.01

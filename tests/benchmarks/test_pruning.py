@@ -31,7 +31,7 @@ def test_a_pruned_student_is_trained_in_both_ways(tmp_path, monkeypatch):
     import torch
 
     monkeypatch.setattr(distillation, "jobs", lambda params: [replace(TINY, policy={})])
-    smaller, _ = cut(models.create(NETWORK), torch.zeros(1, 1, 16, 16), macs=30_000, criterion="magnitude")
+    smaller, _ = cut(models.create(NETWORK), torch.zeros(1, 1, 16, 16), macs=30_000, criterion="l2")
     was = {name: t.clone() for name, t in smaller.state_dict().items()}
     times = pruning.measure_recovery(PARAMS, smaller, 2, tmp_path)
     assert set(times) == {"cached", "plain"}
@@ -51,7 +51,7 @@ def test_every_network_is_timed_in_both_runtimes(tmp_path):
     import torch
 
     model = models.create(NETWORK).eval()
-    smaller, _ = cut(model, torch.zeros(1, 1, 16, 16), macs=30_000, criterion="magnitude")
+    smaller, _ = cut(model, torch.zeros(1, 1, 16, 16), macs=30_000, criterion="l2")
     samples = pruning.measure_speed(PARAMS, {1.0: model, 0.5: smaller}, (1, 16, 16), repeats=2)
     assert set(samples) == {f"{runtime}/{batch}" for runtime in ("pytorch", "onnxruntime") for batch in (1, 64)}
     assert all((times > 0).all() and times.shape == (2,) for row in samples.values() for times in row.values())

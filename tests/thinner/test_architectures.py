@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def cut(model, size, ratio, keep=()):
-    return pruning.cut_share(model, torch.zeros(1, 3, size, size), ratio, criterion="magnitude", keep=keep)
+    return pruning.cut_share(model, torch.zeros(1, 3, size, size), ratio, criterion="l2", keep=keep)
 
 
 def forward(model, size):

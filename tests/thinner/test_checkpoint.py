@@ -27,7 +27,7 @@ def pruned(network, size, share, round_to=1):
     model = models.create(network).eval()
     example = torch.zeros(1, network["channels"], size, size)
     macs = count_macs(model, tuple(example.shape[1:]))
-    return pruning.cut(model, example, macs=int(share * macs), criterion="magnitude", round_to=round_to)[0]
+    return pruning.cut(model, example, macs=int(share * macs), criterion="l2", round_to=round_to)[0]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_unpruned_network_says_so():
 def test_what_was_pruned_in_two_steps_loads_like_what_was_pruned_in_one(tmp_path):
     example = torch.zeros(1, 1, 32, 32)
     first = pruned(NETWORK, 32, 0.7)
-    second = pruning.cut(first, example, macs=int(0.6 * count_macs(first, (1, 32, 32))), criterion="magnitude")[0]
+    second = pruning.cut(first, example, macs=int(0.6 * count_macs(first, (1, 32, 32))), criterion="l2")[0]
     checkpoint.save(tmp_path, second, spec(NETWORK))
     loaded = checkpoint.load(tmp_path).model
     x = torch.randn(3, 1, 32, 32)
@@ -79,7 +79,7 @@ def test_the_spec_does_not_tell_in_which_order_layers_were_cut(tmp_path):
         network = models.create(NETWORK).eval()
         for n in order:
             keep = [others, *(layer for m, layer in enumerate(layers) if m != n)]
-            network = pruning.cut_share(network, example, 0.5, criterion="magnitude", keep=keep)
+            network = pruning.cut_share(network, example, 0.5, criterion="l2", keep=keep)
         folders.append(tmp_path / str(order[0]))
         networks.append(network)
         checkpoint.save(folders[-1], network, spec(NETWORK))
@@ -98,7 +98,7 @@ def test_a_hidden_buffer_that_pruning_resized_is_saved(tmp_path):
     network = {"name": "timm:swinv2_tiny_window8_256", "classes": 5, "channels": 3}
     torch.manual_seed(0)
     model = models.create(network).eval()
-    smaller = pruning.cut_share(model, torch.zeros(1, 3, 256, 256), 0.5, criterion="magnitude")
+    smaller = pruning.cut_share(model, torch.zeros(1, 3, 256, 256), 0.5, criterion="l2")
     checkpoint.save(tmp_path, smaller, spec(network))
     loaded = checkpoint.load(tmp_path).model
     assert list(loaded.state_dict()) == list(model.state_dict())

@@ -41,9 +41,24 @@ FITNET = {"name": "fitnet", "weight": 1.0, "student_layers": ["stages.2"], "teac
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"prune.ration": 0.3}, "prune.ration: unknown key (value 0.3). Did you mean 'ratio'?"),
-        ({"prune.ratio": 1.5}, "prune.ratio: 1.5: should be less than 1"),
-        ({"prune.ratio": "much"}, "prune.ratio: 'much': should be a valid number"),
+        ({"prune.roundz": 3}, "prune.roundz: unknown key (value 3). Did you mean 'rounds'?"),
+        ({"finetune.augment.crop": 1.5}, "finetune.augment.crop: 1.5: should be less than or equal to 1"),
+        ({"prune.tolerance": "much"}, "prune.tolerance: 'much': should be a valid number"),
+        ({"prune.target": {"macs": 0.5, "params": 100}}, "must have one of the keys macs, params, latency_ms, max_drop, and has 2. Set the others to null"),
+        ({"prune.target": {"macs": None}}, "must have one of the keys macs, params, latency_ms, max_drop, and has 0"),
+        ({"prune.target": {"mac": 0.5}}, "has an unknown key 'mac'. Did you mean 'macs'?"),
+        ({"prune.target": {"macs": 1.5}}, "has macs: 1.5. Give a share above 0.0 and below 1.0, or a count as a whole number"),
+        ({"prune.target": {"macs": True}}, "has macs: True. Give a share"),
+        ({"prune.target": {"latency_ms": 0}}, "has latency_ms: 0. Give milliseconds"),
+        ({"prune.target": {"max_drop": "little"}}, "has max_drop: 'little'. Give points"),
+        ({"prune.granularity": 124}, "prune.granularity: 124 is read as a number. Put it in quotes: '2:4'"),
+        ({"prune.granularity": "filters"}, "prune.granularity: 'filters': string should match pattern"),
+        ({"prune.granularity": "weights"}, "{'macs': 0.5}".replace("'", "") + ", but granularity 'weights' sets weights to zero where they stand: as many MACs, the same speed. Set target: {params: 0.5}, or granularity: channels"),
+        ({"prune.granularity": "weights", "prune.target": {"params": 0.5}, "prune.scope": "isomorphic"}, "'isomorphic' is for channels. Choose global or layer for 'weights'"),
+        ({"prune.granularity": "2:4", "prune.target": {"params": 0.5}}, "2, but '2:4' is one pattern, not a growing share. Set 1"),
+        ({"prune.schedule": "one_shot"}, "2, but schedule 'one_shot' has one. Set rounds: 1, or another schedule"),
+        ({"prune.sparsity": 1e-4}, "0.0001 pushes the scales of batch norms down, which criterion 'l2' does not look at. Set sparsity: 0.0, or criterion: bn_scale"),
+        ({"prune.training.keep_step": 10}, "rewinding goes to the source's training, not to a recovery. Set null"),
         ({"teach.views": ...}, "teach.views: missing. Add it; docs/params.md says what it does"),
         ({"run.device": "gpu"}, "run.device: unknown 'gpu'. Choose one of: 'auto', 'cpu', 'cuda' or 'mps'"),
         ({"run.seed": 1.5}, "run.seed: 1.5: should be a valid integer"),
@@ -82,8 +97,16 @@ def test_a_mistake_is_named(tmp_path, changes, line):
         ({"distill.losses": [FITNET], "teach.features": [{"layer": "blocks.4", "keep": "pooled"}]}, "'blocks.4' is kept as 'pooled', but the loss needs it. Add to teach.features: {layer: blocks.4, keep: map}"),
         ({"teach.features": [{"layer": "block.4", "keep": "map"}]}, "teach.features[0].layer: no layer 'block.4' in EfficientNet. Near: blocks.4"),
         ({"teach.features": [{"layer": "blocks.4", "keep": "map"}] * 2}, "teach.features[1].layer: 'blocks.4' is named twice"),
-        ({"prune.criterion": "L9"}, "prune.criterion: unknown 'L9'. Choose one of: magnitude"),
-        ({"prune.rounds": 20, "prune.ratio": 0.3}, "prune.ratio: 0.3 over prune.rounds: 20 asks for 0% of the MACs; 'resnet8' with round_to 8 can reach 13% to 100%"),
+        ({"prune.criterion": "L9"}, "prune.criterion: unknown 'L9'. Choose one of: random, l1, l2"),
+        ({"prune.target": {"macs": 0.05}}, "prune.target: 152,608 MACs are asked for; 'resnet8' has 3,052,160 MACs; with round_to 8 the smallest that can be reached is 410,704 MACs (13%). Ask for 13% to 100%, or lower prune.round_to"),
+        ({"prune.target": {"params": 100}}, "prune.target: 100 parameters are asked for; 'resnet8' has"),
+        ({"prune.target": {"params": 10**9}}, "prune.target: 1,000,000,000 parameters are asked for, and 'resnet8' has no more than"),
+        ({"prune.target": {"latency_ms": 1e-6}}, "prune.target: 1e-06 ms are asked for; 'resnet8' has"),
+        ({"prune.target": {"max_drop": 1.0}, "prune.keep": [".*"]}, "prune.target: nothing of 'resnet8' can go. Lower prune.round_to, or shorten prune.keep"),
+        ({"prune.granularity": "weights", "prune.target": {"params": 0.5}, "prune.criterion": "apoz"}, "prune.criterion: 'apoz' scores channels, not single weights. Choose one of: random, l1, l2, lamp, taylor, hessian; or set prune.granularity: channels"),
+        ({"prune.granularity": "2:4", "prune.rounds": 1, "prune.target": {"params": 0.4}}, "the smallest that can be reached is"),
+        ({"prune.rewind": True}, "prune.rewind: true, but student.training.keep_step is null: no early weights are kept. Set student.training.keep_step: 100"),
+        ({"student.training.keep_step": 1000}, "student.training.keep_step: 1000, but the training has 1000 steps. Give an earlier one"),
         ({"claims": ["distil beats scratch on accuracy"]}, "claims[0]:\n    distil beats scratch on accuracy\n    ^ unknown candidate (did you mean 'distill'?)"),
         ({"claims": ["distill beat scratch on accuracy"]}, "        ^ expected one of: agrees, beats, is"),
         ({"claims": ["prune is faster than distill at batch 3"]}, "claims[0]: batch 3 is not timed. Choose one of evaluate.latency_batches: 1, 64"),
@@ -100,8 +123,8 @@ def test_what_needs_a_look_at_networks_is_named_too(tmp_path, changes, line):
 
 
 def test_all_mistakes_are_shown_together(tmp_path):
-    lines = mistakes(tmp_path, {"run.device": "gpu", "prune.ration": 1, "teach.views": 0, "report.samples": ...})
-    assert [line.split(":")[0] for line in lines] == ["run.device", "teach.views", "prune.ration", "report.samples"]
+    lines = mistakes(tmp_path, {"run.device": "gpu", "prune.roundz": 1, "teach.views": 0, "report.samples": ...})
+    assert [line.split(":")[0] for line in lines] == ["run.device", "teach.views", "prune.roundz", "report.samples"]
 
 
 def test_numbers_may_be_written_as_people_write_them(tmp_path):

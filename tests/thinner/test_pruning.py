@@ -1,10 +1,16 @@
 """Cuts meet their target, keep what must be kept, and say when they cannot."""
 
+import itertools
+import time
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from thinner import models, pruning
+from thinner.criteria import CRITERIA, Criterion, Examples, score_channels
+from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params
 
 NETWORK = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 10, "channels": 1}
@@ -20,13 +26,13 @@ def macs(model):
     return count_macs(model, (1, 32, 32))
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("scope", pruning.SCOPES)
 @pytest.mark.parametrize("round_to", [1, 8])
-@pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
+@pytest.mark.parametrize("share", [0.8, 0.3])
 def test_the_target_is_met_and_not_missed_by_much(scope, round_to, share):
     model = network()
     smaller, made = pruning.cut(
-        model, EXAMPLE, macs=int(share * macs(model)), criterion="magnitude", scope=scope, round_to=round_to
+        model, EXAMPLE, macs=int(share * macs(model)), criterion="l2", scope=scope, round_to=round_to
     )
     assert macs(smaller) == made.macs_after <= share * made.macs_before
     assert made.params_after == count_params(smaller) < made.params_before
@@ -38,21 +44,32 @@ def test_the_target_is_met_and_not_missed_by_much(scope, round_to, share):
 def test_the_source_is_left_as_it_was():
     model = network()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="magnitude")
+    pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="l2")
     assert all(t.equal(before[n]) for n, t in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("scope", pruning.SCOPES)
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_pruning_nothing_changes_no_bit(scope, round_to):
+    model = network().eval()
+    same = pruning._prune(model, EXAMPLE, 0.0, score_channels("l2", model), scope, round_to, ())
+    assert same is not model
+    assert all(t.equal(same.state_dict()[name]) for name, t in model.state_dict().items())
+    x = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert same(x).equal(model(x))
+
+
 def test_widths_are_multiples():
     model = network()
-    smaller, _ = pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="magnitude", round_to=8)
+    smaller, _ = pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="l2", round_to=8)
     assert all(m.out_channels % 8 == 0 for m in smaller.modules() if isinstance(m, nn.Conv2d))
 
 
 def test_kept_layers_keep_their_outputs():
     model = network()
     smaller, _ = pruning.cut(
-        model, EXAMPLE, macs=int(0.7 * macs(model)), criterion="magnitude", keep=[r"^stages\.2\.0\.conv1$"]
+        model, EXAMPLE, macs=int(0.7 * macs(model)), criterion="l2", keep=[r"^stages\.2\.0\.conv1$"]
     )
     assert smaller.get_submodule("stages.2.0.conv1").out_channels == 64
 
@@ -63,33 +80,239 @@ def test_the_channels_of_least_magnitude_go_by_hand():
     with torch.no_grad():
         model[0].weight.copy_(torch.arange(1.0, 5.0).view(4, 1, 1, 1))
         model[2].weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]))
-    smaller, _ = pruning.cut(model, torch.zeros(1, 1, 1, 1), macs=6, criterion="magnitude")
+    smaller, _ = pruning.cut(model, torch.zeros(1, 1, 1, 1), macs=6, criterion="l2")
     assert smaller[0].weight.flatten().tolist() == [3.0, 4.0]
     assert smaller[2].weight.tolist() == [[3.0, 4.0], [3.0, 4.0]]
 
 
-def test_an_out_of_reach_target_names_the_reach():
+@pytest.mark.parametrize("share", [0.7, 0.3])
+def test_parameters_can_be_the_limit(share):
     model = network()
-    with pytest.raises(pruning.PruningError, match=r"smallest that can be reached with round_to 8 is .* \(\d+%\)"):
-        pruning.cut(model, EXAMPLE, macs=1000, criterion="magnitude", round_to=8)
+    allowed = int(share * count_params(model))
+    smaller, made = pruning.cut(model, EXAMPLE, params=allowed, criterion="l2")
+    assert 0.95 * allowed < count_params(smaller) == made.params_after <= allowed
+    assert made.macs_after == macs(smaller) < made.macs_before
+
+
+def test_a_latency_can_be_the_limit(monkeypatch):
+    # a clock that says one microsecond per 1,000 MACs: what is asked of the network is then known exactly
+    monkeypatch.setattr(
+        pruning, "measure_latency", lambda calls, repeats: {n: np.full(3, ms_of(call)) for n, call in calls.items()}
+    )
+
+    def ms_of(call):
+        (x,) = [c.cell_contents for c in call.__closure__ if isinstance(c.cell_contents, torch.Tensor)]
+        (found,) = [c.cell_contents for c in call.__closure__ if isinstance(c.cell_contents, nn.Module)]
+        assert x.shape[0] == 64
+        return macs(found) / 1e6
+
+    model, clock = network(), pruning.Clock(batch=64)
+    smaller, _ = pruning.cut(model, EXAMPLE, latency_ms=0.6 * macs(model) / 1e6, clock=clock, criterion="l2")
+    assert 0.55 * macs(model) < macs(smaller) <= 0.6 * macs(model)
+    with pytest.raises(pruning.PruningError, match=r"0.001 ms of .* ms are asked for"):
+        pruning.cut(model, EXAMPLE, latency_ms=0.001, clock=clock, criterion="l2")
+
+
+def test_a_latency_is_measured_in_milliseconds_of_a_whole_batch():
+    class Slow(nn.Module):
+        def forward(self, x):
+            time.sleep(0.002 + 0.0001 * len(x))
+            return x
+
+    measured = pruning.size_of("latency_ms", Slow(), EXAMPLE, pruning.Clock(batch=80, repeats=3))
+    assert 10 <= measured < 30
+    with pytest.raises(pruning.PruningError, match="needs a clock"):
+        pruning.size_of("latency_ms", Slow(), EXAMPLE)
+
+
+def test_an_out_of_reach_target_names_the_reach_and_what_stands_in_its_way():
+    model = network()
+    with pytest.raises(
+        pruning.PruningError,
+        match=r"1,000 MACs of [\d,]+ MACs are asked for; with round_to 8, with prune.keep: \['stages'\] the smallest "
+        r"that can be reached is [\d,]+ MACs \((\d+)%\). Ask for \1% to 100%, or lower prune.round_to or prune.keep",
+    ):
+        pruning.cut(model, EXAMPLE, macs=1000, criterion="l2", round_to=8, keep=["stages"])
+
+
+def test_what_is_reachable_is_reached_and_no_less():
+    model = network()
+    now, fewest = pruning.reachable("macs", model, EXAMPLE, round_to=8)
+    assert now == macs(model)
+    smaller, _ = pruning.cut(model, EXAMPLE, macs=int(fewest), criterion="l2", round_to=8)
+    assert macs(smaller) == fewest
+    with pytest.raises(pruning.PruningError, match="smallest that can be reached"):
+        pruning.cut(model, EXAMPLE, macs=int(fewest) - 1, criterion="l2", round_to=8)
 
 
 def test_a_cut_that_removes_nothing_is_an_error():
     model = network()
-    with pytest.raises(pruning.PruningError, match="nothing to prune"):
-        pruning.cut(model, EXAMPLE, macs=macs(model), criterion="magnitude")
+    with pytest.raises(pruning.PruningError, match="nothing to prune: the network has .* MACs and up to"):
+        pruning.cut(model, EXAMPLE, macs=macs(model), criterion="l2")
+    with pytest.raises(pruning.PruningError, match=r"with prune.keep: \['.*'\] the smallest .* \(100%\)"):
+        pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="l2", keep=[".*"])
 
 
-def test_an_unknown_criterion_lists_the_known():
-    with pytest.raises(pruning.PruningError, match="unknown 'L9'. Choose one of: magnitude"):
+def test_one_limit_is_wanted():
+    with pytest.raises(pruning.PruningError, match="give one of macs, params, latency_ms; there are 2"):
+        pruning.cut(network(), EXAMPLE, macs=1, params=1, criterion="l2")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_meets_the_target(criterion):
+    model = network()
+    images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    examples = Examples([(images, torch.arange(4))], nn.functional.cross_entropy)
+    smaller, made = pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion=criterion, examples=examples)
+    assert 0.4 * made.macs_before < macs(smaller) <= made.macs_before / 2
+    assert smaller(EXAMPLE).shape == (1, 10)
+
+
+@pytest.mark.parametrize(("scope", "round_to"), [("global", 1), ("global", 8), ("layer", 1), ("isomorphic", 1)])
+def test_a_constant_criterion_takes_the_same_share_of_every_layer(monkeypatch, scope, round_to):
+    def constant(model, examples, seed):
+        return {key: torch.ones_like(vector) for key, vector in CRITERIA["l2"].channels(model, None, 0).items()}
+
+    monkeypatch.setitem(CRITERIA, "constant", Criterion(constant, None, "", ""))
+    model = network()
+    smaller, _ = pruning.cut(
+        model, EXAMPLE, macs=macs(model) // 2, criterion="constant", scope=scope, round_to=round_to
+    )
+    before = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    after = [m.out_channels for m in smaller.modules() if isinstance(m, nn.Conv2d)]
+    shares = [now / was for now, was in zip(after, before, strict=True)]
+    assert max(shares) - min(shares) <= (2 / 16 if round_to == 1 else 8 / 16)
+    assert max(shares) < 1 or round_to == 8
+    # of a layer's equal channels the first go
+    assert smaller.stem[0].weight.equal(model.stem[0].weight[-after[0] :])
+
+
+def test_channels_of_later_rounds_are_among_those_of_earlier_ones():
+    model = network()
+    kept = [{filter_.numpy().tobytes() for filter_ in model.stem[0].weight.detach()}]
+    for share in (0.7, 0.5, 0.3):
+        model, _ = pruning.cut(model, EXAMPLE, macs=int(share * macs(network())), criterion="l1")
+        kept.append({filter_.numpy().tobytes() for filter_ in model.stem[0].weight.detach()})
+    assert all(later <= earlier for earlier, later in itertools.pairwise(kept))
+    assert len(kept[-1]) < len(kept[0])
+
+
+def test_rewound_weights_are_of_the_channels_that_the_trained_network_chose():
+    model, early = network(), network()
+    with torch.no_grad():
+        for number, parameter in enumerate(early.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    trained, _ = pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="l2")
+    rewound, made = pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="l2", rewound=early)
+    assert made.macs_after == macs(rewound) == macs(trained)
+    chosen = [n for n, f in enumerate(model.stem[0].weight) if any(f.equal(k) for k in trained.stem[0].weight)]
+    assert 0 < len(chosen) < 16
+    assert rewound.stem[0].weight.equal(early.stem[0].weight[chosen])
+
+
+class Branches(nn.Module):
+    """Concatenated, residual, grouped, depthwise and shared layers in one."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+        self.norm = nn.BatchNorm2d(16)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.pointwise = nn.Conv2d(16, 16, 1)
+        self.shared = nn.Conv2d(16, 16, 1)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.norm(torch.cat([self.left(x), self.right(x)], 1)).relu()
+        x = x + self.grouped(x).relu()
+        x = self.pointwise(self.depthwise(x)).relu()
+        x = self.shared(self.shared(x).relu())  # the same weights twice
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "scope"), [*(("l1", scope) for scope in pruning.SCOPES), ("fpgm", "global"), ("hessian", "global")]
+)
+def test_joined_layers_are_cut_together(scope, criterion):
+    torch.manual_seed(0)
+    model, example = Branches(), torch.zeros(1, 3, 8, 8)
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    examples = Examples([(images, torch.arange(3))], nn.functional.cross_entropy)
+    before = count_macs(model, (3, 8, 8))
+    smaller, _ = pruning.cut(
+        model, example, macs=int(0.6 * before), criterion=criterion, scope=scope, examples=examples
+    )
+    assert smaller.left.out_channels + smaller.right.out_channels == smaller.norm.num_features
+    assert smaller.norm.num_features == smaller.grouped.in_channels == smaller.grouped.out_channels
+    assert smaller.grouped.out_channels % smaller.grouped.groups == 0
+    assert smaller.depthwise.groups == smaller.depthwise.in_channels == smaller.depthwise.out_channels
+    assert smaller.shared.in_channels == smaller.shared.out_channels == smaller.fc.in_features
+    assert smaller.fc.out_features == 5
+    loss = smaller.train()(images).square().mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(p.grad is not None for p in smaller.parameters())
+
+
+def test_what_remains_computes_what_those_channels_computed():
+    # channels that nobody reads are taken away: the network says the same as before
+    model = network().eval()
+    with torch.no_grad():
+        for layer in (model.stages[1][0], model.stages[2][0]):
+            layer.conv1.weight[::2] = 0
+            layer.bn1.weight[::2] = layer.bn1.bias[::2] = layer.bn1.running_mean[::2] = 0
+            layer.conv2.weight[:, ::2] = 0
+    smaller, _ = pruning.cut(model, EXAMPLE, macs=int(0.8 * macs(model)), criterion="l2")
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    removed = [
+        (a.out_channels - b.out_channels) for a, b in zip(convolutions(model), convolutions(smaller), strict=True)
+    ]
+    assert sum(removed) > 8
+    assert [n for n, count in enumerate(removed) if count] == [3, 6]  # conv1 of the two
+    torch.testing.assert_close(smaller.eval()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def convolutions(model):
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+def test_an_unknown_word_lists_the_known():
+    with pytest.raises(UserError, match="unknown 'L9'. Choose one of: random, l1"):
         pruning.cut(network(), EXAMPLE, macs=1_000_000, criterion="L9")
+    with pytest.raises(UserError, match="unknown 'all'. Choose one of: global, layer, isomorphic"):
+        pruning.cut(network(), EXAMPLE, macs=1_000_000, criterion="l2", scope="all")
+    with pytest.raises(UserError, match="unknown 'sudden'. Choose one of: one_shot, linear, cubic, geometric"):
+        pruning.size_after(100, 50, "sudden", 1, 2)
 
 
-def test_the_schedule_falls_and_ends_at_the_target():
-    targets = [pruning.target_macs(1_000_000, 0.3, number) for number in range(6)]
-    assert targets[0] == 1_000_000
-    assert all(later < earlier for earlier, later in zip(targets, targets[1:], strict=False))
-    assert targets[5] == int(1_000_000 * 0.7**5)
+@pytest.mark.parametrize("schedule", pruning.SCHEDULES)
+@pytest.mark.parametrize("rounds", [1, 2, 7])
+@pytest.mark.parametrize(("now", "final"), [(1_000_003, 333_333), (3.25, 1.5), (100, 1)])
+def test_schedules_never_rise_and_end_exactly_at_the_target(schedule, rounds, now, final):
+    sizes = [pruning.size_after(now, final, schedule, number, rounds) for number in range(rounds + 1)]
+    assert sizes[0] == now
+    assert sizes[-1] == final  # exactly
+    assert all(later <= earlier for earlier, later in itertools.pairwise(sizes))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sizes"),
+    [
+        ("one_shot", [20, 20, 20, 20]),
+        ("linear", [80, 60, 40, 20]),
+        ("cubic", [20 + 80 * 27 / 64, 20 + 80 * 8 / 64, 20 + 80 / 64, 20]),
+        ("geometric", [100 * 0.2**0.25, 100 * 0.2**0.5, 100 * 0.2**0.75, 20]),
+    ],
+)
+def test_schedules_by_hand(schedule, sizes):
+    assert [pruning.size_after(100, 20, schedule, number, 4) for number in (1, 2, 3, 4)] == pytest.approx(sizes)
+
+
+def test_a_whole_number_is_a_count_and_one_with_a_point_a_share():
+    assert pruning.final_size(0.5, 101) == 50
+    assert pruning.final_size(20_000, 60_000) == 20_000
+    assert pruning.final_size(1.0, 101) == 101
 
 
 def test_statistics_are_the_plain_mean_over_the_batches():
@@ -110,3 +333,10 @@ def test_statistics_are_the_plain_mean_over_the_batches():
 def test_the_smallest_round_within_the_tolerance_is_chosen(accuracies, chosen):
     rounds = [{"round": n + 1, "macs": 100 - 10 * n, "accuracy_after": a} for n, a in enumerate(accuracies)]
     assert pruning.choose_round(rounds, source_accuracy=0.90, tolerance=0.01) == chosen
+    assert pruning.choose_round(rounds, source_accuracy=0.90, tolerance=None) == 3
+
+
+def test_a_drop_of_exactly_the_tolerance_is_within_it():
+    rounds = [{"round": 1, "accuracy_after": 1.0}, {"round": 2, "accuracy_after": 0.47}]
+    assert 0.52 - 0.05 > 0.47  # in floating point
+    assert pruning.choose_round(rounds, source_accuracy=0.52, tolerance=0.05) == 2

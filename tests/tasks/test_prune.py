@@ -1,0 +1,299 @@
+"""The stage: what was asked is what is in the files, pruned stays pruned, and nothing is said that was not measured."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from tasks import learning
+from tasks import prune as stage_file
+from tasks.prune import prune, speed_text
+from tasks.stage import Stage
+from tasks.teach import teach
+from thinner import checkpoint, models, pruning, store, verify
+from thinner.config import Params
+from thinner.profiling import count_macs, count_params
+from thinner.statistics import Estimate
+
+GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
+CLASSES = ("cat", "dog", "fox")
+PREPROCESSING = {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.25]}
+NETWORK = {"name": "resnet8", "classes": 3, "channels": 1, "width": 8, "stem_stride": 1}
+SHAPE = (1, 16, 16)
+
+
+def spec(stage):
+    return {"stage": stage, "network": NETWORK, "classes": list(CLASSES), "preprocessing": PREPROCESSING,
+            "parents": {}, "data_sha256": "0" * 64}  # fmt: skip
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    model = models.create(NETWORK)
+    for module in model.modules():  # a trained network has no exact zeros and ones
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """72 images of three brightnesses; teacher and student; the teacher's signals."""
+    root = tmp_path_factory.mktemp("made")
+    folder = root / "data" / "prepared"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 72)
+    images = rng.integers(0, 90, (72, 16, 16, 1)) + 60 * labels[:, None, None, None]
+    np.save(folder / "images.npy", images.astype(np.uint8))
+    labels[16:40] = -1
+    np.save(folder / "labels.npy", labels)
+    splits = {
+        "labelled": np.arange(16),
+        "unlabelled": np.arange(16, 40),
+        "validation": np.arange(40, 64),
+        "test": np.arange(64, 72),
+    }
+    np.savez(folder / "splits.npz", **splits)
+    (folder / "info.json").write_text(json.dumps({"classes": CLASSES, "sha256": "0" * 64}))
+    (folder / "names.json").write_text(json.dumps([f"{n}.png" for n in range(72)]))
+    checkpoint.save(root / "data" / "finetune", network(0), spec("finetune"))
+    checkpoint.save(root / "data" / "distill", network(1), spec("distill"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        teach(Stage("teach", params_of()))
+    return root
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def params_of(**changes):
+    raw = yaml.safe_load(yaml.safe_dump(GOOD))
+    raw["run"]["threads"] = 1
+    raw["student"] |= {"width": 8, "stem_stride": 1, "image_size": 16, "mean": [0.5], "std": [0.25]}
+    raw["prune"] |= {"round_to": 1, "tolerance": None, "latency_batch": 2}
+    raw["prune"]["training"] |= {"steps": 3, "validate_every": 3, "batch_size": 8, "lr": 0.001}
+    for key, value in changes.items():
+        if key in raw["prune"]["training"]:
+            raw["prune"]["training"][key] = value
+        else:
+            raw["prune"][key] = value
+    return Params.model_validate(raw)
+
+
+def run(**changes):
+    prune(Stage("prune", params_of(**changes)))
+    return pd.read_csv("reports/prune/rounds.csv"), checkpoint.load("data/prune").model
+
+
+def test_an_out_of_reach_target_fails_before_any_training(project, monkeypatch):
+    monkeypatch.setattr(learning, "learn", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(pruning.PruningError, match=r"prune.target: 100 MACs are asked for; .* Ask for \d+% to 100%"):
+        run(target={"macs": 100})
+    with pytest.raises(pruning.PruningError, match="prune.target: 3 nonzero parameters are asked for"):
+        run(target={"params": 3}, granularity="weights")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (Estimate(1.34, 1.30, 1.38, 0.0, 30, 1, ""), "faster 1.34x [1.30, 1.38]"),
+        (Estimate(1.02, 0.99, 1.05, 0.2, 30, 1, ""), "not faster (1.02x [0.99, 1.05])"),
+        (Estimate(1.02, 1.00, 1.05, 0.2, 30, 1, ""), "not faster (1.02x [1.00, 1.05])"),
+        (Estimate(0.90, 0.85, 0.95, 0.0, 30, 1, ""), "not faster (0.90x [0.85, 0.95])"),
+    ],
+)
+def test_faster_is_said_only_where_the_interval_lies_above_one(ratio, text):
+    assert speed_text(ratio) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "drop", "enough"),
+    [
+        ({"target": {"max_drop": 0.5}}, 0.5, False),
+        ({"target": {"max_drop": 0.5}}, 0.6, True),
+        ({"stop_drop": 2.0}, 2.1, True),
+        ({"stop_drop": 2.0}, 1.9, False),
+        ({}, 50.0, False),
+    ],
+)
+def test_when_a_round_is_the_last(changes, drop, enough):
+    assert stage_file._is_enough(Stage("prune", params_of(**changes)), 1, drop) is enough
+
+
+def test_early_weights_are_those_after_so_many_steps(project):
+    def trained(steps, keep):
+        model = network(1)
+        data = store.open_store(learning.PREPARED)
+        params = params_of(steps=steps, validate_every=steps, schedule="constant", warmup=0.0)
+        stage = Stage("distill", params)
+        fabric = learning.fabric_of(params)
+        plan = params.prune.training.model_copy(update={"keep_step": keep})
+        batches = learning.batches_of(
+            stage, data, data.splits["labelled"], PREPROCESSING, params.student.augment, 8, fabric
+        )
+
+        def step(model, batch, number):
+            return {"loss": nn.functional.cross_entropy(model(batch.images), batch.labels)}
+
+        shutil.rmtree(stage.resume)
+        history = learning.learn(
+            stage, "x", model, batches, step, plan, data, PREPROCESSING, fabric, resume=stage.resume
+        )
+        learning.finish(stage, model, spec("distill"), history)
+        return model
+
+    short = trained(3, None)
+    assert not Path("data/distill/early").exists()
+    trained(6, 3)
+    early = checkpoint.load("data/distill/early").model.state_dict()
+    assert early and all(t.equal(early[name]) for name, t in short.state_dict().items())
+    last = checkpoint.load("data/distill").model
+    assert not last.stem[0].weight.equal(early["stem.0.weight"])
+
+
+@pytest.mark.integration
+def test_what_was_asked_is_what_is_in_the_files(project, capsys):
+    rounds, model = run(target={"macs": 0.5}, schedule="linear")
+    source = checkpoint.load("data/distill").model
+    macs, asked = count_macs(source, SHAPE), [1.0, 0.75, 0.5]
+    assert list(rounds["round"]) == [0, 1, 2]
+    for row, share in zip(rounds.to_dict("records"), asked, strict=True):
+        assert 0.9 * share * macs < row["macs"] <= share * macs
+        assert row["file_bytes"] >= 4 * row["params"]
+    assert list(rounds["chosen"]) == [False, False, True]
+    assert count_macs(model, SHAPE) == rounds["macs"].iloc[2]
+    assert count_params(model) == rounds["params"].iloc[2] < rounds["params"].iloc[1] < rounds["params"].iloc[0]
+    first = checkpoint.load("data/prune/rounds/1").model
+    assert count_macs(first, SHAPE) == rounds["macs"].iloc[1]
+    ratios = rounds[["speed_low", "speed_ratio", "speed_high"]].iloc[1:].to_numpy()
+    assert np.isfinite(ratios).all() and (np.diff(ratios) >= 0).all()
+    assert {"latency_ms_b1", "latency_ms_b2", "latency_ms_b64"} <= set(rounds)
+    said = capsys.readouterr().out
+    for number in (1, 2):
+        low = rounds["speed_low"].iloc[number]
+        assert f"round {number} is {'faster' if low > 1 else 'not faster'}" in said
+
+
+@pytest.mark.integration
+def test_a_killed_stage_goes_on_after_its_last_round_and_ends_with_the_same_weights(project, monkeypatch):
+    _, whole = run()
+    stage = Stage("prune", params_of())
+    shutil.rmtree(stage.resume / "rounds" / "2")
+    shutil.rmtree(stage.resume / "round-2")
+    shutil.rmtree("data/prune")
+    learned, learn = [], learning.learn
+    monkeypatch.setattr(
+        learning, "learn", lambda stage, name, *a, **k: (learned.append(name), learn(stage, name, *a, **k))[1]
+    )
+    rounds, again = run()
+    assert learned == ["prune 2/2"]
+    assert list(rounds["round"]) == [0, 1, 2]
+    assert all(t.equal(whole.state_dict()[name]) for name, t in again.state_dict().items())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("granularity", "rounds", "share"), [("weights", 2, 0.4), ("2:4", 1, 0.55)])
+def test_masked_weights_stay_zero_through_recovery_and_no_speed_is_claimed(project, capsys, granularity, rounds, share):
+    table, model = run(granularity=granularity, rounds=rounds, target={"params": share})
+    source = checkpoint.load("data/distill").model
+    assert count_params(model) == count_params(source)
+    assert count_macs(model, SHAPE) == count_macs(source, SHAPE)
+    assert count_params(model, nonzero=True) == table["nonzero"].iloc[-1] <= share * count_params(source)
+    assert table["compressed_bytes"].iloc[-1] < 0.8 * table["compressed_bytes"].iloc[0]
+    assert not [name for name in table if "latency" in name or "speed" in name]
+    assert "faster" not in capsys.readouterr().out
+    trained = model.stages[0][0].conv1.weight
+    moved = (trained != 0) & (trained != source.stages[0][0].conv1.weight)
+    assert moved.any()
+
+
+@pytest.mark.integration
+def test_rewinding_recovers_from_the_early_weights_of_the_channels_that_are_left(project):
+    early = network(2)
+    checkpoint.save("data/distill/early", early, spec("distill"))
+    _, model = run(rewind=True, lr=1e-12, weight_decay=0.0)
+    filters = {tuple(f.flatten().tolist()) for f in early.stem[0].weight}
+    kept = [tuple(f.flatten().tolist()) for f in model.stem[0].weight]
+    assert 0 < len(kept) < 8
+    # the rate is too small to move a weight, so they are the early ones still, and not the source's
+    assert all(any(np.allclose(f, g, atol=1e-6) for g in filters) for f in kept)
+
+
+@pytest.mark.integration
+def test_a_network_that_was_saved_wrongly_fails_the_stage(project, monkeypatch):
+    save = checkpoint.save
+
+    def careless(folder, model, spec):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.fc.bias[0] += 1e-3
+        return save(folder, other, spec)
+
+    monkeypatch.setattr(stage_file.checkpoint, "save", careless)
+    with pytest.raises(verify.VerificationError, match="logits differ by up to"):
+        run(rounds=1)
+    assert not Path("data/prune").exists()
+
+
+@pytest.mark.integration
+def test_sparsity_pushes_the_scales_down_before_the_first_cut(project):
+    def scales(sparsity):
+        shutil.rmtree(Stage("prune", params_of()).resume)
+        run(criterion="bn_scale", sparsity=sparsity, rounds=1, steps=20, validate_every=20, lr=0.01)
+        return sum(
+            float(m.weight.detach().abs().mean())
+            for m in checkpoint.load("data/prune").model.modules()
+            if isinstance(m, nn.BatchNorm2d)
+        )
+
+    assert scales(1.0) < scales(1e-9) - 0.5
+
+
+@pytest.mark.integration
+def test_the_smallest_network_within_a_drop(project):
+    # accuracy cannot fall below 0, so a drop of 100 points allows every round: down to what can be reached
+    rounds, model = run(target={"max_drop": 100.0}, rounds=3)
+    fewest = pruning.reachable("macs", checkpoint.load("data/distill").model, torch.zeros(1, *SHAPE))[1]
+    assert rounds["macs"].is_monotonic_decreasing
+    assert count_macs(model, SHAPE) == rounds["macs"].iloc[-1] <= 3 * fewest
+    # nothing is within less than nothing
+    shutil.rmtree(Stage("prune", params_of()).resume)
+    best = rounds["accuracy_after"].iloc[1:].max()
+    if best < rounds["accuracy_after"].iloc[0]:
+        with pytest.raises(pruning.PruningError, match=r"max_drop 1e-05 points, but the best round lost"):
+            run(target={"max_drop": 1e-5}, rounds=3)
+
+
+@pytest.mark.integration
+def test_criteria_that_look_at_data_see_labelled_images(project):
+    seen = stage_file.examples_of(
+        params_of(criterion="taylor", images=10), store.open_store(learning.PREPARED), PREPROCESSING
+    )
+    assert sum(len(labels) for _, labels in seen.batches) == 10
+    assert all((labels >= 0).all() for _, labels in seen.batches)
+    rounds, model = run(criterion="taylor", images=10, rounds=1)
+    assert count_macs(model, SHAPE) <= 0.5 * rounds["macs"].iloc[0]
+
+
+def test_the_learning_step_with_a_penalty_is_the_step_plus_the_penalty():
+    model = network(1)
+    step = stage_file._with_penalty(lambda m, b, n: {"loss": torch.tensor(2.0)}, 0.5)
+    total = sum(float(m.weight.detach().abs().sum()) for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    with torch.no_grad():
+        parts = step(model, None, 0)
+    assert float(parts["loss"]) == pytest.approx(2.0 + 0.5 * total)
+    assert float(parts["scale_penalty"]) == pytest.approx(0.5 * total)
