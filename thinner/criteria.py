@@ -319,7 +319,12 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc]
             if vector is None or roots is None or any(root is None for root in roots):
                 continue
             at = torch.tensor(roots)
-            values = vector.cpu().double()[torch.tensor(list(item.idxs))]
+            numbers = torch.tensor(list(item.idxs))
+            if side == "out" and (rows := getattr(item.dep.target.module, "rows", None)):
+                # queries, keys and values in one layer (architectures.py): a channel is three of its rows
+                values = torch.stack([vector.cpu().double()[rows(int(i))].sum() for i in numbers])
+            else:
+                values = vector.cpu().double()[numbers]
             joined = torch.zeros(channels, dtype=torch.float64).index_add_(0, at, values)
             if self._criterion.join != "sum":
                 joined /= torch.bincount(at, minlength=channels).clamp_min(1)
