@@ -228,7 +228,7 @@ def test_intervals_cover_the_truth_and_false_claims_are_rarely_proven(kind: str)
 
 @pytest.mark.integration
 def test_of_several_false_claims_together_hardly_any_is_proven() -> None:
-    assert intervals.run_family(comparisons=1000) <= 0.05
+    assert intervals.run_family(comparisons=400) <= 0.05
 
 
 def test_the_simulation_finds_intervals_that_are_too_short() -> None:
