@@ -1,5 +1,7 @@
 """benchmarks.zoo: networks without weights have the counts of networks with them."""
 
+from pathlib import Path
+
 import pytest
 from torchvision import models
 
@@ -25,3 +27,10 @@ def test_a_difference_is_told_and_fails(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(zoo, "count_params", lambda model: real(model) + (type(model).__name__ == "AlexNet"))
     assert zoo.main() == 1
     assert "1 of 2 equal; not: alexnet" in capsys.readouterr().out
+
+
+@pytest.mark.integration
+def test_all_of_the_zoo_is_equal_and_the_page_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo.main() == 0
+    page = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in page

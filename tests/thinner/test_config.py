@@ -75,6 +75,8 @@ FITNET = {"name": "fitnet", "weight": 1.0, "student_layers": ["stages.2"], "teac
         ({"teach.teachers": ["fintune"]}, "teach.teachers[0]: unknown 'fintune'. Choose one of: finetune, data/teachers/NAME"),
         ({"teach.teachers": ["finetune", "data/teachers/no.npz"]}, "teach.teachers[1]: 'data/teachers/no.npz' does not exist. Put"),
         ({"teach.teachers": ["finetune", "finetune"]}, "names one twice"),
+        ({"export.opset": 17, "export.preprocessing_in_graph": True}, "export.opset: 17, but export.preprocessing_in_graph: true needs"),
+        ({"evaluate.latency_repeats": 5}, "evaluate.latency_repeats: 5: should be greater than or equal to 6"),
         ({"teach.teachers": []}, "teach.teachers: []: list should have at least 1 item"),
     ],
 )  # fmt: skip

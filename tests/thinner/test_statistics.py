@@ -228,7 +228,7 @@ def test_intervals_cover_the_truth_and_false_claims_are_rarely_proven(kind: str)
 
 @pytest.mark.integration
 def test_of_several_false_claims_together_hardly_any_is_proven() -> None:
-    assert intervals.run_family(comparisons=1000) <= 0.05
+    assert intervals.run_family(comparisons=400) <= 0.05
 
 
 def test_the_simulation_finds_intervals_that_are_too_short() -> None:
@@ -296,6 +296,8 @@ def test_times_without_any_spread_prove_nothing_and_ties_stay_finite() -> None:
     assert speed_ratio(ones, 2 * ones).p_value == 1.0
     tied = ones.copy()
     tied[0] = 1.5
+    seeds = speed_ratio(np.ones((2, 20)), 2 * np.ones((2, 20)))
+    assert (seeds.p_value, seeds.seeds, seeds.count) == (1.0, 2, 20)
     estimate = speed_ratio(tied, 2 * ones)
     assert 0 < estimate.low < estimate.effect < estimate.high < math.inf
 
@@ -348,7 +350,10 @@ def test_runs_with_other_seeds_are_judged_together() -> None:
         one,
         right={name: right ^ (rng.random(10_000) < 0.01) for name, right in one.right.items()},
         sizes={**one.sizes, "prune": {"parameters": 68_000, "macs": 1_800_000, "bytes": 150_000}},
-        latency_ms={k: {n: t * 1.1 for n, t in times.items()} for k, times in one.latency_ms.items()},
+        latency_ms={
+            k: {n: t * np.exp(rng.normal(0, 0.01, t.size)) for n, t in times.items()}
+            for k, times in one.latency_ms.items()
+        },
     )
     both = statistics.over_seeds([one, other])
     claims = parse_claims(
