@@ -15,7 +15,7 @@ import base64
 import hashlib
 import io
 import json
-import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -157,14 +157,14 @@ def log_model(run_id: str, name: str) -> str:
         inputs=Schema([ColSpec("string", "image")]),
         outputs=Schema([ColSpec("string", "label"), ColSpec("double", "confidence")]),
     )
-    # a fluent function: it knows one address, and draws a bar for each file that it copies
-    mlflow.set_tracking_uri(tracking.tracking_uri())
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with mlflow.start_run(run_id=run_id):
+    mlflow.set_tracking_uri(tracking.tracking_uri())  # a fluent function: it knows one address
+    with tempfile.TemporaryDirectory() as copy, mlflow.start_run(run_id=run_id):
+        # MLflow takes no links, which DVC may have put in place of files (its cache.type)
+        files = shutil.copytree(folder_of(name), Path(copy) / name)
         logged = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(here / "served.py"),
-            artifacts={"candidate": str(folder_of(name))},
+            artifacts={"candidate": str(files)},
             code_paths=[str(here.parent / "thinner")],
             model_config={key: info[key] for key in ("image_size", "channels", "fit")},
             signature=signature,

@@ -126,11 +126,18 @@ class Recorder:
         """A run and a model for each candidate, from the files that evaluate has written: tasks/candidates.py."""
         if self._client is None or self.run_id is None:
             return
-        with self._or_go_on():
-            from tasks import candidates
+        from tasks import candidates
 
-            parent = os.environ.get(PARENT) or self.run_id
+        parent = os.environ.get(PARENT) or self.run_id
+        try:
             candidates.record(self._client, self._experiment, self._stage_hash, parent)
+        except Exception as error:  # noqa: BLE001 - as above; the stage's own run may still be written
+            print(
+                f"warning: the candidates are not in MLflow at {tracking_uri()} ({_first_line(error)}). "
+                "The stage goes on; `thinner promote` records what it ships.",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def predictions(self) -> None:
         """What every candidate named for each test image, small; and which images these were."""
@@ -352,6 +359,7 @@ def _database_lock() -> Iterator[None]:
 
 
 def _quiet() -> None:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each file that it copies
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="mlflow.*")
@@ -486,7 +494,10 @@ def _record_results(recorder: Recorder) -> None:
         recorder.table("candidates", [{"candidate": name, **row} for name, row in measured.items()])
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         verdicts = list(json.loads(Path("reports/claims.json").read_text()).values())
-        recorder.tags({f"claim: {v['claim']}": v["outcome"] for v in verdicts})
+        # the sentence is the value: a name may not have a "%" in it
+        recorder.tags(
+            {f"claim.{number}": f"{v['outcome']}: {v['claim']}" for number, v in enumerate(verdicts, start=1)}
+        )
         recorder.metrics({"claims/proven": float(sum(v["outcome"] == "proven" for v in verdicts))})
         recorder.table("claims", verdicts)
     with contextlib.suppress(FileNotFoundError):
@@ -500,8 +511,9 @@ def candidate_metrics(report: Mapping[str, Any], shipped: str) -> dict[str, floa
         name: {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
         for name, row in report.items()
     }
-    flat = {f"test/{name}/{key}": value for name, row in numbers.items() for key, value in row.items()}
-    return flat | {f"test/{key}": value for key, value in numbers.get(shipped, {}).items()}
+    # first those of the shipped one: MLflow's compare page begins with the first that it finds
+    flat = {f"test/{key}": value for key, value in numbers.get(shipped, {}).items()}
+    return flat | {f"test/{name}/{key}": value for name, row in numbers.items() for key, value in row.items()}
 
 
 def _bring_to_registry() -> None:

@@ -1,6 +1,7 @@
 """tasks/tracking.py against a real SQLite store. MLflow itself takes seconds to import: one store for the
 module."""
 
+import json
 import os
 import shutil
 import socket
@@ -133,6 +134,8 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     (store / "reports").mkdir(exist_ok=True)
     (store / "reports/metrics.json").write_text('{"prune": {"accuracy": 0.75}, "distill": {"accuracy": 0.5}}')
     shutil.copy(PROJECT / "params.yaml", store)  # ship.candidate is prune
+    claim = "prune agrees with distill on 98 % of images"
+    (store / "reports/claims.json").write_text(json.dumps({"claim_1": {"claim": claim, "outcome": "proven"}}))
     tracking.close_pipeline_run(
         parent,
         "FINISHED",
@@ -148,6 +151,9 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     assert closed.data.metrics["test/accuracy"] == closed.data.metrics["test/prune/accuracy"] == 0.75
     assert closed.data.metrics["test/distill/accuracy"] == 0.5
     assert closed.data.params["ship.candidate"] == "prune"
+    assert closed.data.tags["claim.1"] == f"proven: {claim}"
+    assert closed.data.metrics["claims/proven"] == 1
+    assert {file.path for file in client.list_artifacts(parent)} >= {"metrics.json", "claims.json", "params.yaml"}
     table = client.load_table(closed.info.experiment_id, "tables/candidates.json", [parent])
     assert table["accuracy"].tolist() == [0.75, 0.5]
 
