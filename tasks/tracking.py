@@ -453,14 +453,14 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
     """`stages` maps each stage to `state` (what the flow called it) and `hash` (its dvc.stage_hash)."""
     client, experiment = connect()
     recorder = Recorder(client, run_id)
-    lines = ["| stage | state | run |", "|---|---|---|"]
+    lines = ["| stage | state | run | took | energy |", "|---|---|---|---:|---:|"]
     with reachable():
         for name, stage in stages.items():
             made_by = find_run(client, experiment, name, stage["hash"]) if stage.get("hash") else None
             if made_by:
                 recorder.tags({f"stage.{name}": made_by})
             link = f"[{made_by[:8]}](#/experiments/{experiment}/runs/{made_by})" if made_by else "not recorded"
-            lines.append(f"| {name} | {stage['state']} | {link} |")
+            lines.append(f"| {name} | {stage['state']} | {link} | {_cost(client, made_by)} |")
     recorder.tags({"mlflow.note.content": "\n".join(lines)})
     if status == "FINISHED":
         _record_results(recorder)
@@ -479,6 +479,16 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
             if file.exists():
                 recorder.artifact(file, file.name if file.is_dir() else None)
     recorder.end(status)
+
+
+def _cost(client: MlflowClient, run_id: str | None) -> str:
+    """How long the run took that made the result, whenever that was, and what energy, where the machine tells."""
+    if run_id is None:
+        return " | "
+    run = client.get_run(run_id)
+    joules = run.data.metrics.get("system/energy_joules")
+    seconds = (run.info.end_time - run.info.start_time) / 1000
+    return f"{seconds:.0f} s | {f'{joules:.0f} J' if joules is not None else 'not told'}"
 
 
 def _record_results(recorder: Recorder) -> None:

@@ -116,6 +116,7 @@ def test_everything_given_to_a_recorder_is_in_the_run(store: Path) -> None:
 def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tracking, "POWER", store / "no counters")
     parent = tracking.open_pipeline_run()
     monkeypatch.setenv("THINNER_PARENT_RUN_ID", parent)
     upstream = tracking.start_stage_run("prepare", {}, "hash-p", {}, "cpu")
@@ -147,6 +148,9 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     closed = client.get_run(parent)
     assert closed.info.status == "FINISHED"
     assert closed.data.tags["stage.prepare"] == upstream.run_id
+    took = closed.data.tags["mlflow.note.content"].split("| prepare | Cached |")[1].splitlines()[0]
+    made = client.get_run(upstream.run_id).info
+    assert f"| {(made.end_time - made.start_time) / 1000:.0f} s | not told |" in took
     assert "| scratch | NotReady | not recorded |" in closed.data.tags["mlflow.note.content"]
     assert closed.data.metrics["test/accuracy"] == closed.data.metrics["test/prune/accuracy"] == 0.75
     assert closed.data.metrics["test/distill/accuracy"] == 0.5
