@@ -15,7 +15,7 @@ import base64
 import hashlib
 import io
 import json
-import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -96,7 +96,8 @@ def _record_one(
         words = {key: str(value) for key, value in row.items() if isinstance(value, str)}
         tracking.log_dataset(client, run_id, DATASET, test, Path("data/prepared"), {"test": images}, context="testing")
         log_predictions(client, run_id, read_predictions([name]))
-        model_id = log_model(run_id, name)
+        # an evaluation that fits no temperature leaves confidences as they are
+        model_id = log_model(run_id, name, float(row.get("temperature", 1.0)))
         now = int(time.time() * 1000)
         linked = {"model_id": model_id, "dataset_name": DATASET, "dataset_digest": test[:36], "run_id": run_id}
         client.log_batch(
@@ -141,7 +142,7 @@ def read_predictions(names: Sequence[str] | None = None) -> dict[str, Any]:
         return {"index": file["index"], **{key: file[key].astype(np.uint16) for key in ("labels", *wanted)}}
 
 
-def log_model(run_id: str, name: str) -> str:
+def log_model(run_id: str, name: str, temperature: float) -> str:
     """Record the candidate as a model of this run: its files, a copy of `thinner`, and tasks/served.py to run them.
 
     Returns the LoggedModel's id.
@@ -157,16 +158,16 @@ def log_model(run_id: str, name: str) -> str:
         inputs=Schema([ColSpec("string", "image")]),
         outputs=Schema([ColSpec("string", "label"), ColSpec("double", "confidence")]),
     )
-    # a fluent function: it knows one address, and draws a bar for each file that it copies
-    mlflow.set_tracking_uri(tracking.tracking_uri())
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with mlflow.start_run(run_id=run_id):
+    mlflow.set_tracking_uri(tracking.tracking_uri())  # a fluent function: it knows one address
+    with tempfile.TemporaryDirectory() as copy, mlflow.start_run(run_id=run_id):
+        # MLflow takes no links, which DVC may have put in place of files (its cache.type)
+        files = shutil.copytree(folder_of(name), Path(copy) / name)
         logged = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(here / "served.py"),
-            artifacts={"candidate": str(folder_of(name))},
+            artifacts={"candidate": str(files)},
             code_paths=[str(here.parent / "thinner")],
-            model_config={key: info[key] for key in ("image_size", "channels", "fit")},
+            model_config={**{key: info[key] for key in ("image_size", "channels", "fit")}, "temperature": temperature},
             signature=signature,
             input_example=pd.DataFrame({"image": [_example()]}),
             pip_requirements=[f"{package}=={v}" for package in REQUIREMENTS if (v := tracking.version_of(package))],

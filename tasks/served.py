@@ -19,16 +19,17 @@ import mlflow
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.special import softmax
 
 from thinner import store
-from thinner.predict import Candidate, confidences, open_candidate, predict_logits
+from thinner.predict import Candidate, open_candidate, predict_logits
 
 BATCH = 64  # bounds memory, however many pictures a request has
 
 
 class Served(mlflow.pyfunc.PythonModel):
     """The artifact ``candidate`` is the folder that a stage wrote; ``model_config`` says how a picture becomes a
-    square: image_size (px), channels, fit."""
+    square: image_size (px), channels, fit; and the temperature that divides logits."""
 
     candidate: Candidate
 
@@ -41,7 +42,10 @@ class Served(mlflow.pyfunc.PythonModel):
         ]
         logits = predict_logits(self.candidate, np.stack(images), np.arange(len(images)), BATCH)
         classes = self.candidate.spec["classes"]
-        return pd.DataFrame({"label": [classes[k] for k in logits.argmax(axis=1)], "confidence": confidences(logits)})
+        scaled = logits.astype(np.float64) / context.model_config["temperature"]
+        return pd.DataFrame(
+            {"label": [classes[k] for k in logits.argmax(axis=1)], "confidence": softmax(scaled, axis=1).max(axis=1)}
+        )
 
 
 def _decode(number: int, text: str, square: dict[str, Any]) -> Any:

@@ -126,11 +126,18 @@ class Recorder:
         """A run and a model for each candidate, from the files that evaluate has written: tasks/candidates.py."""
         if self._client is None or self.run_id is None:
             return
-        with self._or_go_on():
-            from tasks import candidates
+        from tasks import candidates
 
-            parent = os.environ.get(PARENT) or self.run_id
+        parent = os.environ.get(PARENT) or self.run_id
+        try:
             candidates.record(self._client, self._experiment, self._stage_hash, parent)
+        except Exception as error:  # noqa: BLE001 - as above; the stage's own run may still be written
+            print(
+                f"warning: the candidates are not in MLflow at {tracking_uri()} ({_first_line(error)}). "
+                "The stage goes on; `thinner promote` records what it ships.",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def predictions(self) -> None:
         """What every candidate named for each test image, small; and which images these were."""
@@ -352,6 +359,7 @@ def _database_lock() -> Iterator[None]:
 
 
 def _quiet() -> None:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each file that it copies
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="mlflow.*")
@@ -445,14 +453,14 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
     """`stages` maps each stage to `state` (what the flow called it) and `hash` (its dvc.stage_hash)."""
     client, experiment = connect()
     recorder = Recorder(client, run_id)
-    lines = ["| stage | state | run |", "|---|---|---|"]
+    lines = ["| stage | state | run | took | energy |", "|---|---|---|---:|---:|"]
     with reachable():
         for name, stage in stages.items():
             made_by = find_run(client, experiment, name, stage["hash"]) if stage.get("hash") else None
             if made_by:
                 recorder.tags({f"stage.{name}": made_by})
             link = f"[{made_by[:8]}](#/experiments/{experiment}/runs/{made_by})" if made_by else "not recorded"
-            lines.append(f"| {name} | {stage['state']} | {link} |")
+            lines.append(f"| {name} | {stage['state']} | {link} | {_cost(client, made_by)} |")
     recorder.tags({"mlflow.note.content": "\n".join(lines)})
     if status == "FINISHED":
         _record_results(recorder)
@@ -473,6 +481,16 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
     recorder.end(status)
 
 
+def _cost(client: MlflowClient, run_id: str | None) -> str:
+    """How long the run took that made the result, whenever that was, and what energy, where the machine tells."""
+    if run_id is None:
+        return " | "
+    run = client.get_run(run_id)
+    joules = run.data.metrics.get("system/energy_joules")
+    seconds = (run.info.end_time - run.info.start_time) / 1000
+    return f"{seconds:.0f} s | {f'{joules:.0f} J' if joules is not None else 'not told'}"
+
+
 def _record_results(recorder: Recorder) -> None:
     """What a pipeline run is compared by: choices, numbers, verdicts, and what was named for each test image."""
     from thinner.config import load_params
@@ -486,7 +504,10 @@ def _record_results(recorder: Recorder) -> None:
         recorder.table("candidates", [{"candidate": name, **row} for name, row in measured.items()])
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         verdicts = list(json.loads(Path("reports/claims.json").read_text()).values())
-        recorder.tags({f"claim: {v['claim']}": v["outcome"] for v in verdicts})
+        # the sentence is the value: a name may not have a "%" in it
+        recorder.tags(
+            {f"claim.{number}": f"{v['outcome']}: {v['claim']}" for number, v in enumerate(verdicts, start=1)}
+        )
         recorder.metrics({"claims/proven": float(sum(v["outcome"] == "proven" for v in verdicts))})
         recorder.table("claims", verdicts)
     with contextlib.suppress(FileNotFoundError):
@@ -500,8 +521,9 @@ def candidate_metrics(report: Mapping[str, Any], shipped: str) -> dict[str, floa
         name: {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
         for name, row in report.items()
     }
-    flat = {f"test/{name}/{key}": value for name, row in numbers.items() for key, value in row.items()}
-    return flat | {f"test/{key}": value for key, value in numbers.get(shipped, {}).items()}
+    # first those of the shipped one: MLflow's compare page begins with the first that it finds
+    flat = {f"test/{key}": value for key, value in numbers.get(shipped, {}).items()}
+    return flat | {f"test/{name}/{key}": value for name, row in numbers.items() for key, value in row.items()}
 
 
 def _bring_to_registry() -> None:

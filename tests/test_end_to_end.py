@@ -159,6 +159,36 @@ def test_mlflow_has_a_parent_and_a_run_per_stage_with_what_was_asked(finished):
         assert any(tag in name for name in distill.data.tags), (tag, sorted(distill.data.tags))
 
 
+def test_what_came_out_is_the_challenger_and_each_candidate_is_a_run_with_a_model(finished):
+    root, printed = finished
+    assert "thinner-digits version 1 is in MLflow's model registry" in printed
+    client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")
+    version = client.get_model_version_by_alias("thinner-digits", "challenger")
+    assert version.tags["candidate"] == "prune"
+    metrics = json.loads((root / "reports" / "metrics.json").read_text())
+    runs = {r.info.run_name: r for r in client.search_runs([e.experiment_id for e in client.search_experiments()])}
+    for name, row in metrics.items():
+        tested = runs[f"{name} (test)"]
+        assert tested.data.metrics["test/accuracy"] == row["accuracy"]
+        assert tested.data.tags["mlflow.parentRunId"] == runs["distill"].data.tags["mlflow.parentRunId"]
+        assert tested.outputs.model_outputs
+    text = (root / "params.yaml").read_text()
+    set_params(root, {"claims": []})
+    assert "out of date" in run_cli(root, "promote", code=1).stderr
+    pipeline(root)
+    assert "version 1 is champion: there are no claims" in run_cli(root, "promote").stdout
+    assert "champion" in run_cli(root, "models").stdout
+    (root / "params.yaml").write_text(text)  # back, for the tests below
+    pipeline(root)
+    assert run(root, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+
+def run_cli(root, *words, code=0):
+    done = run(root, sys.executable, "-m", "flows.cli", *words, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
 def test_dvc_repro_killed_in_the_middle_of_distill_ends_with_the_same_weights(finished, tmp_path):
     # as it was before distill: what comes later is gone, and so is DVC's cache, from which it could come back
     root = Path(shutil.copytree(finished[0], tmp_path / "thinner", symlinks=True))

@@ -179,8 +179,9 @@ def milliseconds(value: float) -> str:
 
 
 def latency_batches(measured: Metrics) -> list[int]:
-    found = (re.fullmatch(r"latency_ms_b(\d+)", key) for key in next(iter(measured.values())))
-    return sorted(int(match[1]) for match in found if match)
+    keys = next(iter(measured.values()))
+    found = (key.removeprefix("latency_ms_b") for key in keys if key.startswith("latency_ms_b"))
+    return sorted(int(batch) for batch in found if batch.isdigit())
 
 
 def headline(measured: Metrics, test_images: int) -> str:

@@ -332,8 +332,11 @@ def test_report_holds_the_numbers_of_evaluate(finished: Path, results: dict[str,
     table = (finished / "reports" / "results.md").read_text()
     assert f"{results['prune']['params']:,} parameters" in page
     assert f"{100 * results['finetune']['accuracy']:.1f} %" in table
-    lines = [line for line in table.splitlines() if line.startswith("|")]
+    candidates, differences = table.split("### Differences of accuracy")
+    lines = [line for line in candidates.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(CANDIDATES) + 2 + len(CLAIMS)
+    lines = [line for line in differences.split("\n\n")[1].splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(CANDIDATES) - 1
 
 
 def test_each_claim_has_a_verdict_from_what_evaluate_measured(

@@ -1,6 +1,7 @@
 """tasks/tracking.py against a real SQLite store. MLflow itself takes seconds to import: one store for the
 module."""
 
+import json
 import os
 import shutil
 import socket
@@ -115,6 +116,7 @@ def test_everything_given_to_a_recorder_is_in_the_run(store: Path) -> None:
 def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tracking, "POWER", store / "no counters")
     parent = tracking.open_pipeline_run()
     monkeypatch.setenv("THINNER_PARENT_RUN_ID", parent)
     upstream = tracking.start_stage_run("prepare", {}, "hash-p", {}, "cpu")
@@ -133,6 +135,8 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     (store / "reports").mkdir(exist_ok=True)
     (store / "reports/metrics.json").write_text('{"prune": {"accuracy": 0.75}, "distill": {"accuracy": 0.5}}')
     shutil.copy(PROJECT / "params.yaml", store)  # ship.candidate is prune
+    claim = "prune agrees with distill on 98 % of images"
+    (store / "reports/claims.json").write_text(json.dumps({"claim_1": {"claim": claim, "outcome": "proven"}}))
     tracking.close_pipeline_run(
         parent,
         "FINISHED",
@@ -144,10 +148,16 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     closed = client.get_run(parent)
     assert closed.info.status == "FINISHED"
     assert closed.data.tags["stage.prepare"] == upstream.run_id
+    took = closed.data.tags["mlflow.note.content"].split("| prepare | Cached |")[1].splitlines()[0]
+    made = client.get_run(upstream.run_id).info
+    assert f"| {(made.end_time - made.start_time) / 1000:.0f} s | not told |" in took
     assert "| scratch | NotReady | not recorded |" in closed.data.tags["mlflow.note.content"]
     assert closed.data.metrics["test/accuracy"] == closed.data.metrics["test/prune/accuracy"] == 0.75
     assert closed.data.metrics["test/distill/accuracy"] == 0.5
     assert closed.data.params["ship.candidate"] == "prune"
+    assert closed.data.tags["claim.1"] == f"proven: {claim}"
+    assert closed.data.metrics["claims/proven"] == 1
+    assert {file.path for file in client.list_artifacts(parent)} >= {"metrics.json", "claims.json", "params.yaml"}
     table = client.load_table(closed.info.experiment_id, "tables/candidates.json", [parent])
     assert table["accuracy"].tolist() == [0.75, 0.5]
 
