@@ -25,7 +25,11 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 NOT_KEYS = {"data.sha256"}  # MLflow's: a tag
-NOT_PATHS = {"thinner/nightly", "torchvision/", "extra/metadata.json"}  # a Prefect deployment; a folder; a place in a pt2 archive
+NOT_PATHS = {
+    "thinner/nightly",
+    "torchvision/",
+    "extra/metadata.json",
+}  # a Prefect deployment; a folder; a place in a pt2 archive
 METRIC = re.compile(r"(test|train|val|claims|system)/[\w/]+")  # MLflow's: test/accuracy
 SUFFIXES = {
     "csv",
