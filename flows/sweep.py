@@ -64,13 +64,16 @@ class Study(Section):
     target: str
     measure: Literal["val_accuracy"]
     baseline: str
+    rival: str | None = None  # a second variant that all are compared with, on the page
     set: dict[str, Any] = Field(default_factory=dict)
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Study:
-        if self.baseline not in self.variants:
-            raise ValueError(f"baseline: '{self.baseline}' is no variant. Choose one of: {', '.join(self.variants)}")
+        for key in ("baseline", "rival"):
+            name = getattr(self, key)
+            if name is not None and name not in self.variants:
+                raise ValueError(f"{key}: '{name}' is no variant. Choose one of: {', '.join(self.variants)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} has one twice. Give each once")
         return self
@@ -488,18 +491,20 @@ def write_report(path: Path, root: Path) -> None:
 def render(study: Study, path: Path, rows: pd.DataFrame, summary: pd.DataFrame) -> str:
     from thinner import study as studies
 
+    second = studies.summarise(rows, study.rival) if study.rival else None
+    both = f"`{study.baseline}`" + (f" and to `{study.rival}`" if study.rival else "")
     missing = len(study.seeds) * len(study.variants) - len(rows)
     commits = ", ".join(sorted(set(rows["commit"])))
     hours = rows["seconds"].sum() / 3600
     return (
         f"<!-- written by `python -m flows.sweep {path.as_posix()} --report`; do not edit -->\n"
         f"# {study.title}\n\n"
-        f"{studies.render_markdown(summary, study.baseline, len(study.seeds))}\n"
+        f"{studies.render_markdown(summary, study.baseline, len(study.seeds), second)}\n"
         f"![A dot per seed, a bar per mean]({path.stem}.svg)\n\n"
         + (f"{study.finding.strip()}\n\n" if study.finding else "")
         + f"{_measured(rows)} A seed changes all that is drawn: "
         "the splits, the teacher, the first weights, the order of images. Variants of one seed share their splits and "
-        f"their teacher, so differences to `{study.baseline}` are taken seed by seed: mean, 95 % interval of Student's "
+        f"their teacher, so differences to {both} are taken seed by seed: mean, 95 % interval of Student's "
         f"t, p adjusted by Holm for {int(summary['p'].notna().sum())} variants.\n\n"
         f"{len(rows)} runs of commit {commits}, {hours:.1f} hours of runs in all"
         + (f"; {missing} runs are missing" if missing else "")

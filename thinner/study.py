@@ -55,25 +55,36 @@ def _paired_t(differences: np.ndarray) -> tuple[float, float, float]:
     return float(interval.low), float(interval.high), float(result.pvalue)
 
 
-def render_markdown(summary: pd.DataFrame, baseline: str, seeds: int) -> str:
-    """The table, for a page on a git host."""
+def render_markdown(summary: pd.DataFrame, baseline: str, seeds: int, second: pd.DataFrame | None = None) -> str:
+    """The table, for a page on a git host; ``second``: the summary against another variant, as two more columns."""
     pruned = bool(summary["macs"].notna().any())
+    more = {} if second is None else {row["variant"]: row for row in second.to_dict("records")}
+    rival = next((name for name, row in more.items() if np.isnan(row["difference"])), "")
     lines = [
-        f"| variant | seeds | mean, % | spread (sd) | against {baseline}, points | p (Holm) |" + " MACs |" * pruned,
-        "|---|---:|---:|---:|---:|---:|" + "---:|" * pruned,
+        f"| variant | seeds | mean, % | spread (sd) | against {baseline}, points | p (Holm) |"
+        + f" against {rival}, points | p (Holm) |" * bool(more)
+        + " MACs |" * pruned,
+        "|---|---:|---:|---:|---:|---:|" + "---:|---:|" * bool(more) + "---:|" * pruned,
     ]
     for row in summary.to_dict("records"):
         count = str(row["seeds"]) if row["seeds"] == seeds else f"**{row['seeds']} of {seeds}**"
-        against = "" if np.isnan(row["difference"]) else f"{row['difference']:+.2f}"
-        if not np.isnan(row["low"]):
-            against += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-        p = "" if np.isnan(row["p"]) else ("< 0.0001" if row["p"] < 1e-4 else f"{row['p']:.4f}")
         spread = "" if np.isnan(row["sd"]) else f"{row['sd']:.2f}"
         macs = "" if np.isnan(row["macs"]) else f"{row['macs']:.1%}"
         lines.append(
-            f"| `{row['variant']}` | {count} | {row['mean']:.2f} | {spread} | {against} | {p} |" + f" {macs} |" * pruned
+            f"| `{row['variant']}` | {count} | {row['mean']:.2f} | {spread} | {_against(row)} |"
+            + (f" {_against(more[row['variant']])} |" if more else "")
+            + f" {macs} |" * pruned
         )
     return "\n".join(lines) + "\n"
+
+
+def _against(row: Any) -> str:
+    """The difference with its interval, and p: two cells."""
+    difference = "" if np.isnan(row["difference"]) else f"{row['difference']:+.2f}"
+    if not np.isnan(row["low"]):
+        difference += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
+    p = "" if np.isnan(row["p"]) else ("< 0.0001" if row["p"] < 1e-4 else f"{row['p']:.4f}")
+    return f"{difference} | {p}"
 
 
 def draw(rows: pd.DataFrame, summary: pd.DataFrame, title: str, axis: str, path: Path) -> None:

@@ -71,3 +71,13 @@ def test_macs_are_shown_where_there_are_some():
     lines = study.render_markdown(summary, "distill", 3).splitlines()
     assert [line.split("|")[-2].strip() for line in lines] == ["MACs", "---:", "49.0%", ""]
     assert "MACs" not in study.render_markdown(study.summarise(rows(distill=SCRATCH), "distill"), "distill", 3)
+
+
+def test_a_second_comparison_has_columns_of_its_own():
+    table = rows(scratch=SCRATCH, kd=KD, at={0: 0.84, 1: 0.84, 2: 0.88})
+    first, second = (study.summarise(table, name) for name in ("scratch", "kd"))
+    lines = study.render_markdown(first, "scratch", 3, second).splitlines()
+    assert "| against scratch, points | p (Holm) | against kd, points | p (Holm) |" in lines[0]
+    assert len({line.count("|") for line in lines}) == 1
+    at = next(line for line in lines if "`at`" in line)
+    assert "+3.33" in at and "-1.67" in at  # (4 + 2 + 4) / 3, -(1 + 2 + 2) / 3
