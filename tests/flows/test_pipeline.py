@@ -246,7 +246,7 @@ def test_a_failure_is_told_once_and_what_follows_does_not_run(toy: Toy) -> None:
 def test_cancelling_the_flow_ends_the_stage(toy: Toy, number: signal.Signals) -> None:
     process = _start_slow(toy)
     os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode != 0
     assert toy.stage_processes() == []
     assert not (toy.root / "data/distill").exists()
@@ -265,7 +265,7 @@ def test_after_kill_9_of_anything_the_next_run_just_works(toy: Toy, victim: str)
     dvc = next(parent for parent in stage.parents() if "dvc" in parent.cmdline())
     os.kill({"flow": process.pid, "dvc": dvc.pid, "stage": stage.pid}[victim], signal.SIGKILL)
     eventually(lambda: toy.stage_processes() == [], 20)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     toy.ran()
     done = toy.pipeline()
     assert toy.ran() == ["distill"], done.stdout
@@ -282,7 +282,7 @@ def test_a_second_run_at_the_same_time_is_told_so(toy: Toy) -> None:
         assert "another run of the pipeline is at work" in done.stdout
     finally:
         os.kill(process.pid, signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
 
 
 @pytest.mark.integration

@@ -39,7 +39,7 @@ PARAMS = SMALL.model_copy(
         "claims": ["distill beats scratch on accuracy"],
         "ship": Ship(name="shades", candidate="prune", margin_points=5.0),
         "export": SMALL.export.model_copy(update={"formats": []}),
-        "evaluate": SMALL.evaluate.model_copy(update={"latency_repeats": 3, "latency_batches": [1]}),
+        "evaluate": SMALL.evaluate.model_copy(update={"latency_repeats": 6, "latency_batches": [1]}),
     }
 )
 NAME = "thinner-shades"
