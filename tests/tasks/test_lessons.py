@@ -131,7 +131,8 @@ def test_cached_and_live_teach_the_same(project, loss):
     moved = max(float((one[n] - before[n]).abs().max()) for n in one if "weight" in n)
     apart = max(float((one[n] - two[n]).abs().max()) for n in one if "weight" in n)
     assert moved > 1e-3  # something was learnt,
-    assert apart < 0.02 * moved  # and float16 is all that lies between the two
+    # and float16 is all that lies between the two; crd divides cosines by 0.07, so more comes of it
+    assert apart < (0.1 if loss["name"] == "crd" else 0.02) * moved
 
 
 def test_several_teachers_count_by_their_accuracy_on_validation(project):
