@@ -44,7 +44,7 @@ def two(project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:  # n
     first = pipeline(project, monkeypatch, "one")
     write_candidate(project, "prune", [0.0, 1.0, 0.0])
     text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("  ratio: 0.293 ", "  ratio: 0.4 "))
+    (project / "params.yaml").write_text(text.replace("target: {macs: 0.5} ", "target: {macs: 0.4} "))
     time.sleep(1)  # names have seconds
     return first, pipeline(project, monkeypatch, "two")
 
@@ -73,7 +73,7 @@ def test_two_pipeline_runs_side_by_side_with_paired_tests(two: tuple[str, str]) 
     assert "33.33%" in lines["test/accuracy"]
     assert "test/distill/accuracy" not in text
     assert "test/distill/accuracy" in shown(found, everything=True)
-    assert lines["prune.ratio"].split() == ["prune.ratio", "0.293", "0.4"]
+    assert lines["prune.target.macs"].split() == ["prune.target.macs", "0.5", "0.4"]
     assert "student.width" not in text  # the same in both
     assert [run.id for run in compare.compare([]).runs] == [second, first]  # the last two, the newest first
 
