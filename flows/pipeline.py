@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -154,18 +154,7 @@ def stage(root: Path, node: lineage.Node, environment: dict[str, str], slots: th
 
 def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logger: Any) -> State:
     began = time.monotonic()
-    process = subprocess.Popen(
-        lineage.reproduce_command(node.name),
-        cwd=root,
-        env=child_environment(**environment, THINNER_PROGRESS="json", **{FLOW: this_process()}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        # its own process group: one kill reaches dvc, its shell, the stage and its workers
-        start_new_session=True,
-    )
+    process = start_dvc(lineage.reproduce_command(node.name), root, environment)
     with _guard:
         _processes[node.name] = process
     timed_out = threading.Event()
@@ -340,6 +329,22 @@ def kill_group(process: subprocess.Popen[str]) -> None:
                 time.sleep(0.05)
         except (ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
             return
+
+
+def start_dvc(command: list[str], root: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """DVC at work in ``root``, its stages telling of their progress; all that it says is on ``stdout``."""
+    return subprocess.Popen(
+        command,
+        cwd=root,
+        env=child_environment(**environment, THINNER_PROGRESS="json", **{FLOW: this_process()}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        # its own process group: one kill reaches dvc, its shell, the stage and its workers
+        start_new_session=True,
+    )
 
 
 def this_process() -> str:

@@ -34,7 +34,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, ValidationError, model_validator
 
 from flows import console
-from flows.pipeline import kill_group, this_process
+from flows.pipeline import kill_group, start_dvc, this_process
 from tasks import lineage
 from tasks.environment import FLOW, PARENT, PROGRESS, child_environment, repository_root, set_environment
 from tasks.tracking import VARIANT, tracking_uri
@@ -340,7 +340,7 @@ def run(
         began = time.monotonic()
         console.stage_started(one.name)
         try:
-            upstream = lineage.upstream(folder, one.target)
+            upstream = next(node.upstream for node in lineage.graph(folder) if node.name == one.target)
             if upstream:  # whoever comes first makes what several need
                 with shared.setdefault(lineage.key(folder, *upstream), threading.Lock()):
                     failure = _reproduce(folder, upstream, one, environment, logger)
@@ -362,16 +362,8 @@ def run(
 
 def _reproduce(folder: Path, stages: Sequence[str], one: Run, environment: dict[str, str], logger: Any) -> str | None:
     """Bring the stages up to date there; what went wrong, or None."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages],
-        cwd=folder,
-        env=child_environment(**environment, THINNER_PROGRESS="json", **{VARIANT: one.name, FLOW: this_process()}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
+    process = start_dvc(
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages], folder, {**environment, VARIANT: one.name}
     )
     _processes.add(process)
     said: list[str] = []

@@ -189,13 +189,7 @@ def _example() -> str:
 
 def find(client: MlflowClient, experiment: str, name: str, stage_hash: str) -> str | None:
     """The newest finished run of this candidate, of this evaluation."""
-    runs = client.search_runs(
-        [experiment],
-        f"tags.candidate = '{name}' and tags.`dvc.stage_hash` = '{stage_hash}' and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    return str(runs[0].info.run_id) if runs else None
+    return tracking.newest_run(client, experiment, "candidate", name, stage_hash)
 
 
 def log_predictions(client: MlflowClient, run_id: str, found: Mapping[str, Any]) -> None:

@@ -79,9 +79,9 @@ def graph(root: Path) -> list[Node]:
         dag = repo.index.graph
         stages = [stage for stage in repo.index.stages if stage.cmd]
         nodes = {
-            stage.addressing: Node(
-                name=stage.addressing,
-                upstream=tuple(sorted(up.addressing for up in dag.successors(stage) if up.cmd)),
+            stage.name: Node(
+                name=stage.name,
+                upstream=tuple(sorted(up.name for up in dag.successors(stage) if up.cmd)),
                 command=str(stage.cmd),
                 outs=tuple(out.def_path for out in stage.outs),
                 meta=dict(stage.meta or {}),
@@ -118,14 +118,6 @@ def reasons(root: Path, name: str) -> list[str]:
                 else:
                     found.append(f"{path} {change}" + (" (output)" if kind == "changed outs" else ""))
     return found
-
-
-def upstream(root: Path, name: str) -> list[str]:
-    """The stages whose outs this one reads."""
-    with _repo(root) as repo, repo.lock:
-        dag = repo.index.graph
-        here = next(stage for stage in dag if stage.name == name)
-        return sorted(stage.name for stage in dag.successors(here) if stage.cmd)
 
 
 def key(root: Path, *targets: str) -> str:
@@ -193,8 +185,8 @@ def inputs(root: Path, name: str) -> Inputs:
             else:
                 deps[dep.def_path] = str(value)
         dag = repo.index.graph
-        here = next(node for node in dag if node.addressing == name)
-        upstream = [up.addressing for up in dag.successors(here) if up.cmd]
+        here = next(node for node in dag if node.name == name)
+        upstream = [up.name for up in dag.successors(here) if up.cmd]
         digest = _get_stage_hash(stage)
     locked = locked_hashes(root)
     return Inputs(

@@ -290,9 +290,14 @@ def joules_since(before: Mapping[Path, tuple[float, float]]) -> dict[str, float]
 
 def find_run(client: MlflowClient, experiment: str, stage: str, stage_hash: str) -> str | None:
     """The newest finished run of this stage with these inputs."""
+    return newest_run(client, experiment, "stage", stage, stage_hash)
+
+
+def newest_run(client: MlflowClient, experiment: str, tag: str, value: str, stage_hash: str) -> str | None:
+    """The newest finished run with this tag and these inputs."""
     runs = client.search_runs(
         [experiment],
-        f"tags.stage = '{stage}' and tags.`dvc.stage_hash` = '{stage_hash}' and attributes.status = 'FINISHED'",
+        f"tags.{tag} = '{value}' and tags.`dvc.stage_hash` = '{stage_hash}' and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
