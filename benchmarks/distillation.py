@@ -271,24 +271,36 @@ def judge(job: Job, times: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation", description=__doc__.split("\n")[0])
+def parser_of(name: str, doc: str) -> argparse.ArgumentParser:
+    """The options that every benchmark with a must has."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc.split("\n", maxsplit=1)[0])
     parser.add_argument("--json", type=Path, help="keep the numbers in this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a must falls short")
-    parser.add_argument("--rounds", type=int, default=12, help="rounds of measuring, 10 or more (12)")
-    options = parser.parse_args()
+    return parser
+
+
+def set_up() -> tuple[Any, Any]:
+    """(params.yaml, the device that training uses), with threads and memory as in a stage. Raises UserError."""
     set_environment()
     keep_memory()
-    try:
-        repository_root()
-        params = load_params()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    repository_root()
+    params = load_params()
     import torch
 
     device = set_up_torch(params.run)
     torch.set_num_threads(thread_count(params.run.threads))
+    return params, device
+
+
+def main() -> int:
+    parser = parser_of("distillation", __doc__)
+    parser.add_argument("--rounds", type=int, default=12, help="rounds of measuring, 10 or more (12)")
+    options = parser.parse_args()
+    try:
+        params, device = set_up()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     results: dict[str, Any] = {}
     for job in jobs(params):
         with tempfile.TemporaryDirectory() as folder:

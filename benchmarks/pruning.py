@@ -17,7 +17,6 @@ Widths decide here, not weights: the student is the trained one of data/distill 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -29,9 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import distillation
-from tasks.environment import repository_root, set_environment
-from tasks.stage import keep_memory, set_up_torch, thread_count
-from thinner.config import load_params
 from thinner.errors import UserError
 
 NETWORKS = (
@@ -271,24 +267,15 @@ def show(results: dict[str, Any], device: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning", description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, help="keep the numbers in this file")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a must falls short")
+    parser = distillation.parser_of("pruning", __doc__)
     parser.add_argument("--rounds", type=int, default=12, help="rounds of steps and of recovery, 10 or more (12)")
     parser.add_argument("--repeats", type=int, default=50, help="rounds of inference, 10 or more (50)")
     options = parser.parse_args()
-    set_environment()
-    keep_memory()
     try:
-        repository_root()
-        params = load_params()
+        params, device = distillation.set_up()
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    import torch
-
-    device = set_up_torch(params.run)
-    torch.set_num_threads(thread_count(params.run.threads))
     results = measure_all(params, options.rounds, options.repeats)
     show(results, str(device))
     if options.json:
