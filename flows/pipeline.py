@@ -347,6 +347,39 @@ def start_dvc(command: list[str], root: Path, environment: Mapping[str, str]) ->
     )
 
 
+@contextlib.contextmanager
+def stoppable(words: str, seconds: float = 30.0) -> Iterator[None]:
+    """A flow that Ctrl-C ends, within `seconds`; ``words`` tell the person what becomes of the work.
+
+    On a terminal the same Ctrl-C ends Prefect's embedded server, and Prefect goes on asking that one for minutes,
+    for its last logs even when the flow has ended. So whatever is left after `seconds` is cut off.
+    """
+
+    def leave() -> None:
+        for child in psutil.Process().children():
+            child.kill()
+        os._exit(130)
+
+    def leave_in(seconds: float) -> None:
+        last = threading.Timer(seconds, leave)
+        last.daemon = True
+        last.start()
+
+    def stop(*_: object) -> None:
+        leave_in(seconds)
+        console.console.print(words, style="yellow", markup=False)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave_in(5.0)  # the stages are gone and MLflow knows; what is left is Prefect's goodbye
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def this_process() -> str:
     return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
 
@@ -426,12 +459,12 @@ def run(stages: list[str] | None = None, jobs: int = 2) -> int:
             console.print_results(root)
             return 0
         console.take_over()
-        state = pipeline(stages, jobs, return_state=True)
+        with stoppable("Stopping. The next run goes on from the last checkpoint."):
+            state = pipeline(stages, jobs, return_state=True)
     except UserError as error:
         console.console.print(str(error), style="red", markup=False)
         return 2
     except KeyboardInterrupt:
-        console.console.print("Stopped. The next run goes on from the last checkpoint.", style="yellow")
         return 130
     if not state.is_completed():
         console.console.print(state.message or state.name or "", style="red", markup=False)

@@ -34,7 +34,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, ValidationError, model_validator
 
 from flows import console
-from flows.pipeline import kill_group, start_dvc, this_process
+from flows.pipeline import kill_group, start_dvc, stoppable, this_process
 from tasks import lineage
 from tasks.environment import FLOW, PARENT, PROGRESS, child_environment, repository_root, set_environment
 from tasks.tracking import VARIANT, tracking_uri
@@ -407,7 +407,8 @@ def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -
         )
         status = "KILLED"
         try:
-            state = conduct(study, runs, results, trees, environment, return_state=True)
+            with stoppable("Stopping. What was finished is kept; the same command goes on."):
+                state = conduct(study, runs, results, trees, environment, return_state=True)
             status = "FINISHED" if state.is_completed() else "FAILED"
         finally:
             _tracking(root, "end", environment[PARENT], status)
@@ -528,7 +529,6 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped. What was finished is kept; the same command goes on.", file=sys.stderr)
         return 130
 
 

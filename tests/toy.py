@@ -135,8 +135,12 @@ class Toy:
         return done
 
     def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
+        # a shell has its background jobs ignore Ctrl-C, and children inherit that
+        heeding = (
+            "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+        )
         return subprocess.Popen(
-            command,
+            [sys.executable, "-c", heeding, *command],
             cwd=self.root,
             env=self.environment(**env),
             text=True,

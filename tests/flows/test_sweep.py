@@ -141,7 +141,8 @@ def test_a_study_that_is_stopped_goes_on(toy: Toy) -> None:
     csv = toy.root / "docs" / "studies" / "small.csv"
     eventually(lambda: any("distill" in path.read_text() for path in toy.root.rglob("worker-*/ran.txt")), 120)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(180) != 0
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode != 0, said
     eventually(lambda: not toy.stage_processes(), 30)
     assert not csv.exists()
     run(toy)

@@ -42,7 +42,9 @@ def test_memory_holds_the_weights_and_the_largest_activations(folders: dict[str,
     for name in ("wide", "wide_onnx"):
         assert weights <= grown[name][0] < 8 * weights  # runtimes keep copies, and how many depends on the processor
         assert weights + activations <= grown[name][1] < 8 * (weights + activations)
-        assert grown[name][1] - grown[name][0] >= 0.9 * activations * 32 / 33
+        assert grown[name][1] > grown[name][0]
+    # ONNX Runtime's peak at batch 1 is that of loading, so the difference tells of activations in PyTorch only
+    assert grown["wide"][1] - grown["wide"][0] >= 0.9 * activations * 32 / 33
     assert grown["slim"][0] < 4 * MIB
     assert 2 * 33 * 4 * 32 * 32 * 4 <= grown["slim"][1] < grown["wide"][1] / 10
 
