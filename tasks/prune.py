@@ -43,7 +43,15 @@ def prune(stage: Stage) -> None:
     stage.say(f"prune: {knife.plan}")
     networks: list[nn.Module] = [copy.deepcopy(source.model)]
     accuracy = validate(source.model.to(fabric.device))["val_accuracy"]
-    rows = [_row(0, verify.facts_of(source.model.cpu(), shape), Path(f"data/{section.source}"), accuracy, accuracy)]
+    rows = [
+        _row(
+            0,
+            verify.facts_of(source.model.cpu(), shape, source.spec),
+            Path(f"data/{section.source}"),
+            accuracy,
+            accuracy,
+        )
+    ]
     kept = stage.resume / "rounds"
     model = source.model
     early = _early(params)
@@ -190,6 +198,13 @@ class Knife:
         self._section, self._seed, self._examples = params.prune, params.run.seed, examples
         self._example = torch.zeros(1, *shape)
         self._clock = pruning.Clock(params.prune.latency_batch, learning.memory_format_of(params))
+        self._how: dict[str, Any] = {
+            "criterion": params.prune.criterion,
+            "scope": params.prune.scope,
+            "round_to": params.prune.round_to,
+            "keep": params.prune.keep,
+            "clock": self._clock,
+        }
         key, value = self._section.goal
         self._unit: pruning.Unit = {"max_drop": "macs"}.get(key, key) if self._channels else "params"  # type: ignore[assignment]
         self._now, fewest = self._range(model)
@@ -216,16 +231,7 @@ class Knife:
             masked = copy.deepcopy(model)
             masks.apply(masked, pattern)
             return profiling.count_params(model, nonzero=True), profiling.count_params(masked, nonzero=True)
-        return pruning.reachable(
-            self._unit,
-            model,
-            self._example,
-            criterion=section.criterion,
-            scope=section.scope,
-            round_to=section.round_to,
-            keep=section.keep,
-            clock=self._clock,
-        )
+        return pruning.reachable(self._unit, model, self._example, **self._how)
 
     def _pattern(self, model: nn.Module, number: int) -> masks.Masks:
         n, _, m = self._section.granularity.partition(":")
@@ -268,13 +274,9 @@ class Knife:
                 model,
                 self._example,
                 **{self._unit: limit},
-                criterion=section.criterion,
-                scope=section.scope,
-                round_to=section.round_to,
-                keep=section.keep,
+                **self._how,
                 examples=self._examples,
                 seed=self._seed + number,
-                clock=self._clock,
                 rewound=early,
             )
             return smaller, {}

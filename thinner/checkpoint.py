@@ -47,11 +47,18 @@ def save(folder: str | Path, model: nn.Module, spec: dict[str, Any]) -> str:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     spec = {**spec, "pruned": changed_dimensions(model, spec["network"])}
-    tensors = model.state_dict() | _hidden(model, (spec["pruned"] or {}).get("shapes", {}))
-    state = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    state = {n: t.detach().cpu().contiguous().clone() for n, t in saved_tensors(model, spec).items()}
     _replace(folder / WEIGHTS, lambda path: save_file(state, path))
     _replace(folder / SPEC, lambda path: path.write_text(json.dumps(spec, indent=1, sort_keys=True) + "\n"))
     return file_sha256(folder / WEIGHTS)
+
+
+def saved_tensors(model: nn.Module, spec: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What a checkpoint of ``model`` holds: its state, and buffers outside of it that pruning resized.
+
+    ``spec``: that of the checkpoint, with ``pruned``.
+    """
+    return model.state_dict() | _hidden(model, (spec.get("pruned") or {}).get("shapes", {}))
 
 
 def _replace(path: Path, write: Any) -> None:
@@ -93,8 +100,8 @@ def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) ->
     model = models.skeleton(spec["network"])
     if spec.get("pruned"):
         apply_dimensions(model, spec["pruned"])
-    resized = _hidden(model, (spec.get("pruned") or {}).get("shapes", {}))
-    expected = {n: tuple(t.shape) for n, t in (model.state_dict() | resized).items()}
+    tensors = saved_tensors(model, spec)
+    expected = {n: tuple(t.shape) for n, t in tensors.items()}
     found = {n: tuple(t.shape) for n, t in state.items()}
     if expected != found:
         wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
@@ -104,7 +111,7 @@ def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) ->
             f"spec {expected.get(name)}. Take the two files of one folder"
         )
     model = _materialise(model, spec)
-    for name, buffer in _hidden(model, resized).items():
+    for name, buffer in _hidden(model, tensors).items():
         buffer.copy_(state.pop(name))
     named = OrderedDict(state)
     # the version of each module's state: safetensors has no place for it, and torchvision's MNASNet asks for it

@@ -109,13 +109,18 @@ class Augmentation(Section):
     translation: Ratio
     brightness: Ratio
     contrast: Ratio
+    saturation: Ratio
     erase: Ratio
 
     @property
     def still(self) -> bool:
         """Whether views are the image itself."""
-        moves = (self.rotation_degrees, self.translation, self.brightness, self.contrast, self.erase)
-        return self.crop == 1.0 and not self.flip and not any(moves)
+        colours = (self.brightness, self.contrast, self.saturation)
+        return (
+            self.crop == 1.0
+            and not self.flip
+            and not any((self.rotation_degrees, self.translation, *colours, self.erase))
+        )
 
 
 class Budget(Section):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,15 +38,16 @@ class Facts:
     macs: int
     params: int
     nonzero: int
-    tensor_bytes: int  # of all parameters and buffers, without the file's header
+    tensor_bytes: int  # of all that a checkpoint of it holds, without the file's header
 
 
-def facts_of(model: nn.Module, shape: tuple[int, ...]) -> Facts:
+def facts_of(model: nn.Module, shape: tuple[int, ...], spec: dict[str, Any]) -> Facts:
+    """``spec``: that of the model's checkpoint."""
     return Facts(
         count_macs(model, shape),
         count_params(model),
         count_params(model, nonzero=True),
-        sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        sum(t.numel() * t.element_size() for t in checkpoint.saved_tensors(model, spec).values()),
     )
 
 
@@ -73,7 +75,7 @@ def verify_saved(
     tensors and its header. Raises VerificationError, which names all that is not so.
     """
     folder = Path(folder).resolve()
-    expected = facts_of(model, tuple(images.shape[1:]))
+    expected = facts_of(model, tuple(images.shape[1:]), checkpoint.read_spec(folder))
     with tempfile.TemporaryDirectory() as scratch:
         batch, answer = Path(scratch) / "images.safetensors", Path(scratch) / "logits.safetensors"
         save_file({"images": images.cpu().contiguous()}, batch)
@@ -128,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)  # noqa: T201 - a command speaks to a person
         return 1
     side = loaded.spec["preprocessing"]["image_size"]
-    facts = facts_of(loaded.model, (loaded.spec["preprocessing"]["channels"], side, side))
+    facts = facts_of(loaded.model, (loaded.spec["preprocessing"]["channels"], side, side), loaded.spec)
     if given.batch is not None:
         logits = _logits(loaded.model, load_file(given.batch)["images"])
         if given.logits is not None:

@@ -31,6 +31,7 @@ class Policy:
     translation: float = 0.0  # ratio of the image's side
     brightness: float = 0.0
     contrast: float = 0.0
+    saturation: float = 0.0
     erase: float = 0.0  # probability that a rectangle is erased
 
     @property
@@ -38,7 +39,9 @@ class Policy:
         return asdict(self) == asdict(Policy())
 
 
-_DRAWS = 12  # random numbers per view; a new use takes a new column, or every stored view changes its meaning
+_DRAWS = 13  # random numbers per view; a new use takes a new column, or every stored view changes its meaning
+
+_LUMA = (0.299, 0.587, 0.114)  # red, green, blue: ITU-R BT.601
 
 
 def random_numbers(
@@ -107,7 +110,10 @@ def draw(
         out = (out - 0.5) * gain + 0.5
     if policy.brightness:
         out = out + column(policy.brightness * signed[:, 8])[..., None]
-    if policy.contrast or policy.brightness:
+    if policy.saturation and out.shape[1] == 3:
+        luma = (_LUMA[0] * out[:, 0] + _LUMA[1] * out[:, 1] + _LUMA[2] * out[:, 2])[:, None]
+        out = luma + (out - luma) * column(1.0 + policy.saturation * signed[:, 12])[..., None]
+    if policy.contrast or policy.brightness or policy.saturation:
         out = out.clamp(0.0, 1.0)
     if policy.erase:
         # a square of a quarter of the area, mid-grey: a colour that needs no statistics of the image

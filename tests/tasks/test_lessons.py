@@ -101,6 +101,7 @@ MOVING = {
     "translation": 0.0,
     "brightness": 0.0,
     "contrast": 0.0,
+    "saturation": 0.0,
     "erase": 0.0,
 }
 

@@ -75,3 +75,15 @@ def test_a_spec_that_lost_its_widths_is_found(pruned):
     (folder / "model.json").write_text(json.dumps({**spec, "pruned": None}))
     with pytest.raises(verify.VerificationError, match="does not load in a new process: .*tensors do not fit the spec"):
         verify.verify_saved(folder, model, IMAGES)
+
+
+def test_buffers_outside_of_the_state_count_where_pruning_resized_them(tmp_path):
+    network = {"name": "timm:swinv2_tiny_window8_256", "classes": 5, "channels": 3}
+    model = models.create(network).eval()
+    model, _ = pruning.cut(model, torch.zeros(1, 3, 256, 256), params=int(0.6 * count_params(model)), criterion="l2")
+    spec = {**SPEC, "network": network, "preprocessing": {**SPEC["preprocessing"], "image_size": 256, "channels": 3}}
+    checkpoint.save(tmp_path, model, spec)
+    state = load_file(tmp_path / "model.safetensors")
+    assert state.keys() - model.state_dict().keys()  # there are such
+    found = verify.verify_saved(tmp_path, model, torch.randn(2, 3, 256, 256))
+    assert found.tensor_bytes == sum(t.numel() * t.element_size() for t in state.values())

@@ -9,15 +9,15 @@ import torch
 from thinner import views
 
 POLICY = views.Policy(
-    crop=0.7, flip=True, rotation_degrees=15, translation=0.1, brightness=0.2, contrast=0.3, erase=0.5
+    crop=0.7, flip=True, rotation_degrees=15, translation=0.1, brightness=0.2, contrast=0.3, saturation=0.4, erase=0.5
 )
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 20, 20, 3), dtype=np.uint8)
 INDEX = np.arange(100, 112)
 
 
-def draw(rows, view=3, size=16, policy=POLICY, seed=5):
+def draw(rows, images=IMAGES, view=3, size=16, policy=POLICY, seed=5):
     rows = np.asarray(rows)
-    return views.draw(IMAGES[rows], INDEX[rows], view, size=size, seed=seed, policy=policy)
+    return views.draw(images[rows], INDEX[rows], view, size=size, seed=seed, policy=policy)
 
 
 def _in_process(rows):
@@ -90,8 +90,31 @@ def test_a_view_is_the_same_motion_at_every_resolution():
 
 
 def test_values_stay_between_0_and_1():
-    out = draw(np.arange(12), policy=views.Policy(brightness=1.0, contrast=1.0))
+    out = draw(np.arange(12), policy=views.Policy(brightness=1.0, contrast=1.0, saturation=1.0))
     assert 0 <= out.min() and out.max() <= 1
+
+
+def test_saturation_moves_colours_along_the_line_to_their_grey():
+    pale = np.clip(IMAGES, 64, 191)  # so that nothing is cut off at 0 and 1
+    before = torch.from_numpy(pale).permute(0, 3, 1, 2) / 255
+    out = draw(np.arange(12), pale, size=20, policy=views.Policy(saturation=0.5))
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    luma, luma_before = (out * weights).sum(1, keepdim=True), (before * weights).sum(1, keepdim=True)
+    assert torch.allclose(luma, luma_before, atol=1e-5)
+    gains = ((out - luma) * (before - luma_before)).sum((1, 2, 3)) / (before - luma_before).square().sum((1, 2, 3))
+    assert torch.allclose(out, luma + gains.view(-1, 1, 1, 1) * (before - luma), atol=1e-5)
+    assert 0.5 <= gains.min() < 0.75 and 1.25 < gains.max() <= 1.5
+    grey = np.repeat(pale[..., :1], 3, axis=-1)
+    assert torch.allclose(
+        draw(np.arange(12), grey, size=20, policy=views.Policy(saturation=1.0)), before[:, :1].expand_as(before)
+    )
+
+
+def test_stored_views_keep_their_meaning():
+    """Another generator, or another order of its columns, would make every stored teacher signal wrong."""
+    found = views.random_numbers(7, np.array([0, 3]), 2)
+    assert found[:, 0].tolist() == [0.8836350087551216, 0.4412569237176588]
+    assert found[:, 11].tolist() == [0.5873931166179163, 0.13715079813034514]
 
 
 def test_preprocess_follows_the_written_formula():
