@@ -100,7 +100,7 @@ def test_a_mistake_is_named(tmp_path, changes, line):
         ({"teach.features": [{"layer": "block.4", "keep": "map"}]}, "teach.features[0].layer: no layer 'block.4' in EfficientNet. Near: blocks.4"),
         ({"teach.features": [{"layer": "blocks.4", "keep": "map"}] * 2}, "teach.features[1].layer: 'blocks.4' is named twice"),
         ({"prune.criterion": "L9"}, "prune.criterion: unknown 'L9'. Choose one of: random, l1, l2"),
-        ({"prune.target": {"macs": 0.05}}, "prune.target: 152,608 MACs are asked for; 'resnet8' has 3,052,160 MACs; with round_to 8 the smallest that can be reached is 410,704 MACs (13%). Ask for 13% to 100%, or lower prune.round_to"),
+        ({"prune.target": {"macs": 0.05}}, "prune.target: 152,608 MACs are asked for; 'resnet8' has 3,052,160 MACs; with round_to 16 the smallest that can be reached is 620,704 MACs (20%). Ask for 20% to 100%, or lower prune.round_to"),
         ({"prune.target": {"params": 100}}, "prune.target: 100 parameters are asked for; 'resnet8' has"),
         ({"prune.target": {"params": 10**9}}, "prune.target: 1,000,000,000 parameters are asked for, and 'resnet8' has no more than"),
         ({"prune.target": {"latency_ms": 1e-6}}, "prune.target: 1e-06 ms are asked for; 'resnet8' has"),
