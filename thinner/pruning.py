@@ -259,7 +259,7 @@ SCOPES = ("global", "layer", "isomorphic")
 
 class _WholeMultiples(tp.pruner.BasePruner):  # type: ignore[misc]
     """Torch-Pruning 1.6 rounds the channels that remain down, to none at the end, and then leaves the whole layer
-    alone. Here they go to the nearest multiple, at least one; a layer no wider than ``round_to`` may lose half of it."""
+    alone. Here they go to the nearest multiple, at least one; a layer no wider than ``round_to`` may be halved."""
 
     def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
         unit = round_to if current_channels > round_to else max(1, round_to // 2)
