@@ -343,15 +343,15 @@ def find_temperature(root: Path, candidate: str) -> float | None:
 
 
 def candidate_folder(root: Path, name: str) -> Path:
-    """Where the candidate lies: data/NAME, or data/export/NAME for an export.
+    """Where the candidate lies: data/NAME, data/prune_also/SOURCE for prune_SOURCE, or data/export/NAME for an export.
 
     Raises:
         UserError: it has not been made; names those that have.
     """
     made = {
-        path.parent.name: path.parent
-        for pattern in ("data/*/model.json", "data/export/*/model.json")
-        for path in sorted(root.glob(pattern))
+        before + path.parent.name: path.parent
+        for folder, before in (("data", ""), ("data/prune_also", "prune_"), ("data/export", ""))
+        for path in sorted(root.glob(f"{folder}/*/model.json"))
     }
     if name not in made:
         choices = f"Choose one of: {', '.join(made)}" if made else "None has been made yet: thinner run"

@@ -91,7 +91,10 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
     root = repository_root()
     with only_run(root):
         _end_leftovers()
-        nodes = select(lineage.graph(root), stages)
+        graph = lineage.graph(root)
+        nodes = select(graph, stages)
+        if left := lineage.remove_leftovers(root, graph):
+            get_run_logger().info("removed, as params.yaml no longer names it: %s", ", ".join(left))
         stale = plan(root, nodes)
         environment = _before_first_stage() if stale else {}
         _cancelled.clear()

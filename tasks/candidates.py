@@ -40,9 +40,11 @@ REQUIREMENTS = (
 
 
 def folder_of(name: str) -> Path:
-    """Where the candidate's files lie: data/NAME, or data/export/NAME."""
-    network = Path("data") / name
-    return network if (network / "model.json").is_file() else Path("data/export") / name
+    """Where the candidate's files lie: data/NAME, of prune_SOURCE data/prune_also/SOURCE, or data/export/NAME."""
+    for network in (Path("data") / name, Path("data/prune_also") / name.removeprefix("prune_")):
+        if (network / "model.json").is_file():
+            return network
+    return Path("data/export") / name
 
 
 def record(

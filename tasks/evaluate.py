@@ -32,14 +32,13 @@ from thinner.profiling import (
 from thinner.store import Store, open_store
 
 TEACHER, SMALLEST = "finetune", "prune"
-NETWORKS = (TEACHER, "scratch", "distill", SMALLEST)
 
 
 def evaluate(stage: Stage) -> None:
     run, section = stage.params.run, stage.params.evaluate
     store = open_store("data/prepared")
     names = stage.params.candidate_names
-    places = {name: Path("data") / (name if name in NETWORKS else f"export/{name}") for name in names}
+    places = {name: Path(stage.params.networks.get(name, f"data/export/{name}")) for name in names}
     device = choose_device(run.device)
     threads = torch.get_num_threads()  # run.threads, which run_stage has set
     candidates = {name: open_candidate(path, device, threads, run.channels_last) for name, path in places.items()}
@@ -229,8 +228,9 @@ def _confidence(labels: Any, logits: Any, temperature: float) -> dict[str, float
 
 
 def _size(name: str, candidates: Mapping[str, Candidate], folder: Path) -> dict[str, int]:
-    # an export computes what its source computes, so parameters and MACs are counted there
-    candidate = candidates[name] if name in NETWORKS else candidates[next(iter(candidates[name].spec["parents"]))]
+    candidate = candidates[name]
+    if candidate.model is None:  # an export computes what its source computes, so parameters and MACs are counted there
+        candidate = candidates[next(iter(candidate.spec["parents"]))]
     if candidate.model is None:
         raise TypeError(f"{name}: no PyTorch network to count")
     preprocessing = candidate.spec["preprocessing"]

@@ -38,7 +38,7 @@ def export(stage: Stage) -> None:
 def _formats(stage: Stage, folder: Path, source: str, images: Any) -> Iterator[str]:
     """Write ``source`` in every format below ``folder``, and yield the name of each as it is done."""
     section = stage.params.export
-    loaded = checkpoint.load(f"data/{source}")
+    loaded = checkpoint.load(stage.params.networks[source])
     preprocessing = loaded.spec["preprocessing"]
     inputs = views.preprocess(images, preprocessing).numpy()
     metadata = {"classes": loaded.spec["classes"], "preprocessing": preprocessing}

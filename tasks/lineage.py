@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 import sys
 import threading
 import time
@@ -98,6 +99,29 @@ def graph(root: Path) -> list[Node]:
     for name in nodes:
         visit(name)
     return list(ordered.values())
+
+
+def remove_leftovers(root: Path, nodes: list[Node]) -> list[str]:
+    """Remove what stages of a `foreach` wrote that params.yaml no longer names; returns the paths.
+
+    A stage that depends on the folder around them would depend on them still, and be another one than in a fresh
+    clone. DVC's cache keeps them: named again, they come back.
+    """
+    names, outs = {node.name for node in nodes}, {out for node in nodes for out in node.outs}
+    removed = []
+    for name, entry in _locked_stages(root).items():
+        if "@" not in name or name in names:
+            continue
+        for out in [out["path"] for out in entry.get("outs", []) if out["path"] not in outs]:
+            path = root / out
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.exists():
+                path.unlink()
+            else:
+                continue
+            removed.append(out)
+    return removed
 
 
 def reasons(root: Path, name: str) -> list[str]:
@@ -202,6 +226,11 @@ def locked_hashes(root: Path) -> dict[str, str]:
     """For each stage of dvc.lock, the `Inputs.hash` that it had when it ran."""
     from dvc.stage.cache import _get_cache_hash
 
+    entries = _locked_stages(root)
+    return {name: _get_cache_hash(copy.deepcopy(entry), key=True) for name, entry in entries.items()}
+
+
+def _locked_stages(root: Path) -> dict[str, Any]:
     path = root / "dvc.lock"
     for attempt in range(5):
         try:
@@ -214,7 +243,7 @@ def locked_hashes(root: Path) -> dict[str, str]:
             if attempt == 4:
                 raise UserError(f"{path} cannot be read: it is not YAML. To make it anew: dvc repro") from None
             time.sleep(0.1)
-    return {name: _get_cache_hash(copy.deepcopy(entry), key=True) for name, entry in entries.items()}
+    return dict(entries)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def prune(stage: Stage) -> None:
     params, section, plan = stage.params, stage.params.prune, stage.params.prune.training
     data = store.open_store(learning.PREPARED)
     fabric = learning.fabric_of(params)
-    source = checkpoint.load(f"data/{section.source}")
+    source_name, place = source_of(stage), place_of(stage)
+    source = checkpoint.load(f"data/{source_name}")
     preprocessing = source.spec["preprocessing"]
     shape = (preprocessing["channels"], preprocessing["image_size"], preprocessing["image_size"])
     validate = training.validation(
@@ -40,21 +42,21 @@ def prune(stage: Stage) -> None:
     look = views.preprocess(data.images[data.splits["validation"][:_LOOKED_AT]], preprocessing, "cpu")
 
     knife = Knife(params, source.model, shape, examples_of(params, data, preprocessing))
-    stage.say(f"prune: {knife.plan}")
+    stage.say(f"{stage.name}: {knife.plan}")
     networks: list[nn.Module] = [copy.deepcopy(source.model)]
     accuracy = validate(source.model.to(fabric.device))["val_accuracy"]
     rows = [
         _row(
             0,
             verify.facts_of(source.model.cpu(), shape, source.spec),
-            Path(f"data/{section.source}"),
+            Path(f"data/{source_name}"),
             accuracy,
             accuracy,
         )
     ]
     kept = stage.resume / "rounds"
     model = source.model
-    early = _early(params)
+    early = checkpoint.load(f"data/{source_name}/{learning.EARLY}").model if section.rewind else None
 
     def recover(number: int, model: nn.Module, held: masks.Masks) -> tuple[float, list[training.Row]]:
         """Re-estimate statistics, then train; (accuracy in between, learning curve)."""
@@ -79,7 +81,7 @@ def prune(stage: Stage) -> None:
         with masks.held(model, held) if held else contextlib.nullcontext():
             history = learning.learn(
                 stage,
-                f"prune {number}/{section.rounds}",
+                f"{stage.name} {number}/{section.rounds}",
                 model,
                 batches,
                 _with_penalty(lesson.step, weight),
@@ -109,8 +111,8 @@ def prune(stage: Stage) -> None:
             size = knife.size(model)
             if size <= allowed:  # widths come in multiples of round_to: the round before went further than it had to
                 stage.say(
-                    f"prune: round {number} has nothing to cut: {knife.sized(size)}, at most {knife.sized(allowed)} "
-                    "are asked for"
+                    f"{stage.name}: round {number} has nothing to cut: {knife.sized(size)}, "
+                    f"at most {knife.sized(allowed)} are asked for"
                 )
                 continue
             try:
@@ -118,19 +120,20 @@ def prune(stage: Stage) -> None:
             except pruning.PruningError as error:
                 if section.goal[0] != "max_drop" or number == 1:
                     raise
-                stage.say(f"prune: no round after {number - 1}, the network cannot be smaller ({error})")
+                stage.say(f"{stage.name}: no round after {number - 1}, the network cannot be smaller ({error})")
                 break
             early = copy.deepcopy(model) if section.rewind else None
             stage.say(
-                f"prune: round {number} of {section.rounds}, {knife.sized(size)} -> {knife.sized(knife.size(model))}"
+                f"{stage.name}: round {number} of {section.rounds}, "
+                f"{knife.sized(size)} -> {knife.sized(knife.size(model))}"
             )
             before, history = recover(number, model, held)
             spec = learning.spec_of(
-                "prune",
+                stage.name,
                 source.spec["network"],
                 preprocessing,
                 data,
-                {section.source: source.sha256, "finetune": learning.parent("data/finetune")},
+                {source_name: source.sha256, "finetune": learning.parent("data/finetune")},
             )
             if fabric.global_rank == 0:
                 checkpoint.save(folder, model, spec)
@@ -158,7 +161,7 @@ def prune(stage: Stage) -> None:
         row["chosen"] = row["round"] == chosen
     if section.granularity == "channels":  # masks give no speed, so none is shown
         _add_latencies(stage, rows, networks, shape)
-    with stage.output("data/prune") as out:
+    with stage.output(f"data/{place}") as out:
         for path in (kept / str(chosen)).glob("model.*"):
             shutil.copy2(path, out / path.name)
         for row in rows[1:]:
@@ -167,13 +170,23 @@ def prune(stage: Stage) -> None:
             for path in (kept / str(row["round"])).glob("model.*"):
                 shutil.copy2(path, target / path.name)
     histories = [pd.read_csv(kept / str(row["round"]) / "history.csv").assign(round=row["round"]) for row in rows[1:]]
-    with stage.output("reports/prune/history.csv") as path:
+    with stage.output(f"reports/{place}/history.csv") as path:
         curve = pd.concat(histories)
         curve["step"] += (curve["round"] - 1) * plan_steps(params)
         curve.to_csv(path, index=False)
-    with stage.output("reports/prune/rounds.csv") as path:
+    with stage.output(f"reports/{place}/rounds.csv") as path:
         pd.DataFrame(rows).to_csv(path, index=False)
     _record(stage, rows, chosen)
+
+
+def source_of(stage: Stage) -> str:
+    """The candidate that is pruned: of `prune_also@finetune` finetune, of `prune` what prune.source names."""
+    return stage.name.partition("@")[2] or stage.params.prune.source
+
+
+def place_of(stage: Stage) -> str:
+    """Where the stage writes, below data and below reports: `prune`, or `prune_also/finetune`."""
+    return stage.name.replace("@", "/")
 
 
 _STATISTICS_BATCHES = 20
@@ -313,12 +326,6 @@ def examples_of(params: Params, data: store.Store, preprocessing: dict[str, Any]
     return criteria.Examples(batches, F.cross_entropy)
 
 
-def _early(params: Params) -> nn.Module | None:
-    if not params.prune.rewind:
-        return None
-    return checkpoint.load(f"data/{params.prune.source}/{learning.EARLY}").model
-
-
 def _with_penalty(
     step: Callable[[nn.Module, training.Batch, int], dict[str, Tensor]], weight: float
 ) -> Callable[[nn.Module, training.Batch, int], dict[str, Tensor]]:
@@ -338,13 +345,14 @@ def _is_enough(stage: Stage, number: int, drop: float) -> bool:
     section = stage.params.prune
     if section.goal[0] == "max_drop" and drop > section.goal[1] + _POINTS_ROUNDING:
         stage.say(
-            f"prune: round {number} lost {drop:.2f} points, more than max_drop {section.goal[1]}: no further round"
+            f"{stage.name}: round {number} lost {drop:.2f} points, more than max_drop {section.goal[1]}: "
+            "no further round"
         )
         return True
     if section.stop_drop is not None and drop > section.stop_drop + _POINTS_ROUNDING:
         if number < section.rounds:
             stage.say(
-                f"prune: round {number} lost {drop:.2f} points, more than stop_drop {section.stop_drop}: "
+                f"{stage.name}: round {number} lost {drop:.2f} points, more than stop_drop {section.stop_drop}: "
                 "it cannot be recovered, no further round"
             )
         return True
@@ -387,7 +395,10 @@ def _add_latencies(stage: Stage, rows: list[Row], networks: list[nn.Module], sha
                     continue
                 ratio = statistics.speed_ratio(samples[str(n)], samples["0"])
                 row |= {"speed_ratio": ratio.effect, "speed_low": ratio.low, "speed_high": ratio.high}
-                stage.say(f"prune: round {row['round']} is {speed_text(ratio)} at batch {batch} than {section.source}")
+                stage.say(
+                    f"{stage.name}: round {row['round']} is {speed_text(ratio)} at batch {batch} "
+                    f"than {source_of(stage)}"
+                )
                 if section.goal[0] == "latency_ms" and row["round"] == rows[-1]["round"]:
                     _compare_latency(stage, row[f"latency_ms_b{batch}"])
 
@@ -401,25 +412,25 @@ def speed_text(ratio: statistics.Estimate) -> str:
 def _compare_latency(stage: Stage, measured: float) -> None:
     asked = stage.params.prune.goal[1]
     verdict = "met" if measured <= asked else "MISSED in this measurement"
-    stage.say(f"prune: {asked} ms asked, {measured:.3g} ms measured beside the others: {verdict}")
+    stage.say(f"{stage.name}: {asked} ms asked, {measured:.3g} ms measured beside the others: {verdict}")
 
 
 def _record(stage: Stage, rows: list[Row], chosen: int) -> None:
     for row in rows:
         numbers = {f"prune/{k}": float(v) for k, v in row.items() if k not in ("round", "chosen")}
         stage.record.metrics(numbers, step=row["round"])
-    stage.record.artifact("reports/prune/rounds.csv")
-    stage.record.artifact("data/prune/model.safetensors", "checkpoint")
-    stage.record.artifact("data/prune/model.json", "checkpoint")
+    stage.record.artifact(f"reports/{place_of(stage)}/rounds.csv")
+    stage.record.artifact(f"data/{place_of(stage)}/{checkpoint.WEIGHTS}", "checkpoint")
+    stage.record.artifact(f"data/{place_of(stage)}/{checkpoint.SPEC}", "checkpoint")
     best = next(row for row in rows if row["round"] == chosen)
     stage.record.metrics({"val/best_accuracy": best["accuracy_after"]})
     # of the MACs where channels went; masks leave those as they are
     what, key = ("MACs", "macs") if stage.params.prune.granularity == "channels" else ("parameters not zero", "nonzero")
     stage.say(
-        f"prune: round {chosen} chosen on validation: {best[key] / rows[0][key]:.0%} of the {what}, "
+        f"{stage.name}: round {chosen} chosen on validation: {best[key] / rows[0][key]:.0%} of the {what}, "
         f"accuracy {rows[0]['accuracy_after']:.2%} -> {best['accuracy_after']:.2%}"
     )
 
 
 if __name__ == "__main__":
-    run_stage("prune", prune)
+    run_stage(f"prune_also@{sys.argv[1]}" if len(sys.argv) > 1 else "prune", prune)

@@ -251,7 +251,7 @@ def start_stage_run(
         for stage, upstream_hash in upstream.items():
             made_by = find_run(client, experiment, stage, upstream_hash)
             if made_by:
-                tags[f"upstream.{stage}"] = made_by
+                tags[tag_of("upstream", stage)] = made_by
         run = client.create_run(experiment, run_name=shown, tags=tags)
     recorder = Recorder(client, run.info.run_id, experiment, stage_hash)
     recorder.params(section)
@@ -265,6 +265,11 @@ def name_and_tags(name: str) -> tuple[str, dict[str, str]]:
         return name, {}
     variant, _, seed = told.rpartition(" seed ")
     return f"{name} {told}", {"variant": variant, "seed": seed}
+
+
+def tag_of(kind: str, stage: str) -> str:
+    """`stage.distill`, `stage.prune_also.finetune`: MLflow takes no "@" in a tag's name."""
+    return f"{kind}.{stage.replace('@', '.')}"
 
 
 def description() -> str:
@@ -470,7 +475,7 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
         for name, stage in stages.items():
             made_by = find_run(client, experiment, name, stage["hash"]) if stage.get("hash") else None
             if made_by:
-                recorder.tags({f"stage.{name}": made_by})
+                recorder.tags({tag_of("stage", name): made_by})
             link = f"[{made_by[:8]}](#/experiments/{experiment}/runs/{made_by})" if made_by else "not recorded"
             lines.append(f"| {name} | {stage['state']} | {link} | {_cost(client, made_by)} |")
     recorder.tags({"mlflow.note.content": "\n".join(lines)})

@@ -128,10 +128,10 @@ def test_readme_names_every_verb_and_every_stage() -> None:
 
 def written_by_stages() -> set[str]:
     paths: set[str] = set()
-    for stage in GRAPH["stages"].values():
+    for stage in (entry.get("do", entry) for entry in GRAPH["stages"].values()):
         for entry in itertools.chain(*(stage.get(kind, []) for kind in ("outs", "metrics", "plots"))):
             paths |= {entry} if isinstance(entry, str) else set(entry)
-    return paths
+    return {path.partition("/${item}")[0] for path in paths}
 
 
 def ignored_by_git() -> set[str]:

@@ -8,7 +8,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-STAGES = GRAPH["stages"]
+STAGES = {name: entry.get("do", entry) for name, entry in GRAPH["stages"].items()}  # of a foreach, what it repeats
+PROGRAMS = {name: "prune" if name == "prune_also" else name for name in STAGES}
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 # They decide what is recorded or refused, never what is computed: a better message, or a new key of another stage, must
@@ -56,17 +57,20 @@ def code_of(module: str) -> list[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_code_dependencies_are_the_imports(stage: str) -> None:
     declared = sorted(dep for dep in STAGES[stage]["deps"] if dep.endswith(".py"))
-    wanted = code_of(f"tasks.{stage}")
+    wanted = code_of(f"tasks.{PROGRAMS[stage]}")
     lines = "\n".join(f"      - {path}" for path in wanted)
     assert declared == wanted, f"in dvc.yaml, the code that `{stage}` depends on should be:\n{lines}"
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_one_word(stage: str) -> None:
-    assert STAGES[stage]["cmd"] == f"python -m tasks.{stage}"
-    assert (ROOT / "tasks" / f"{stage}.py").is_file()
+    each = " ${item}" if stage == "prune_also" else ""
+    assert STAGES[stage]["cmd"] == f"python -m tasks.{PROGRAMS[stage]}{each}"
+    assert (ROOT / "tasks" / f"{PROGRAMS[stage]}.py").is_file()
     outs = STAGES[stage]["outs"]
-    folder = {"prepare": ["data/prepared"], "report": ["reports/report.html"]}.get(stage, [f"data/{stage}"])
+    folder = {"prepare": ["data/prepared"], "report": ["reports/report.html"]}.get(
+        stage, [f"data/{stage}{each.replace(' ', '/')}"]
+    )
     assert outs == folder
     if stage != "prepare":  # its section is `data`, which others read as well
         assert stage in PARAMS
@@ -74,8 +78,8 @@ def test_a_stage_has_one_word(stage: str) -> None:
 
 def test_each_task_file_and_each_section_is_a_stage_or_shared() -> None:
     tasks = {path.stem: path.read_text() for path in (ROOT / "tasks").glob("*.py") if path.stem != "stage"}
-    programs = {name for name, text in tasks.items() if 'run_stage("' in text}
-    assert programs == set(STAGES), "a new stage needs an entry in dvc.yaml"
+    programs = {name for name, text in tasks.items() if "    run_stage(" in text}
+    assert programs == set(PROGRAMS.values()), "a new stage needs an entry in dvc.yaml"
     assert set(PARAMS) == (set(STAGES) | SHARED_SECTIONS) - {"prepare"}, "a new stage needs a section in params.yaml"
 
 
@@ -93,12 +97,30 @@ def test_declared_parameters_are_those_that_the_program_reads(stage: str) -> Non
     """Whatever `params.SECTION` the stage's own file mentions has to be declared, whole or in part."""
     sections = {
         node.attr
-        for node in ast.walk(ast.parse((ROOT / "tasks" / f"{stage}.py").read_text()))
+        for node in ast.walk(ast.parse((ROOT / "tasks" / f"{PROGRAMS[stage]}.py").read_text()))
         if isinstance(node, ast.Attribute)
         and node.attr in PARAMS
         and (getattr(node.value, "attr", "") == "params" or getattr(node.value, "id", "") == "params")
     }
     assert sections <= {key.split(".")[0] for key in STAGES[stage]["params"]}
+
+
+def test_pruning_also_is_pruning_of_another_network() -> None:
+    said = yaml.safe_dump(STAGES["prune"]).replace("data/${prune.source}", "data/${item}")
+    said = said.replace("python -m tasks.prune", "python -m tasks.prune ${item}")
+    for folder in ("data", "reports"):
+        said = said.replace(f"{folder}/prune", f"{folder}/prune_also/${{item}}")
+    assert STAGES["prune_also"] == yaml.safe_load(said)
+    assert GRAPH["stages"]["prune_also"]["foreach"] == "${prune_also}"
+    assert PARAMS["prune_also"] == []
+
+
+@pytest.mark.parametrize("stage", ["export", "evaluate", "report"])
+def test_stages_that_read_all_pruned_networks_depend_on_which_there_are(stage: str) -> None:
+    """Their folders are there when no network is in them: DVC fails where a dependency is missing."""
+    (folder,) = {"data/prune_also", "reports/prune_also"} & set(STAGES[stage]["deps"])
+    assert "prune_also" in STAGES[stage]["params"]
+    assert (ROOT / folder / "README.md").is_file()
 
 
 def test_small_results_are_in_git_and_large_ones_in_dvc() -> None:
@@ -114,7 +136,7 @@ def test_small_results_are_in_git_and_large_ones_in_dvc() -> None:
 def test_changing_the_pruning_target_concerns_only_what_comes_after() -> None:
     """By the graph alone; that DVC agrees is shown by tests/flows/test_pipeline.py."""
     readers = {name for name, stage in STAGES.items() if {"prune", "prune.target"} & set(stage["params"])}
-    makers = {out: name for name, stage in STAGES.items() for out in stage["outs"]}
+    makers = {out.removesuffix("/${item}"): name for name, stage in STAGES.items() for out in stage["outs"]}
     makers |= {
         path: name
         for name, stage in STAGES.items()
@@ -127,7 +149,7 @@ def test_changing_the_pruning_target_concerns_only_what_comes_after() -> None:
         more = {name for name, stage in STAGES.items() if any(makers.get(dep) in concerned for dep in stage["deps"])}
         grown = not more <= concerned
         concerned |= more
-    assert concerned == {"prune", "export", "evaluate", "report"}
+    assert concerned == {"prune", "prune_also", "export", "evaluate", "report"}
 
 
 def test_curves_in_the_plots_are_written_by_a_stage() -> None:

@@ -82,7 +82,11 @@ def clone(root):
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, text=True, capture_output=True, check=True
     )
     for name in listed.stdout.splitlines():
-        if (PROJECT / name).is_file() and not name.startswith("reports/") and name != "dvc.lock":
+        if (
+            (PROJECT / name).is_file()
+            and name != "dvc.lock"
+            and (not name.startswith("reports/") or name.endswith(".md"))
+        ):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, root / name)
     digits = load_digits()
@@ -243,6 +247,46 @@ def test_another_pruning_runs_what_follows_and_changing_it_back_trains_nothing(f
     assert "Running stage" not in back
     assert weights(root) == before
     assert "up to date" in pipeline(root)
+
+
+def test_the_pruned_student_is_compared_with_the_pruned_teacher(finished):
+    root, _ = finished
+    before, text = weights(root), (root / "params.yaml").read_text()
+    claims = ["prune_finetune agrees with prune on 10 % of images", "prune is smaller than prune_finetune in macs"]
+    set_params(root, {"prune_also": ["finetune"], "export.candidates": ["prune", "prune_finetune"], "claims": claims})
+    assert "prune_also@finetune" in run_cli(root, "status").stdout
+    assert "prune_also@finetune: round 2 of 2" in run_cli(root, "stage", "prune_also@finetune").stdout
+    assert run(root, "dvc", "status", "prune_also@finetune").stdout.strip() == "Data and pipelines are up to date."
+    assert "prune up to date" in " ".join(pipeline(root).split())
+    assert run(root, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    after = weights(root)
+    assert {path for path in after if path not in before} >= {"data/prune_also/finetune/model.safetensors"}
+    assert {path: after[path] for path in before} == before
+
+    metrics = json.loads((root / "reports" / "metrics.json").read_text())
+    assert {"prune_finetune", "prune_finetune_onnx_int8"} < set(metrics)
+    assert metrics["prune_finetune"]["macs"] < metrics["finetune"]["macs"]  # which round was chosen is validation's
+    assert metrics["prune_finetune_onnx"]["macs"] == metrics["prune_finetune"]["macs"]
+    verdicts = json.loads((root / "reports" / "claims.json").read_text()).values()
+    assert [(verdict["claim"], verdict["outcome"]) for verdict in verdicts] == [
+        (claims[0], "proven"),
+        (claims[1], "proven" if metrics["prune"]["macs"] < metrics["prune_finetune"]["macs"] else "refuted"),
+    ]
+    page = (root / "reports" / "report.html").read_text()
+    assert "prune_finetune, after recovery" in page
+    client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")
+    newest_first = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    runs = {r.info.run_name: r for r in reversed(newest_first)}
+    assert runs["prune_finetune (test)"].data.metrics["test/accuracy"] == metrics["prune_finetune"]["accuracy"]
+    assert runs["evaluate"].data.tags["upstream.prune_also.finetune"] == runs["prune_also@finetune"].info.run_id
+    picture = next((root / "data" / "raw" / "digits" / "3").iterdir())
+    assert "3" in run_cli(root, "predict", str(picture), "--candidate", "prune_finetune").stdout
+
+    (root / "params.yaml").write_text(text)  # what is there now is as it was, and trains nothing
+    assert "removed, as params.yaml no longer names it: data/prune_also/finetune" in pipeline(root)
+    assert weights(root) == before
+    assert not list((root / "reports" / "prune_also").rglob("*.csv"))
+    assert run(root, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
 
 
 def test_labels_of_the_unlabelled_images_cannot_reach_a_checkpoint(finished):

@@ -6,7 +6,7 @@ Networks are built on the meta device, where nothing is allocated, so that this 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,6 @@ from thinner.profiling import count_macs, count_params
 if TYPE_CHECKING:
     from thinner.config import Network, Params
 
-_NETWORKS = ("finetune", "scratch", "distill", "prune")
 _CLASSES = 10  # a stand-in where the data are not prepared yet; nothing here depends on the number
 
 
@@ -132,8 +131,10 @@ def _features(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str
 
 def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
     prune = params.prune
-    section_name = "finetune" if prune.source == "finetune" else "student"
-    yield from _rewinding(params, section_name)
+    sources: dict[str, str] = {}  # section with the network -> the first source that has it
+    for candidate in (prune.source, *params.prune_also):
+        sources.setdefault("finetune" if candidate == "finetune" else "student", candidate)
+    yield from _rewinding(params, sources)
     try:
         criterion = criteria.look_up(prune.criterion)
     except UserError as error:
@@ -146,8 +147,14 @@ def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]
             "or set prune.granularity: channels"
         )
         return
-    if section_name not in built:
-        return
+    for section_name, source in sources.items():
+        for line in _reachable(params, section_name) if section_name in built else ():
+            yield line if source == prune.source else f"{line}; or take '{source}' out of prune_also"
+
+
+def _reachable(params: Params, section_name: str) -> Iterator[str]:
+    """Whether the network of this section can be pruned, and as far as is asked."""
+    prune = params.prune
     section: Network = getattr(params, section_name)
     network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
     if section.width is not None:
@@ -207,13 +214,14 @@ def _reach(params: Params, model: torch.nn.Module, example: torch.Tensor, unit: 
     return count_params(model), count_params(model) - zeros
 
 
-def _rewinding(params: Params, section_name: str) -> Iterator[str]:
-    """Early weights are there only if the source's training keeps them."""
-    if params.prune.rewind and getattr(params, section_name).training.keep_step is None:
-        yield (
-            f"prune.rewind: true, but {section_name}.training.keep_step is null: no early weights are kept. "
-            f"Set {section_name}.training.keep_step: 100, or prune.rewind: false"
-        )
+def _rewinding(params: Params, sections: Iterable[str]) -> Iterator[str]:
+    """Early weights are there only if the training of what is pruned keeps them."""
+    for name in sections:
+        if params.prune.rewind and getattr(params, name).training.keep_step is None:
+            yield (
+                f"prune.rewind: true, but {name}.training.keep_step is null: no early weights are kept. "
+                f"Set {name}.training.keep_step: 100, or prune.rewind: false"
+            )
     for name in ("finetune", "student"):
         training = getattr(params, name).training
         if training.keep_step is not None and training.steps is not None and training.keep_step >= training.steps:
@@ -243,7 +251,7 @@ def _claims(params: Params) -> Iterator[str]:
                 f"Give it {statistics.FEWEST_ROUNDS} or more"
             )
         if claim.runtime == "onnxruntime":
-            exported = [name for name in params.candidate_names if name not in _NETWORKS]
+            exported = [name for name in params.candidate_names if name not in params.networks]
             for name in (claim.candidate, claim.reference):
                 if name not in exported and f"{name}_onnx" not in exported:
                     yield f"claims[{number}]: '{name}' is not exported to ONNX. Add it to export.candidates"

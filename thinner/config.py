@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -277,8 +277,11 @@ def _pattern(value: Any) -> Any:
     return value
 
 
+Prunable = Literal["distill", "finetune", "scratch"]
+
+
 class Prune(Section):
-    source: Literal["distill", "finetune", "scratch"]
+    source: Prunable
     granularity: Annotated[str, BeforeValidator(_pattern), Field(pattern=r"^(channels|weights|[1-9]\d*:[1-9]\d*)$")]
     target: Annotated[dict[str, Any], AfterValidator(_target)]
     rounds: Annotated[int, Field(ge=1, le=50)]
@@ -336,7 +339,7 @@ class Prune(Section):
 
 
 class Export(Section):
-    candidates: Annotated[list[Literal["finetune", "scratch", "distill", "prune"]], Field(min_length=1)]
+    candidates: Annotated[list[str], Field(min_length=1)]
     formats: list[Literal["onnx", "onnx_int8", "pt2"]]
     preprocessing_in_graph: bool
     opset: Annotated[int, Field(ge=17)]
@@ -372,6 +375,7 @@ class Params(Section):
     teach: Teach
     distill: Distill
     prune: Prune
+    prune_also: list[Prunable]
     export: Export
     evaluate: Evaluate
     report: Report
@@ -379,10 +383,16 @@ class Params(Section):
     ship: Ship
 
     @property
+    def networks(self) -> dict[str, str]:
+        """The networks that stages train, in the order in which tables show them, and the folders where they lie."""
+        folders = {name: f"data/{name}" for name in ("finetune", "scratch", "distill", "prune")}
+        return folders | {f"prune_{source}": f"data/prune_also/{source}" for source in self.prune_also}
+
+    @property
     def candidate_names(self) -> list[str]:
-        """What evaluate measures, in the order in which tables show it: four networks, then their exports."""
+        """What evaluate measures, in the order in which tables show it: the networks, then their exports."""
         exports = [f"{name}_{format_}" for name in self.export.candidates for format_ in self.export.formats]
-        return ["finetune", "scratch", "distill", "prune", *exports]
+        return [*self.networks, *exports]
 
 
 def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:
@@ -468,6 +478,10 @@ def _contradictions(params: Params) -> Iterable[str]:
                 f"{name}.mean: one value (grey), but data.channels is 3. "
                 f"Give {name}.mean and {name}.std three values, or set data.channels: 1"
             )
+    yield from _pruned_also(params)
+    for number, name in enumerate(params.export.candidates):
+        if name not in params.networks:
+            yield f"export.candidates[{number}]: unknown '{name}'. Choose one of: {', '.join(params.networks)}"
     if params.ship.candidate not in params.candidate_names:
         yield f"ship.candidate: unknown '{params.ship.candidate}'. Choose one of: {', '.join(params.candidate_names)}"
     if params.run.precision == "fp16" and params.run.device == "cpu":
@@ -485,6 +499,15 @@ def _contradictions(params: Params) -> Iterable[str]:
             f"student.training.epochs: {params.student.training.epochs}, but scratch sees fewer images than distill: "
             "equal epochs are unequal budgets. Set student.training.epochs: null and student.training.steps: 1000"
         )
+
+
+def _pruned_also(params: Params) -> Iterable[str]:
+    source, also = params.prune.source, params.prune_also
+    others = ", ".join(name for name in get_args(Prunable) if name != source)
+    if source in also:
+        yield f"prune_also: '{source}' is prune.source, and pruned already. Choose one of: {others}"
+    if len(set(also)) < len(also):
+        yield f"prune_also: {also} names one twice. Name each once; the choices are: {others}"
 
 
 TEACHERS = Path("data/teachers")  # DVC watches this folder

@@ -18,7 +18,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ WHAT = {
     "finetune": "the pretrained network, fine-tuned: the baseline and the teacher",
     "scratch": "the student's network, trained without the teacher: the control",
     "distill": "the student, trained on the teacher's outputs",
-    "prune": "the distilled student with channels removed",
+    "prune": "the network that prune.source names, with channels removed",
 }
+ALSO = {f"prune_{source}": f"prune_also/{source}" for source in tuple(WHAT)[:3]}  # candidate -> its folder in reports
+WHAT |= {name: f"{name.removeprefix('prune_')} with channels removed" for name in ALSO}
 WHAT |= {
     f"{name}_{format_}": f"{name} as {words}"
     for name in tuple(WHAT)
@@ -66,7 +68,7 @@ class Evidence:
     metrics: Metrics  # reports/metrics.json
     environment: Mapping[str, Any]  # reports/evaluate/environment.json
     history: Mapping[str, pd.DataFrame]  # reports/<stage>/history.csv
-    rounds: pd.DataFrame | None  # reports/prune/rounds.csv
+    rounds: Mapping[str, pd.DataFrame]  # candidate -> reports/<stage>/rounds.csv
     index: Integer[np.ndarray, " test"]  # numbers of the test images in the store
     labels: Integer[np.ndarray, " test"]
     predictions: Mapping[str, Integer[np.ndarray, " test"]]
@@ -101,8 +103,8 @@ def read_evidence(
     return Evidence(
         metrics=measured,
         environment=json.loads((reports / "evaluate" / "environment.json").read_text()),
-        history={name: pd.read_csv(path) for name in measured if (path := reports / name / "history.csv").is_file()},
-        rounds=pd.read_csv(path) if (path := reports / "prune" / "rounds.csv").is_file() else None,
+        history=_tables(reports, measured, "history.csv"),
+        rounds=_tables(reports, measured, "rounds.csv"),
         index=arrays["index"],
         labels=arrays["labels"],
         predictions={name: arrays[f"predictions.{name}"] for name in measured},
@@ -118,6 +120,11 @@ def read_evidence(
         corruptions=_table(reports / "evaluate" / "corruptions.csv"),
         hashes={"reports/metrics.json": _md5(reports / "metrics.json")},
     )
+
+
+def _tables(reports: Path, names: Iterable[str], file: str) -> dict[str, pd.DataFrame]:
+    found = ((name, _table(reports / ALSO.get(name, name) / file)) for name in names)
+    return {name: table for name, table in found if table is not None}
 
 
 def _table(path: Path) -> pd.DataFrame | None:
@@ -295,16 +302,16 @@ def render_pull_request(evidence: Evidence) -> str:
     if any(key in row for row in evidence.metrics.values() for key, *_ in CALIBRATION):
         header, rows = _columns(evidence.metrics, CALIBRATION)
         parts += ["### Calibration", "", *_markdown_table(["candidate", *header], rows), ""]
-    if evidence.rounds is not None and len(evidence.rounds):
+    if rounds := _round_rows(evidence):
         rows = [
             [
-                f"{int(row['round'])}{' (chosen)' if row['chosen'] else ''}",
+                label,
                 si(row["macs"]),
                 f"{int(row['params']):,}",
                 percent(row["accuracy_before"]),
                 percent(row["accuracy_after"]),
             ]
-            for row in evidence.rounds.to_dict("records")
+            for label, row in rounds
         ]
         header = ["round", "MACs", "parameters", "before recovery", "after recovery"]
         parts += ["### Pruning, on validation images", "", *_markdown_table(header, rows), ""]
@@ -346,6 +353,18 @@ MOST_CLASSES_IN_MARKDOWN = 10
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     rule = "|---|" + "---:|" * (len(header) - 1)
     return [f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _round_rows(evidence: Evidence) -> list[tuple[str, Any]]:
+    """Every pruning round with what it is called; with its candidate, where several were pruned."""
+    return [
+        (
+            f"{name} " * (len(evidence.rounds) > 1) + f"{int(row['round'])}{' (chosen)' if row['chosen'] else ''}",
+            row,
+        )
+        for name, table in evidence.rounds.items()
+        for row in table.to_dict("records")
+    ]
 
 
 def _cell(text: str) -> str:
@@ -448,7 +467,8 @@ def render_html(evidence: Evidence, samples: int) -> str:
         teacher=evidence.metrics[TEACHER],
         teacher_name=TEACHER,
         small_name=SMALLEST,
-        what=WHAT,
+        what=WHAT | {"prune": f"{evidence.params['prune']['source']} with channels removed"},
+        rounds=_round_rows(evidence),
         runtimes=RUNTIMES,
         batches=latency_batches(evidence.metrics),
         verdicts=evidence.verdicts,
@@ -498,7 +518,8 @@ def _charts(evidence: Evidence) -> list[Chart]:
 
 def _style(name: str, evidence: Evidence) -> tuple[str, str]:
     number = list(evidence.metrics).index(name)
-    return COLOURS[number % len(COLOURS)], SYMBOLS[number % len(SYMBOLS)]
+    turn = number // len(COLOURS)  # the colours come again with other symbols
+    return COLOURS[number % len(COLOURS)], SYMBOLS[(number + turn) % len(SYMBOLS)]
 
 
 def _figure(x: str, y: str, **layout: Any) -> go.Figure:
@@ -614,25 +635,30 @@ def _learning_curves(evidence: Evidence) -> list[Chart]:
 
 
 def _pruning_curve(evidence: Evidence) -> list[Chart]:
-    rounds = evidence.rounds
-    if rounds is None or rounds.empty:
+    if not evidence.rounds:
         return []
-    figure = _figure("MACs per image", "validation accuracy", yaxis_tickformat=".0%")
-    for column, label, dash in (
-        ("accuracy_after", "after recovery", "solid"),
-        ("accuracy_before", "before recovery", "dot"),
-    ):
-        figure.add_scatter(
-            x=rounds["macs"].to_numpy(),
-            y=rounds[column].to_numpy(dtype=float),
-            name=label,
-            mode="lines+markers",
-            line={"color": COLOURS[3], "dash": dash, "width": 2},
-            marker={"size": 8},
-            customdata=rounds["round"].to_numpy(),
-            hovertemplate="round %{customdata}<br>%{y:.2%}<br>%{x:,} MACs<extra></extra>",
-        )
-    chosen = rounds[rounds["chosen"].astype(bool)]
+    several = len(evidence.rounds) > 1
+    label = "MACs per image" + " (log scale)" * several  # a pruned teacher may be ten times a pruned student
+    figure = _figure(label, "validation accuracy", yaxis_tickformat=".0%")
+    for candidate, rounds in evidence.rounds.items():
+        colour, _ = _style(candidate, evidence)
+        before = f"{candidate}, " * several
+        for column, words, dash in (
+            ("accuracy_after", "after recovery", "solid"),
+            ("accuracy_before", "before recovery", "dot"),
+        ):
+            figure.add_scatter(
+                x=rounds["macs"].to_numpy(),
+                y=rounds[column].to_numpy(dtype=float),
+                name=before + words,
+                mode="lines+markers",
+                line={"color": colour, "dash": dash, "width": 2},
+                marker={"size": 8},
+                customdata=rounds["round"].to_numpy(),
+                hovertemplate=before + "round %{customdata}<br>%{y:.2%}<br>%{x:,} MACs<extra></extra>",
+            )
+    chosen = pd.concat(list(evidence.rounds.values()))
+    chosen = chosen[chosen["chosen"].astype(bool)]
     if len(chosen):
         figure.add_scatter(
             x=chosen["macs"].to_numpy(),
@@ -642,7 +668,10 @@ def _pruning_curve(evidence: Evidence) -> list[Chart]:
             marker={"size": 18, "symbol": "circle-open", "line": {"width": 2.5}, "color": "#8c8c8c"},
             hoverinfo="skip",
         )
-    figure.update_xaxes(autorange="reversed", rangemode="tozero")
+    if several:
+        figure.update_xaxes(autorange="reversed", type="log", dtick="D2")
+    else:
+        figure.update_xaxes(autorange="reversed", rangemode="tozero")
     return [
         Chart(
             "pruning",

@@ -212,7 +212,11 @@ def test_an_unknown_candidate_names_those_that_were_made(tmp_path: Path) -> None
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "model.json").write_text(json.dumps({}))
     assert cli.candidate_folder(tmp_path, "prune_onnx") == tmp_path / "data/export/prune_onnx"
-    with pytest.raises(UserError, match=r"no candidate 'pruned'\. Choose one of: prune, prune_onnx"):
+    also = tmp_path / "data/prune_also/finetune"
+    also.mkdir(parents=True)
+    (also / "model.json").write_text(json.dumps({}))
+    assert cli.candidate_folder(tmp_path, "prune_finetune") == also
+    with pytest.raises(UserError, match=r"no candidate 'pruned'\. Choose one of: prune, prune_finetune, prune_onnx"):
         cli.candidate_folder(tmp_path, "pruned")
 
 

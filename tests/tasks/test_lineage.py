@@ -153,3 +153,45 @@ def _replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def test_what_a_foreach_no_longer_names_is_removed_and_comes_back_from_the_cache(repo: Path) -> None:
+    """The folder around it is then as in a fresh clone, so that what reads the folder is up to date as it was."""
+    each = {
+        "cmd": "mkdir -p all reports/${item} && cp a.txt all/${item} && date +%N > reports/${item}/at.csv",
+        "deps": ["a.txt"],
+        "outs": ["all/${item}"],
+        "plots": [{"reports/${item}/at.csv": {"cache": False}}],
+    }
+    reader = {"cmd": "ls all > list.txt", "deps": ["all"], "params": ["names"], "outs": ["list.txt"]}
+    stages = {**GRAPH["stages"], "also": {"foreach": "${names}", "do": each}, "reader": reader}
+    (repo / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (repo / "all").mkdir()
+    (repo / "all" / "README.md").write_text("so that the folder is there")
+    text = (repo / "params.yaml").read_text()
+
+    def reproduce(names: str) -> str:
+        (repo / "params.yaml").write_text(f"{text}names: {names}\n")
+        lineage.remove_leftovers(repo, lineage.graph(repo))
+        return subprocess.run(
+            [sys.executable, "-m", "dvc", "repro"], cwd=repo, check=True, capture_output=True, text=True
+        ).stdout
+
+    reproduce("[]")
+    without = lineage.locked_hashes(repo)["reader"]
+    assert "also@one" not in {node.name for node in lineage.graph(repo)}
+    reproduce("[one, two]")
+    made = (repo / "reports" / "two" / "at.csv").read_text()
+    upstream = {node.name: node.upstream for node in lineage.graph(repo)}
+    assert upstream["reader"] == ("also@one", "also@two")
+    assert lineage.inputs(repo, "also@two").outs == ("all/two", "reports/two/at.csv")
+    assert (repo / "list.txt").read_text().split() == ["README.md", "one", "two"]
+
+    (repo / "params.yaml").write_text(f"{text}names: [one]\n")
+    assert lineage.remove_leftovers(repo, lineage.graph(repo)) == ["all/two", "reports/two/at.csv"]
+    assert lineage.remove_leftovers(repo, lineage.graph(repo)) == []
+    assert (repo / "all" / "one").exists()
+    assert "Running stage" not in reproduce("[]")
+    assert lineage.locked_hashes(repo)["reader"] == without
+    assert "Running stage" not in reproduce("[one, two]")
+    assert (repo / "reports" / "two" / "at.csv").read_text() == made

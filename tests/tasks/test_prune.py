@@ -189,6 +189,30 @@ def test_what_was_asked_is_what_is_in_the_files(project, capsys):
 
 
 @pytest.mark.integration
+def test_another_source_is_pruned_beside_it_and_each_goes_on_from_its_own_rounds(project, capsys):
+    checkpoint.save("data/scratch", network(2), spec("scratch"))
+    own = Stage("prune", params_of(rounds=1))
+    also = Stage("prune_also@scratch", own.params)
+    assert also.resume != own.resume
+    prune(own)
+    before = {path: path.read_bytes() for path in Path("data/prune").rglob("model.*")}
+    prune(also)
+    assert before == {path: path.read_bytes() for path in Path("data/prune").rglob("model.*")}
+    for stage, source in ((own, "distill"), (also, "scratch")):
+        place = stage.name.replace("@", "/")
+        found = checkpoint.load(f"data/{place}")
+        assert found.spec["parents"][source] == checkpoint.load(f"data/{source}").sha256
+        assert count_macs(found.model, SHAPE) <= 0.5 * count_macs(network(0), SHAPE)
+        assert list(pd.read_csv(f"reports/{place}/rounds.csv")["round"]) == [0, 1]
+        assert len(pd.read_csv(f"reports/{place}/history.csv")) == 1
+    one, other = (checkpoint.load(f"data/{place}").sha256 for place in ("prune", "prune_also/scratch"))
+    assert one != other
+    said = capsys.readouterr().out
+    assert "prune_also@scratch: round 1 is" in said
+    assert "at batch 2 than scratch" in said
+
+
+@pytest.mark.integration
 def test_a_killed_stage_goes_on_after_its_last_round_and_ends_with_the_same_weights(project, monkeypatch):
     _, whole = run()
     stage = Stage("prune", params_of())

@@ -329,3 +329,16 @@ def ask(url: str, body: dict) -> dict:
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
+
+
+def test_a_candidate_is_found_where_its_stage_wrote_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data/prune", "data/prune_also/finetune", "data/export/prune_finetune_onnx"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "model.json").write_text("{}")
+    for name, folder in {
+        "prune": "data/prune",
+        "prune_finetune": "data/prune_also/finetune",
+        "prune_finetune_onnx": "data/export/prune_finetune_onnx",
+    }.items():
+        assert candidates.folder_of(name) == Path(folder)

@@ -124,12 +124,17 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     failed = tracking.start_stage_run("prepare", {}, "hash-p", {}, "cpu")
     upstream.end("FINISHED")
     failed.end("FAILED")  # newer, but it made nothing
-    stage = tracking.start_stage_run("finetune", {}, "hash-2", {"prepare": "hash-p", "other": "none"}, "cpu")
+    also = tracking.start_stage_run("prune_also@finetune", {}, "hash-a", {}, "cpu")
+    also.end("FINISHED")
+    stage = tracking.start_stage_run(
+        "evaluate", {}, "hash-2", {"prepare": "hash-p", "other": "none", "prune_also@finetune": "hash-a"}, "cpu"
+    )
     stage.end("FINISHED")
 
     client, _ = tracking.connect()
     tags = client.get_run(stage.run_id).data.tags
     assert tags["upstream.prepare"] == upstream.run_id
+    assert tags["upstream.prune_also.finetune"] == also.run_id
     assert "upstream.other" not in tags
     assert tags["mlflow.parentRunId"] == parent
 
@@ -144,11 +149,13 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
         {
             "prepare": {"state": "Cached", "hash": "hash-p"},
             "scratch": {"state": "NotReady", "hash": ""},
+            "prune_also@finetune": {"state": "Completed", "hash": "hash-a"},
         },
     )
     closed = client.get_run(parent)
     assert closed.info.status == "FINISHED"
     assert closed.data.tags["stage.prepare"] == upstream.run_id
+    assert closed.data.tags["stage.prune_also.finetune"] == also.run_id
     took = closed.data.tags["mlflow.note.content"].split("| prepare | Cached |")[1].splitlines()[0]
     made = client.get_run(upstream.run_id).info
     assert f"| {(made.end_time - made.start_time) / 1000:.0f} s | not told |" in took

@@ -78,6 +78,12 @@ FITNET = {"name": "fitnet", "weight": 1.0, "student_layers": ["stages.2"], "teac
         ({"export.opset": 17, "export.preprocessing_in_graph": True}, "export.opset: 17, but export.preprocessing_in_graph: true needs"),
         ({"evaluate.latency_repeats": 5}, "evaluate.latency_repeats: 5: should be greater than or equal to 6"),
         ({"teach.teachers": []}, "teach.teachers: []: list should have at least 1 item"),
+        ({"prune_also": ["fintune"]}, "prune_also.0: unknown 'fintune'. Choose one of: 'distill', 'finetune' or 'scratch'"),
+        ({"prune_also": ["scratch", "finetune", "scratch"]}, "prune_also: ['scratch', 'finetune', 'scratch'] names one twice. Name each once; the choices are: finetune, scratch"),
+        ({"prune_also": ["finetune", "distill"]}, "prune_also: 'distill' is prune.source, and pruned already. Choose one of: finetune, scratch"),
+        ({"prune_also": None}, "prune_also: None: should be a valid list"),
+        ({"export.candidates": ["prune", "prune_finetune"]}, "export.candidates[1]: unknown 'prune_finetune'. Choose one of: finetune, scratch, distill, prune"),
+        ({"prune_also": ["scratch"], "ship.candidate": "prune_finetune"}, "ship.candidate: unknown 'prune_finetune'. Choose one of: finetune, scratch, distill, prune, prune_scratch, distill_onnx"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(tmp_path, changes, line):
@@ -108,6 +114,10 @@ def test_a_mistake_is_named(tmp_path, changes, line):
         ({"prune.granularity": "weights", "prune.target": {"params": 0.5}, "prune.criterion": "apoz"}, "prune.criterion: 'apoz' scores channels, not single weights. Choose one of: random, l1, l2, lamp, taylor, hessian; or set prune.granularity: channels"),
         ({"prune.granularity": "2:4", "prune.rounds": 1, "prune.target": {"params": 0.4}}, "the smallest that can be reached is"),
         ({"prune.rewind": True}, "prune.rewind: true, but student.training.keep_step is null: no early weights are kept. Set student.training.keep_step: 100"),
+        ({"prune_also": ["finetune"], "prune.rewind": True, "student.training.keep_step": 100}, "prune.rewind: true, but finetune.training.keep_step is null: no early weights are kept. Set finetune.training.keep_step: 100"),
+        ({"prune_also": ["finetune"], "prune.target": {"macs": 500_000}}, "prune.target: 500,000 MACs are asked for; 'timm:tf_efficientnet_lite0' has 31,352,192 MACs; with round_to 8 the smallest that can be reached is"),
+        ({"prune_also": ["finetune"], "prune.target": {"macs": 5_000_000}}, "prune.target: 5,000,000 MACs are asked for, and 'resnet8' has no more than"),
+        ({"prune_also": ["distill"], "prune.source": "finetune", "prune.target": {"macs": 5_000_000}}, "'resnet8' has no more than 3,052,160 MACs to begin with. Ask for less, down to 410,704 MACs; or take 'distill' out of prune_also"),
         ({"student.training.keep_step": 1000}, "student.training.keep_step: 1000, but the training has 1000 steps. Give an earlier one"),
         ({"claims": ["distil beats scratch on accuracy"]}, "claims[0]:\n    distil beats scratch on accuracy\n    ^ unknown candidate (did you mean 'distill'?)"),
         ({"claims": ["distill beat scratch on accuracy"]}, "        ^ expected one of: agrees, beats, is"),
@@ -122,6 +132,16 @@ def test_a_mistake_is_named(tmp_path, changes, line):
 def test_what_needs_a_look_at_networks_is_named_too(tmp_path, changes, line):
     lines = mistakes(tmp_path, changes, deep=True)
     assert any(line in found for found in lines), lines
+
+
+def test_a_target_that_all_networks_reach_is_right(tmp_path):
+    raw = copy.deepcopy(GOOD) | {"prune_also": ["finetune", "scratch"]}
+    raw["export"]["candidates"] = ["prune", "prune_finetune"]
+    raw["claims"] = ["prune is within 1.0 points of prune_finetune on accuracy"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    params = load_params(tmp_path / "params.yaml", deep=True)
+    assert params.candidate_names[:6] == ["finetune", "scratch", "distill", "prune", "prune_finetune", "prune_scratch"]
+    assert params.networks["prune_finetune"] == "data/prune_also/finetune"
 
 
 def test_all_mistakes_are_shown_together(tmp_path):

@@ -68,6 +68,16 @@ METRICS = {
     "prune": row(0.7, 30_000, 4.0),
     "prune_onnx": row(0.7, 30_000, 3.0, "onnxruntime"),
 }
+ROUNDS = pd.DataFrame(
+    {
+        "round": [0, 1],
+        "macs": [600_000, 300_000],
+        "params": [60_000, 30_000],
+        "accuracy_before": [0.8, 0.5],
+        "accuracy_after": [0.8, 0.75],
+        "chosen": [False, True],
+    }
+)
 ENVIRONMENT = {
     "cpu": "Some CPU",
     "cores": 2,
@@ -97,16 +107,7 @@ def evidence() -> Evidence:
         metrics=METRICS,
         environment=ENVIRONMENT,
         history={"finetune": steps, "prune": pd.concat([steps, steps])},
-        rounds=pd.DataFrame(
-            {
-                "round": [0, 1],
-                "macs": [600_000, 300_000],
-                "params": [60_000, 30_000],
-                "accuracy_before": [0.8, 0.5],
-                "accuracy_after": [0.8, 0.75],
-                "chosen": [False, True],
-            }
-        ),
+        rounds={"prune": ROUNDS},
         index=INDEX,
         labels=LABELS,
         predictions={"finetune": TEACHER, "distill": SMALL, "prune": SMALL, "prune_onnx": SMALL},
@@ -115,7 +116,7 @@ def evidence() -> Evidence:
         classes=CLASSES,
         data={"source": "folder:data/raw", "counts": {"labelled": 5, "test": 10}},
         integrity=INTEGRITY,
-        params={"run": {"seed": 7}},
+        params={"run": {"seed": 7}, "prune": {"source": "distill"}},
         verdicts=[{"claim": "distill beats <prune>", "outcome": "not shown", "numbers": "+1.00 points"}],
         hashes={"reports/metrics.json": "c0ffee"},
     )
@@ -328,7 +329,7 @@ def test_as_many_mistakes_are_shown_as_asked(evidence: Evidence) -> None:
 
 
 def test_a_run_without_pruning_rounds_and_curves_still_has_a_page(evidence: Evidence) -> None:
-    page = Page(render_html(replace(evidence, rounds=None, history={}), 3))
+    page = Page(render_html(replace(evidence, rounds={}, history={}), 3))
     assert "Pruning" not in page.words
     assert "Learning curves" not in page.words
 
@@ -340,9 +341,45 @@ def test_many_classes_leave_the_big_matrices_out(evidence: Evidence) -> None:
     assert "The most frequent mistakes" in html
 
 
+def with_pruned_teacher(evidence: Evidence) -> Evidence:
+    curve, names = evidence.history["finetune"], ("finetune", "distill", "prune", "prune_finetune", "prune_onnx")
+    return replace(
+        evidence,
+        metrics={name: METRICS.get(name, row(0.85, 1_500_000, 60.0)) for name in names},
+        history={**evidence.history, "prune_finetune": curve},
+        rounds={"prune": ROUNDS, "prune_finetune": ROUNDS.assign(macs=[30_000_000, 15_000_000])},
+        predictions={**evidence.predictions, "prune_finetune": TEACHER},
+        confidences={**evidence.confidences, "prune_finetune": CONFIDENCE},
+    )
+
+
+def test_each_pruned_network_has_its_rounds_and_its_curves(evidence: Evidence) -> None:
+    both = with_pruned_teacher(evidence)
+    text = " ".join(Page(render_html(both, 0)).text)
+    for words in ("prune 1 (chosen)", "prune_finetune 1 (chosen)", "finetune with channels removed"):
+        assert words in text
+    assert "| prune_finetune 1 (chosen) | 15 M |" in report.render_pull_request(both)
+    figures = report.render_figures(both)
+    assert [trace.name for trace in figures["pruning"].data] == [
+        "prune, after recovery", "prune, before recovery",
+        "prune_finetune, after recovery", "prune_finetune, before recovery", "chosen",
+    ]  # fmt: skip
+    assert list(figures["pruning"].data[-1].x) == [300_000, 15_000_000]
+    assert figures["pruning"].layout.xaxis.type == "log"
+    assert "prune_finetune" in [trace.name for trace in figures["val-accuracy"].data]
+    one = report.render_figures(evidence)["pruning"]
+    assert [trace.name for trace in one.data] == ["after recovery", "before recovery", "chosen"]
+
+
+def test_more_candidates_than_colours_are_told_apart(evidence: Evidence) -> None:
+    many = replace(evidence, metrics={f"candidate {n}": METRICS["prune"] for n in range(20)})
+    assert len({report._style(name, many) for name in many.metrics}) == 20
+
+
 def write_inputs(folder: Path, evidence: Evidence) -> tuple[Path, Path]:
     reports, evaluated = folder / "reports", folder / "evaluate"
-    for path in (reports / "evaluate", reports / "finetune", reports / "prune", evaluated):
+    places = {"prune_finetune": "prune_also/finetune"}
+    for path in (reports / "evaluate", evaluated, *(reports / places.get(name, name) for name in evidence.history)):
         path.mkdir(parents=True)
     (reports / "metrics.json").write_text(json.dumps(evidence.metrics, sort_keys=True))
     (reports / "evaluate" / "environment.json").write_text(json.dumps(evidence.environment))
@@ -350,9 +387,9 @@ def write_inputs(folder: Path, evidence: Evidence) -> tuple[Path, Path]:
     (reports / "claims.json").write_text(json.dumps(verdicts))
     (reports / "prepare.json").write_text(json.dumps(evidence.integrity))
     for name, frame in evidence.history.items():
-        frame.to_csv(reports / name / "history.csv", index=False)
-    assert evidence.rounds is not None
-    evidence.rounds.to_csv(reports / "prune" / "rounds.csv", index=False)
+        frame.to_csv(reports / places.get(name, name) / "history.csv", index=False)
+    for name, frame in evidence.rounds.items():
+        frame.to_csv(reports / places.get(name, name) / "rounds.csv", index=False)
     np.savez(
         evaluated / "predictions.npz",
         index=evidence.index,
@@ -364,6 +401,7 @@ def write_inputs(folder: Path, evidence: Evidence) -> tuple[Path, Path]:
 
 
 def test_evidence_is_read_back_from_the_files_that_stages_write(evidence: Evidence, tmp_path: Path) -> None:
+    evidence = with_pruned_teacher(evidence)
     reports, evaluated = write_inputs(tmp_path, evidence)
     read = read_evidence(
         reports,
@@ -374,7 +412,13 @@ def test_evidence_is_read_back_from_the_files_that_stages_write(evidence: Eviden
         params=evidence.params,
         verdicts=evidence.verdicts,
     )
-    assert list(read.metrics) == list(METRICS)  # in the order of the pipeline, not of the alphabet
+    assert list(read.metrics) == [
+        "finetune",
+        "distill",
+        "prune",
+        "prune_finetune",
+        "prune_onnx",
+    ]  # in the order of the pipeline, not of the alphabet
     assert read.hashes == {"reports/metrics.json": hashlib.md5((reports / "metrics.json").read_bytes()).hexdigest()}
     assert render_html(replace(read, hashes=evidence.hashes), 3) == render_html(evidence, 3)
 
