@@ -131,6 +131,7 @@ def claims(
     proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
     console.print(f"{proven} of {len(verdicts)} proven")
     if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(verdicts, indent=2) + "\n", encoding="utf-8")
     if strict and proven < len(verdicts):
         raise typer.Exit(1)

@@ -149,7 +149,8 @@ def test_claims_are_shown_and_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
     judged = tmp_path / "reports" / "claims.json"
     judged.write_text(json.dumps(verdicts))
-    shown = runner.invoke(cli.app, ["claims", "--strict"])
+    shown = runner.invoke(cli.app, ["claims", "--strict", "--json", "kept/verdicts.json"])
+    assert json.loads((tmp_path / "kept" / "verdicts.json").read_text()) == verdicts
     assert shown.exit_code == 0, shown.output
     assert texts[0] in shown.output
     assert f"{len(texts)} of {len(texts)} proven" in shown.output
