@@ -24,7 +24,7 @@ PAGES = [
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
-NOT_KEYS = {"data.sha256"}  # MLflow's: a tag
+NOT_KEYS = {"data.sha256", "prune.target.params"}  # a tag of MLflow's; a target in place of prune.target.macs
 NOT_PATHS = {
     "thinner/nightly",
     "torchvision/",

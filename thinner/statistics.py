@@ -543,7 +543,7 @@ def _over_seeds(
     drawn = rng.multinomial(images + 1, weights / (images + 1), size=resamples) @ distinct / (images + 1)
     error = by_seed.std(ddof=1) / np.sqrt(seeds)
     draws = mean + error * rng.standard_t(seeds - 1, size=resamples) + np.sqrt(max(1 - rest_share, 0)) * drawn
-    low, high = np.quantile(draws, [0.025, 0.975])
+    low, high = np.clip(np.quantile(draws, [0.025, 0.975]), *bounds)
     p_value = _inverted(draws, threshold)
     return Estimate(float(mean), float(low), float(high), p_value, images, seeds, "bootstrap over seeds and images")
 

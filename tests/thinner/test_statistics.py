@@ -285,6 +285,15 @@ def test_variance_between_seeds_widens_the_interval() -> None:
     assert (narrow.seeds, narrow.count) == (5, 2000)
 
 
+def test_an_interval_over_seeds_ends_where_shares_end() -> None:
+    labels = np.zeros((2, 50), dtype=np.int64)
+    other = labels.copy()
+    other[0, :10] = 1  # the seeds agree on 80 % and on all: t with one degree of freedom reaches far
+    found = agreement_share(other, labels, share=0.5)
+    assert found.effect == 0.9
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
 def test_an_estimate_depends_on_its_seed_alone() -> None:
     a, b = paired(700, 60, 30, 210)
     assert accuracy_difference(a, b, margin=0.01, seed=7) == accuracy_difference(a, b, margin=0.01, seed=7)
