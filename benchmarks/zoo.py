@@ -8,6 +8,7 @@ Networks are built on the meta device: no weights are made or downloaded, so thi
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,9 +82,15 @@ def render(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(names: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("network", nargs="*", help="a name of torchvision's, for example resnet18; none: all of them")
+    names = parser.parse_args(argv).network
+    known = models.list_models(module=models)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown: {', '.join(unknown)}. torchvision has: {', '.join(known)}")
     rows = []
-    for name in names or models.list_models(module=models):
+    for name in names or known:
         rows.append(measure(name))
         print(name, "" if rows[-1].equal else "differs", file=sys.stderr, flush=True)
     different = [row.name for row in rows if not row.equal]
@@ -95,4 +102,4 @@ def main(names: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -106,29 +106,80 @@ def report() -> None:
 @_for_people
 def claims(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if one of them is not proven.")] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Such as 0,1,2: run what is missing of these seeds, up to evaluate; judge over all of them."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many of --seeds train side by side; 1 if it is not said.")
+    ] = None,
     also: Annotated[
         list[Path] | None,
         typer.Option("--with", help="Another working copy, run with another seed; the verdict is then over all seeds."),
     ] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="Keep the verdicts in this file.")] = None,
 ) -> None:
-    """Show the verdict on each claim of params.yaml, as of the last report. A schedule can gate on --strict."""
+    """Show the verdict on each claim of params.yaml, as of the last report or over several seeds. A schedule can gate
+    on --strict."""
     root = repository_root()
+    if seeds is None and workers is not None:
+        raise UserError("--workers: how many of --seeds train side by side. Give --seeds too, for example 0,1,2")
+    if seeds is not None and also:
+        raise UserError("--seeds and --with: give one of them. --seeds runs the seeds here, --with reads other copies")
+    verdicts = _last_verdicts(root, also or []) if seeds is None else _verdicts_over(root, seeds, workers or 1)
+    print_verdicts(verdicts)
+    proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
+    console.print(f"{proven} of {len(verdicts)} proven")
+    if file is not None:
+        file.write_text(json.dumps(verdicts, indent=2) + "\n", encoding="utf-8")
+    if strict and proven < len(verdicts):
+        raise typer.Exit(1)
+
+
+def _last_verdicts(root: Path, also: list[Path]) -> dict[str, Any]:
     path = root / "reports" / "claims.json"
     if not path.is_file():
         raise UserError("there is no reports/claims.json yet. Make it: thinner run")
-    verdicts = json.loads(path.read_text())
-    wanted = load_params().claims
-    if wanted != [verdict["claim"] for verdict in verdicts.values()]:
+    verdicts: dict[str, Any] = json.loads(path.read_text())
+    params = load_params()
+    if params.claims != [verdict["claim"] for verdict in verdicts.values()]:
         raise UserError("claims: params.yaml has others than were judged. Judge them: thinner stage report")
     if also:
         from tasks.report import judge_runs
 
-        verdicts = judge_runs([root, *also], wanted, load_params().run.seed)
-    print_verdicts(verdicts)
-    proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
-    console.print(f"{proven} of {len(verdicts)} proven")
-    if strict and proven < len(verdicts):
-        raise typer.Exit(1)
+        return judge_runs([root, *also], params.claims, params.run.seed)
+    return verdicts
+
+
+def _verdicts_over(root: Path, text: str, workers: int) -> dict[str, Any]:
+    chosen = parse_seeds(text)
+    params = load_params()
+    if not params.claims:
+        raise UserError("claims: params.yaml has none, so there is nothing to judge. docs/claims.md has the grammar")
+    from flows import seeds as over
+
+    try:
+        folders = over.evaluate_seeds(root, params, chosen, workers)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    from tasks.report import judge_runs
+
+    verdicts = judge_runs(folders, params.claims, params.run.seed)
+    if len(chosen) == 1:
+        console.print("1 seed: what another seed would change is not known", style="yellow")
+    return verdicts
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0,1,2` as numbers. Raises UserError for what is no seed, or given twice."""
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not part.isdecimal()]
+    if wrong:
+        raise UserError(f"--seeds: '{wrong[0]}' is no seed. Give whole numbers from 0 on, such as 0,1,2")
+    found = [int(part) for part in parts]
+    if len(set(found)) < len(found):
+        raise UserError(f"--seeds: {text} has one twice. Give each once")
+    return found
 
 
 @app.command()

@@ -89,7 +89,7 @@ def pipeline(stages: list[str] | None = None, jobs: int = 2) -> State:
 
 def _conduct(stages: list[str] | None, jobs: int) -> State:
     root = repository_root()
-    with _only_run(root):
+    with only_run(root):
         _end_leftovers()
         graph = lineage.graph(root)
         nodes = select(graph, stages)
@@ -388,18 +388,23 @@ def this_process() -> str:
 
 
 @contextlib.contextmanager
-def _only_run(root: Path) -> Iterator[None]:
-    """One pipeline run per working copy; the kernel drops the lock when the process ends, however it ends."""
-    path = root / ".thinner" / "locks" / "pipeline.lock"
+def only_one(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock in ``path``, or raise UserError; the kernel drops it when the process ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                "another run of the pipeline is at work in this folder. Wait for it, or stop it with Ctrl-C there"
-            ) from None
+            raise UserError(refusal) from None
         yield
+
+
+def only_run(root: Path) -> contextlib.AbstractContextManager[None]:
+    """One pipeline run per working copy."""
+    return only_one(
+        root / ".thinner" / "locks" / "pipeline.lock",
+        "another run of the pipeline is at work in this folder. Wait for it, or stop it with Ctrl-C there",
+    )
 
 
 def _end_leftovers() -> None:

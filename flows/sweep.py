@@ -11,13 +11,7 @@ key whether what it rests on (code, data, parameters) is still what is here. doc
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
-import fcntl
-import json
 import os
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -30,22 +24,29 @@ import pandas as pd
 import yaml
 from prefect import flow, get_run_logger, task
 from prefect.states import Cancelled, Completed, Failed, State
-from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, ValidationError, model_validator
 
 from flows import console
-from flows.pipeline import kill_group, start_dvc, stoppable, this_process
+from flows.pipeline import only_one
+from flows.worktrees import (
+    Worktrees,
+    cancelled,
+    conduct,
+    ended_together,
+    refuse_changes,
+    reproduce,
+    verdict,
+    with_values,
+    write_params,
+)
 from tasks import lineage
-from tasks.environment import FLOW, PARENT, PROGRESS, child_environment, repository_root, set_environment
-from tasks.tracking import VARIANT, tracking_uri
+from tasks.environment import repository_root, set_environment
 from thinner.config import ParamsError, Section, load_params
 from thinner.errors import UserError
 
 # step: of the best validation, or the chosen round of prune; macs: share of the unpruned network's, of prune only
 COLUMNS = ("variant", "seed", "target", "value", "step", "macs", "seconds", "commit", "key")
 FOLDER = "docs/studies"  # tables, figures and numbers: a study is a page of the documentation
-# What a person keeps outside of git and stages read: worktrees see the repository's own.
-OUTSIDE = ("data/teachers",)
 
 
 class Variant(Section):
@@ -146,18 +147,8 @@ def _mistakes(study: Study, root: Path) -> Iterator[str]:
 
 
 def overridden(root: Path, study: Study, variant: Variant, seed: int) -> dict[str, Any]:
-    """params.yaml with the study's, the variant's and the seed's values in it. Raises UserError for a section that is
-    not there; what is wrong below that, load_params says."""
-    params: dict[str, Any] = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    for key, value in {**study.set, **variant.set, "run.seed": seed}.items():
-        *sections, last = key.split(".")
-        place = params
-        for section in sections:
-            if not isinstance(place, dict) or not isinstance(place.get(section), dict):
-                raise UserError(f"set: '{key}' is no key of params.yaml: there is no section '{section}'")
-            place = place[section]
-        place[last] = copy.deepcopy(value)
-    return params
+    """params.yaml with the study's, the variant's and the seed's values in it."""
+    return with_values(root, {**study.set, **variant.set, "run.seed": seed})
 
 
 def plan(study: Study, root: Path, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Run]:
@@ -236,87 +227,20 @@ def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- running
 
 
-class Worktrees:
-    """Copies of HEAD in which runs work: as many as runs go side by side, kept until all is done."""
-
-    def __init__(self, root: Path, folder: Path, count: int) -> None:
-        self._root, self._free, self._seeds = root, threading.Condition(), dict[Path, int | None]()
-        self.commit = _git(root, "rev-parse", "HEAD")
-        _git(root, "worktree", "prune")
-        cache = lineage.cache_folder(root)
-        raw = str(load_params(root / "params.yaml").data.root)
-        self._outside = [place for place in (raw, *OUTSIDE) if (root / place).is_dir()]
-        self._idle = [self._make(folder / f"worker-{number}", cache) for number in range(count)]
-        self._seeds = dict.fromkeys(self._idle)
-
-    def _make(self, path: Path, cache: Path) -> Path:
-        for place in self._outside:
-            if (path / place).is_symlink():
-                (path / place).unlink()
-        if (path / ".git").exists():
-            _git(path, "checkout", "--quiet", "--force", "--detach", self.commit)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-            _git(self._root, "worktree", "add", "--quiet", "--force", "--detach", str(path), self.commit)
-        for place in self._outside:
-            shutil.rmtree(path / place, ignore_errors=True)
-            (path / place).parent.mkdir(parents=True, exist_ok=True)
-            (path / place).symlink_to(self._root / place)
-        (path / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
-        return path
-
-    @contextlib.contextmanager
-    def borrow(self, seed: int) -> Iterator[Path]:
-        """A free one, if possible the one that worked with this seed last and holds its data."""
-        with self._free:
-            self._free.wait_for(lambda: self._idle)
-            path = next((p for p in self._idle if self._seeds[p] == seed), self._idle[0])
-            self._idle.remove(path)
-            self._seeds[path] = seed
-        try:
-            yield path
-        finally:
-            with self._free:
-                self._idle.append(path)
-                self._free.notify()
-
-    def remove(self) -> None:
-        for path in self._seeds:
-            for place in self._outside:
-                (path / place).unlink()
-            _git(self._root, "worktree", "remove", "--force", str(path))
-
-
-_processes: set[subprocess.Popen[str]] = set()
-_cancelled = threading.Event()
-
-
 @flow(name="thinner-sweep", persist_result=False, validate_parameters=False)
 def sweep(study: Study, runs: list[Run], results: Results, trees: Worktrees, environment: dict[str, str]) -> State:
     """Every run that is not up to date; one that fails does not stop the others."""
     shared: dict[str, threading.Lock] = {}
-    _cancelled.clear()
-    console.start_bars()
-    futures = {}
-    try:
-        for one in runs:
-            start = run.with_options(name=one.name, task_run_name=one.name)
-            futures[one.name] = start.submit(one, study, results, trees, environment, shared)
+    with ended_together():
+        futures = {
+            one.name: run.with_options(name=one.name, task_run_name=one.name).submit(
+                one, study, results, trees, environment, shared
+            )
+            for one in runs
+        }
         for future in futures.values():
             future.wait()
-    except BaseException:  # Ctrl-C, SIGTERM, cancelled: what was finished is kept, what runs is ended
-        _cancelled.set()
-        for process in list(_processes):
-            kill_group(process)
-        raise
-    finally:
-        console.stop_bars()
-    failed = {name: future.state.message for name, future in futures.items() if not future.state.is_completed()}
-    if failed:
-        return Failed(
-            message="\n".join([f"{len(failed)} of {len(runs)} failed:", *(f"  {m}" for m in failed.values())])
-        )
-    return Completed(message=f"{len(runs)} runs")
+    return verdict({name: future.state for name, future in futures.items()}, "runs")
 
 
 @task(cache_policy=None, persist_result=False)
@@ -327,9 +251,9 @@ def run(
     """One variant with one seed. Ends as `Cached` (the row in the results still holds), `Completed` or `Failed`."""
     logger = get_run_logger()
     with trees.borrow(one.seed) as folder:
-        if _cancelled.is_set():
+        if cancelled.is_set():
             return Cancelled(message=f"{one.name}: cancelled before it started")
-        (folder / "params.yaml").write_text(yaml.safe_dump(one.params, sort_keys=False, allow_unicode=True))
+        write_params(folder, one.params)
         key = lineage.key(folder, one.target)
         known = results.key_of(one)
         if known == key:
@@ -343,8 +267,8 @@ def run(
             upstream = next(node.upstream for node in lineage.graph(folder) if node.name == one.target)
             if upstream:  # whoever comes first makes what several need
                 with shared.setdefault(lineage.key(folder, *upstream), threading.Lock()):
-                    failure = _reproduce(folder, upstream, one, environment, logger)
-            failure = (upstream and failure) or _reproduce(folder, [one.target], one, environment, logger)
+                    failure = reproduce(folder, upstream, one.name, environment, logger)
+            failure = (upstream and failure) or reproduce(folder, [one.target], one.name, environment, logger)
         finally:
             console.stage_ended(one.name)
         if failure:
@@ -360,100 +284,24 @@ def run(
         return Completed(message=f"{row['value']:.4f}")
 
 
-def _reproduce(folder: Path, stages: Sequence[str], one: Run, environment: dict[str, str], logger: Any) -> str | None:
-    """Bring the stages up to date there; what went wrong, or None."""
-    process = start_dvc(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages], folder, {**environment, VARIANT: one.name}
-    )
-    _processes.add(process)
-    said: list[str] = []
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(PROGRESS):
-                with contextlib.suppress(json.JSONDecodeError, KeyError):
-                    console.show_progress(json.loads(line.removeprefix(PROGRESS)) | {"stage": one.name}, logger)
-            elif line.strip():
-                said.append(line.rstrip())
-        code = process.wait()
-    finally:
-        _processes.discard(process)
-    if code == 0:
-        return None
-    told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
-    return told[-1] if told else f"dvc ended with {code}"
-
-
 def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -> int:
     """The whole life of a sweep. Returns the exit code."""
     root = repository_root()
     study = load_study(path, root)
-    dirty = [line[3:] for line in _git(root, "status", "--porcelain").splitlines() if not line.startswith("??")]
-    dirty = [name for name in dirty if name.split("/")[0] not in ("reports", "docs", "studies", "tests", "dvc.lock")]
-    if dirty:
-        raise UserError(
-            f"{', '.join(dirty[:5])}: changed since the last commit. A study is of a commit: git commit first"
-        )
+    refuse_changes(root, "A study is of a commit")
     runs = plan(study, root, only, seeds)
     results = Results(root / FOLDER / f"{path.stem}.csv", study)
     folder = root / ".thinner" / "sweeps" / path.stem
-    with _only_one(folder):
-        trees = Worktrees(root, folder, min(workers, len(runs)))
-        # MLflow's run above the runs, which also makes the database before several processes meet in it
-        environment = _record(root, path.stem)
-        console.take_over()
-        conduct = sweep.with_options(
-            flow_run_name=f"study {path.stem}", task_runner=ThreadPoolTaskRunner(max_workers=min(workers, len(runs)))
-        )
-        status = "KILLED"
-        try:
-            with stoppable("Stopping. What was finished is kept; the same command goes on."):
-                state = conduct(study, runs, results, trees, environment, return_state=True)
-            status = "FINISHED" if state.is_completed() else "FAILED"
-        finally:
-            _tracking(root, "end", environment[PARENT], status)
-        if status == "FINISHED":
-            trees.remove()
+    count = min(workers, len(runs))
+    with only_one(folder / "lock", "this study is running already. Wait for it, or stop it with Ctrl-C there"):
+        trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)])
+        state = conduct(root, f"study {path.stem}", count, trees, sweep, study, runs, results)
     if not results.frame().empty:
         write_report(path, root)
-    if status == "FAILED":
+    if not state.is_completed():
         console.console.print(state.message or "failed", style="red", markup=False)
         console.console.print(f"What was finished is kept. Mend it and run again: python -m flows.sweep {path}")
-    return 0 if status == "FINISHED" else 1
-
-
-def _record(root: Path, name: str) -> dict[str, str]:
-    run_id = _tracking(root, "open", f"study {name}").split()[-1]
-    return {PARENT: run_id, "MLFLOW_TRACKING_URI": tracking_uri()}
-
-
-def _tracking(root: Path, *arguments: str) -> str:
-    env = child_environment(**{FLOW: this_process()})
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.tracking", *arguments],
-        cwd=root, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise UserError(done.stderr.strip())
-    return done.stdout
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("this study is running already. Wait for it, or stop it with Ctrl-C there") from None
-        yield
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise UserError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.rstrip("\n")
+    return 0 if state.is_completed() else 1
 
 
 # ---------------------------------------------------------------------------------------------------- report

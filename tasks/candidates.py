@@ -77,6 +77,7 @@ def _record_one(
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
     images = environment["test_images"]
+    shown, variant = tracking.name_and_tags(f"{name} (test)")
     tags = {
         "candidate": name,
         "stage": "candidate",
@@ -89,9 +90,10 @@ def _record_one(
             f"accuracy {row['accuracy']:.2%}, {row['params']:,} parameters, {row['macs']:,} MACs per image, "
             f"a file of {row['file_bytes']:,} bytes. Times were measured on {environment['cpu']}."
         ),
+        **variant,
         **tracking.origin(),
     }
-    run_id = str(client.create_run(experiment, run_name=f"{name} (test)", tags=tags).info.run_id)
+    run_id = str(client.create_run(experiment, run_name=shown, tags=tags).info.run_id)
     status = "FAILED"
     try:
         numbers = {f"test/{key}": float(value) for key, value in row.items() if is_number(value)}

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "thinner"
-VARIANT = "THINNER_VARIANT"  # "kd seed 3": of a study, told to its stages by flows.sweep
+VARIANT = "THINNER_VARIANT"  # "kd seed 3": of a study, or of claims over seeds, told to its stages by flows.worktrees
 FLUSH_SECONDS = 2.0  # one log_batch in two seconds costs nothing; one log_metric a step costs 5 ms each
 BATCH = 1000  # MLflow's own limit for metrics in one call
 VERSIONS = ("thinner", "torch", "torchvision", "timm", "torch-pruning", "numpy", "onnxruntime")
@@ -235,13 +235,13 @@ def start_stage_run(
     client, experiment = connect()
     with reachable():
         parent = os.environ.get(PARENT)
-        variant = os.environ.get(VARIANT)
-        shown = f"{name} {variant}" if variant else name
+        shown, variant = name_and_tags(name)
         tags = {
             MLFLOW_RUN_NAME: shown,
             "stage": name,
             "dvc.stage_hash": stage_hash,
             "device": device,
+            **variant,
             **origin(),
         }
         if words := description():
@@ -252,8 +252,6 @@ def start_stage_run(
             made_by = find_run(client, experiment, stage, upstream_hash)
             if made_by:
                 tags[tag_of("upstream", stage)] = made_by
-        if variant:
-            tags["variant"], _, tags["seed"] = variant.rpartition(" seed ")
         run = client.create_run(experiment, run_name=shown, tags=tags)
     recorder = Recorder(client, run.info.run_id, experiment, stage_hash)
     recorder.params(section)
@@ -263,6 +261,15 @@ def start_stage_run(
 def tag_of(kind: str, stage: str) -> str:
     """`stage.distill`, `stage.prune_also.finetune`: MLflow takes no "@" in a tag's name."""
     return f"{kind}.{stage.replace('@', '.')}"
+
+
+def name_and_tags(name: str) -> tuple[str, dict[str, str]]:
+    """A run's name and tags; of a study, or of claims over seeds, they tell variant and seed."""
+    told = os.environ.get(VARIANT)
+    if not told:
+        return name, {}
+    variant, _, seed = told.rpartition(" seed ")
+    return f"{name} {told}", {"variant": variant, "seed": seed}
 
 
 def description() -> str:
@@ -445,8 +452,8 @@ def log_dataset(
 
 
 def open_pipeline_run(name: str | None = None) -> str:
-    """Open the run above the stages' runs (a study's, where it has a ``name``); also mark what died without saying so.
-    Returns its id."""
+    """Open the run above the stages' runs (a study's, or of claims over seeds, where it has a ``name``); also mark what
+    died without saying so. Returns its id."""
     client, experiment = connect()
     with reachable():
         _mark_killed(client, experiment)

@@ -234,8 +234,7 @@ def test_another_pruning_runs_what_follows_and_changing_it_back_trains_nothing(f
     root, _ = finished
     before = weights(root)
     text = (root / "params.yaml").read_text()
-    # of widths 16, 32 and 64 only the last can go to a smaller multiple of 32: the first round goes further than both
-    # were asked to
+    # in steps of 16 and 32 channels the first round goes further than both were asked to
     set_params(root, {"prune.target": {"macs": 0.96}, "prune.round_to": 32})
     status = run(root, "dvc", "status").stdout
     assert "prune:" in status

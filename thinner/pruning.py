@@ -259,10 +259,11 @@ SCOPES = ("global", "layer", "isomorphic")
 
 class _WholeMultiples(tp.pruner.BasePruner):  # type: ignore[misc]
     """Torch-Pruning 1.6 rounds the channels that remain down, to none at the end, and then leaves the whole layer
-    alone. Here they go to the nearest multiple, at least one."""
+    alone. Here they go to the nearest multiple, at least one; a layer no wider than ``round_to`` may be halved."""
 
     def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
-        remaining = max(1, round((current_channels - n_pruned) / round_to)) * round_to
+        unit = round_to if current_channels > round_to else max(1, round_to // 2)
+        remaining = max(1, round((current_channels - n_pruned) / unit)) * unit
         return max(0, current_channels - remaining)
 
 

@@ -154,7 +154,7 @@ def percent(ratio: float) -> str:
 
 def points(difference: float) -> str:
     """A difference of ratios in percentage points, with its sign (a typographic minus, which lines up)."""
-    text = f"{100 * difference:+.1f}"
+    text = f"{round(100 * difference, 9):+.1f}"  # 0.55 points are 0.55, however they were subtracted
     return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 

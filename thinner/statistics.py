@@ -492,7 +492,7 @@ def speed_ratio(
     error = float(logs.std(ddof=1) / np.sqrt(rounds))
     high, low = np.exp(mean - np.quantile(t, [0.025, 0.975]) * error)
     p_value = _inverted(t, (mean - float(np.log(factor))) / error)
-    return Estimate(ratio, float(low), float(high), p_value, rounds, 1, "paired bootstrap")
+    return Estimate(ratio, float(low), float(high), p_value, rounds, 1, "studentised bootstrap")
 
 
 def _speed_over_seeds(logs: Float[np.ndarray, "seeds rounds"], factor: float) -> Estimate:

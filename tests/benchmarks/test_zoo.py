@@ -21,16 +21,16 @@ def test_a_network_made_without_weights_has_all_of_them() -> None:
 
 def test_a_difference_is_told_and_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(models, "list_models", lambda module: ["squeezenet1_1", "alexnet"])
-    assert zoo.main() == 0
+    assert zoo.main([]) == 0
     assert "2 of 2 equal" in capsys.readouterr().out
     real = zoo.count_params
     monkeypatch.setattr(zoo, "count_params", lambda model: real(model) + (type(model).__name__ == "AlexNet"))
-    assert zoo.main() == 1
+    assert zoo.main([]) == 1
     assert "1 of 2 equal; not: alexnet" in capsys.readouterr().out
 
 
 @pytest.mark.integration
 def test_all_of_the_zoo_is_equal_and_the_page_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert zoo.main() == 0
+    assert zoo.main([]) == 0
     page = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out.strip() in page

@@ -66,6 +66,15 @@ def test_widths_are_multiples():
     assert all(m.out_channels % 8 == 0 for m in smaller.modules() if isinstance(m, nn.Conv2d))
 
 
+def test_layers_no_wider_than_the_multiple_may_be_halved_and_wider_ones_keep_to_it():
+    model = network()  # 16, 32 and 64 wide
+    smaller, _ = pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="l2", round_to=16)
+    before = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    after = [m.out_channels for m in smaller.modules() if isinstance(m, nn.Conv2d)]
+    assert {now for was, now in zip(before, after, strict=True) if was == 16} == {8}
+    assert all(now % 16 == 0 for was, now in zip(before, after, strict=True) if was > 16)
+
+
 def test_kept_layers_keep_their_outputs():
     model = network()
     smaller, _ = pruning.cut(

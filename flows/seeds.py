@@ -1,0 +1,151 @@
+"""Seeds: params.yaml as it is, run with several `run.seed` as far as evaluate, for claims about all of them.
+
+    thinner claims --seeds 0,1,2 --workers 2
+
+Each seed that is missing runs in a git worktree of HEAD, as in a study. What the tests need of it is kept in
+`.thinner/seeds/SEED`, with a key of all that it rests on (commands, parameters, code, raw data): when that changes, the
+seed is run again, that is, trained or brought from DVC's cache.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.states import Cancelled, Completed, Failed, State
+
+from flows import console
+from flows.pipeline import only_run
+from flows.worktrees import (
+    Worktrees,
+    cancelled,
+    conduct,
+    ended_together,
+    refuse_changes,
+    reproduce,
+    verdict,
+    with_values,
+    write_params,
+)
+from tasks import lineage
+from thinner.config import Params
+from thinner.errors import UserError
+
+TARGET = "evaluate"
+FOLDER = Path(".thinner/seeds")
+KEPT = ("reports/metrics.json", "data/evaluate")  # what tasks.report.judge_runs reads
+KEY = "key"
+
+
+def evaluate_seeds(root: Path, params: Params, seeds: Sequence[int], workers: int) -> list[Path]:
+    """A folder per seed with what evaluate wrote for HEAD's params.yaml and that seed; what is missing is run.
+
+    Raises:
+        UserError: something is not committed, the test split depends on the seed, or a seed failed.
+    """
+    if len(seeds) > 1 and params.data.test is not None:
+        raise UserError(
+            f"data.test: {params.data.test}: each seed draws other test images, so nothing can be paired. "
+            "Give the data a test split of their own, and set data.test: null"
+        )
+    refuse_changes(root, "Seeds are run from a commit")
+    with only_run(root):
+        keys = find_keys(root, seeds)
+        missing = {seed: key for seed, key in keys.items() if not _is_kept(root, seed, key)}
+        console.console.print(f"To run: {_named(missing)}" if missing else f"Up to date: {_named(seeds)}", markup=False)
+        if missing:
+            trees = Worktrees(root, [root / FOLDER / f"worktree-{seed}" for seed in missing])
+            name = f"claims over {_named(seeds)}"
+            state = conduct(root, name, min(workers, len(missing)), trees, bring_up_to_date, root, missing)
+            if not state.is_completed():
+                raise UserError(
+                    f"{state.message}\nNothing was judged. What was finished is kept. "
+                    f"Mend it and run again: thinner claims --seeds {','.join(map(str, seeds))}"
+                )
+    return [root / FOLDER / str(seed) for seed in seeds]
+
+
+def find_keys(root: Path, seeds: Sequence[int]) -> dict[int, str]:
+    """What each seed's evaluation rests on. One worktree tells it for all, so that raw data are hashed once."""
+    trees = Worktrees(root, [root / FOLDER / "keys"])
+    keys = {}
+    for seed in seeds:
+        write_params(trees.paths[0], with_values(root, {"run.seed": seed}))
+        keys[seed] = lineage.key(trees.paths[0], TARGET)
+    trees.remove()
+    return keys
+
+
+def _is_kept(root: Path, seed: int, key: str) -> bool:
+    path = root / FOLDER / str(seed) / KEY
+    return path.is_file() and path.read_text() == key
+
+
+def _named(seeds: Sequence[int] | Mapping[int, str]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+@flow(name="thinner-seeds", persist_result=False, validate_parameters=False)
+def bring_up_to_date(root: Path, keys: dict[int, str], trees: Worktrees, environment: dict[str, str]) -> State:
+    """Train, side by side; then evaluate one seed after the other. One that fails does not stop the others."""
+    folders = dict(zip(keys, trees.paths, strict=True))
+    with ended_together():
+        futures = {}
+        for seed, folder in folders.items():
+            write_params(folder, with_values(root, {"run.seed": seed}))
+            name = f"train seed {seed}"
+            futures[seed] = train.with_options(name=name, task_run_name=name).submit(seed, folder, environment)
+        for future in futures.values():
+            future.wait()
+        for seed, folder in folders.items():
+            if futures[seed].state.is_completed():
+                name = f"evaluate seed {seed}"
+                alone = evaluate.with_options(name=name, task_run_name=name)
+                futures[seed] = alone.submit(root, seed, folder, keys[seed], environment)
+                futures[seed].wait()  # before the next: evaluate measures speed
+    return verdict({f"seed {seed}": future.state for seed, future in futures.items()}, "seeds")
+
+
+@task(cache_policy=None, persist_result=False)
+def train(seed: int, folder: Path, environment: dict[str, str]) -> State:
+    """All that evaluate needs."""
+    upstream = next(node.upstream for node in lineage.graph(folder) if node.name == TARGET)
+    return _bring(folder, upstream, seed, environment)
+
+
+@task(cache_policy=None, persist_result=False)
+def evaluate(root: Path, seed: int, folder: Path, key: str, environment: dict[str, str]) -> State:
+    """Evaluate, and keep what it wrote."""
+    state = _bring(folder, [TARGET], seed, environment)
+    if state.is_completed():
+        kept = root / FOLDER / str(seed)
+        partial = kept.with_name(f".partial-{seed}")
+        shutil.rmtree(partial, ignore_errors=True)
+        for name in KEPT:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
+            copy(folder / name, partial / name)
+        (partial / KEY).write_text(key)
+        shutil.rmtree(kept, ignore_errors=True)
+        partial.rename(kept)
+    return state
+
+
+def _bring(folder: Path, stages: Sequence[str], seed: int, environment: Mapping[str, str]) -> State:
+    name, logger = f"claims seed {seed}", get_run_logger()
+    if cancelled.is_set():
+        return Cancelled(message=f"seed {seed}: cancelled before it started")
+    began = time.monotonic()
+    console.stage_started(name)
+    try:
+        failure = reproduce(folder, stages, name, environment, logger)
+    finally:
+        console.stage_ended(name)
+    if failure:
+        return Failed(message=f"seed {seed}: {failure}")
+    took = f"{time.monotonic() - began:.0f} s"
+    logger.info("done in %s", took)
+    return Completed(message=took)

@@ -1,0 +1,211 @@
+"""Runs in git worktrees of HEAD that share the repository's DVC cache: what a study and verdicts over seeds share.
+
+So nothing is trained twice, the working copy stays as it is, and what was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import Flow
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import console
+from flows.pipeline import kill_group, start_dvc, stoppable, this_process
+from tasks import lineage
+from tasks.environment import FLOW, PARENT, PROGRESS, child_environment
+from tasks.tracking import VARIANT, tracking_uri
+from thinner.config import load_params
+from thinner.errors import UserError
+
+# What a person keeps outside of git and stages read: worktrees see the repository's own.
+OUTSIDE = ("data/teachers",)
+# Changes to these concern no result.
+HARMLESS = ("reports", "docs", "studies", "tests", "dvc.lock")
+
+
+class Worktrees:
+    """Copies of HEAD in which runs work, kept until all is done."""
+
+    def __init__(self, root: Path, paths: Sequence[Path]) -> None:
+        self._root, self._free = root, threading.Condition()
+        self.commit = _git(root, "rev-parse", "HEAD")
+        _git(root, "worktree", "prune")
+        cache = lineage.cache_folder(root)
+        raw = str(load_params(root / "params.yaml").data.root)
+        self._outside = [place for place in (raw, *OUTSIDE) if (root / place).is_dir()]
+        self.paths = [self._make(path, cache) for path in paths]
+        self._idle = list(self.paths)
+        self._seeds: dict[Path, int | None] = dict.fromkeys(self.paths)
+
+    def _make(self, path: Path, cache: Path) -> Path:
+        for place in self._outside:
+            if (path / place).is_symlink():
+                (path / place).unlink()
+        if (path / ".git").exists():
+            _git(path, "checkout", "--quiet", "--force", "--detach", self.commit)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            _git(self._root, "worktree", "add", "--quiet", "--force", "--detach", str(path), self.commit)
+        for place in self._outside:
+            shutil.rmtree(path / place, ignore_errors=True)
+            (path / place).parent.mkdir(parents=True, exist_ok=True)
+            (path / place).symlink_to(self._root / place)
+        (path / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
+        return path
+
+    @contextlib.contextmanager
+    def borrow(self, seed: int) -> Iterator[Path]:
+        """A free one, if possible the one that worked with this seed last and holds its data."""
+        with self._free:
+            self._free.wait_for(lambda: self._idle)
+            path = next((p for p in self._idle if self._seeds[p] == seed), self._idle[0])
+            self._idle.remove(path)
+            self._seeds[path] = seed
+        try:
+            yield path
+        finally:
+            with self._free:
+                self._idle.append(path)
+                self._free.notify()
+
+    def remove(self) -> None:
+        for path in self.paths:
+            for place in self._outside:
+                (path / place).unlink()
+            _git(self._root, "worktree", "remove", "--force", str(path))
+
+
+def refuse_changes(root: Path, why: str) -> None:
+    """UserError if anything that a result may rest on is not committed: worktrees would not have it."""
+    changed = [line[3:] for line in _git(root, "status", "--porcelain").splitlines() if not line.startswith("??")]
+    changed = [name for name in changed if name.split("/")[0] not in HARMLESS]
+    if changed:
+        raise UserError(f"{', '.join(changed[:5])}: changed since the last commit. {why}: git commit first")
+
+
+def with_values(root: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """params.yaml with these values, by dotted key, in it. Raises UserError for a section that is not there; what is
+    wrong below that, load_params says."""
+    params: dict[str, Any] = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = params
+        for section in sections:
+            if not isinstance(place, dict) or not isinstance(place.get(section), dict):
+                raise UserError(f"set: '{key}' is no key of params.yaml: there is no section '{section}'")
+            place = place[section]
+        place[last] = copy.deepcopy(value)
+    return params
+
+
+def write_params(folder: Path, params: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------- flows
+
+
+def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..., State], *arguments: Any) -> State:
+    """The whole life of a flow that works in worktrees and is given them, and its runs' environment, after the
+    ``arguments``: MLflow's run above the runs, the flow, and if all went well the end of the worktrees."""
+    # MLflow's run also makes the database before several processes meet in it
+    run_id = _tracking(root, "open", name).split()[-1]
+    environment = {PARENT: run_id, "MLFLOW_TRACKING_URI": tracking_uri()}
+    console.take_over()
+    named = work.with_options(flow_run_name=name, task_runner=ThreadPoolTaskRunner(max_workers=workers))
+    status = "KILLED"
+    try:
+        with stoppable("Stopping. What was finished is kept; the same command goes on."):
+            state: State = named(*arguments, trees, environment, return_state=True)
+        status = "FINISHED" if state.is_completed() else "FAILED"
+    finally:
+        _tracking(root, "end", run_id, status)
+    if status == "FINISHED":
+        trees.remove()
+    return state
+
+
+def _tracking(root: Path, *arguments: str) -> str:
+    env = child_environment(**{FLOW: this_process()})
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.tracking", *arguments],
+        cwd=root, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise UserError(done.stderr.strip())
+    return done.stdout
+
+
+_processes: set[subprocess.Popen[str]] = set()
+cancelled = threading.Event()
+
+
+@contextlib.contextmanager
+def ended_together() -> Iterator[None]:
+    """Around the work of a flow: when that is stopped (Ctrl-C, SIGTERM, cancelled), what runs in worktrees is ended."""
+    cancelled.clear()
+    console.start_bars()
+    try:
+        yield
+    except BaseException:
+        cancelled.set()
+        for process in list(_processes):
+            kill_group(process)
+        raise
+    finally:
+        console.stop_bars()
+
+
+def verdict(states: Mapping[str, State], what: str) -> State:
+    """The flow's own state, from those of its parts; it names each that failed."""
+    failed = [state.message or name for name, state in states.items() if not state.is_completed()]
+    if failed:
+        return Failed(message="\n".join([f"{len(failed)} of {len(states)} failed:", *(f"  {m}" for m in failed)]))
+    return Completed(message=f"{len(states)} {what}")
+
+
+def reproduce(
+    folder: Path, stages: Sequence[str], name: str, environment: Mapping[str, str], logger: Any
+) -> str | None:
+    """Bring the stages up to date there; what went wrong, or None. MLflow's runs are tagged by ``name``, such as
+    `kd seed 3`."""
+    process = start_dvc(
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages], folder, {**environment, VARIANT: name}
+    )
+    _processes.add(process)
+    said: list[str] = []
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(PROGRESS):
+                with contextlib.suppress(json.JSONDecodeError, KeyError):
+                    console.show_progress(json.loads(line.removeprefix(PROGRESS)) | {"stage": name}, logger)
+            elif line.strip():
+                said.append(line.rstrip())
+        code = process.wait()
+    finally:
+        _processes.discard(process)
+    if code == 0:
+        return None
+    told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
+    return told[-1] if told else f"dvc ended with {code}"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise UserError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout.rstrip("\n")
