@@ -153,12 +153,13 @@ def _last_verdicts(root: Path, also: list[Path]) -> dict[str, Any]:
 
 
 def _verdicts_over(root: Path, text: str, workers: int) -> dict[str, Any]:
+    from flows import seeds as over
+    from flows.worktrees import parse_seeds
+
     chosen = parse_seeds(text)
     params = load_params()
     if not params.claims:
         raise UserError("claims: params.yaml has none, so there is nothing to judge. docs/claims.md has the grammar")
-    from flows import seeds as over
-
     try:
         folders = over.evaluate_seeds(root, params, chosen, workers)
     except KeyboardInterrupt:
@@ -169,18 +170,6 @@ def _verdicts_over(root: Path, text: str, workers: int) -> dict[str, Any]:
     if len(chosen) == 1:
         console.print("1 seed: what another seed would change is not known", style="yellow")
     return verdicts
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0,1,2` as numbers. Raises UserError for what is no seed, or given twice."""
-    parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not part.isdecimal()]
-    if wrong:
-        raise UserError(f"--seeds: '{wrong[0]}' is no seed. Give whole numbers from 0 on, such as 0,1,2")
-    found = [int(part) for part in parts]
-    if len(set(found)) < len(found):
-        raise UserError(f"--seeds: {text} has one twice. Give each once")
-    return found
 
 
 @app.command()
@@ -349,11 +338,9 @@ def candidate_folder(root: Path, name: str) -> Path:
     Raises:
         UserError: it has not been made; names those that have.
     """
-    made = {
-        before + path.parent.name: path.parent
-        for folder, before in (("data", ""), ("data/prune_also", "prune_"), ("data/export", ""))
-        for path in sorted(root.glob(f"{folder}/*/model.json"))
-    }
+    from tasks import candidates
+
+    made = candidates.made(root)
     if name not in made:
         choices = f"Choose one of: {', '.join(made)}" if made else "None has been made yet: thinner run"
         raise UserError(f"no candidate '{name}'. {choices}")

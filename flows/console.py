@@ -3,11 +3,12 @@ end."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,16 @@ def stop_bars() -> None:
         _rows.clear()
 
 
-def stage_started(stage: str) -> None:
+@contextlib.contextmanager
+def stage_shown(stage: str) -> Iterator[None]:
+    """A bar for the stage, while it runs."""
     if _bars is not None:
         _rows[stage] = _bars.add_task(stage, total=None, numbers="starting")
-
-
-def stage_ended(stage: str) -> None:
-    if _bars is not None and stage in _rows:
-        _bars.remove_task(_rows.pop(stage))
+    try:
+        yield
+    finally:
+        if _bars is not None and stage in _rows:
+            _bars.remove_task(_rows.pop(stage))
 
 
 def show_progress(event: Mapping[str, Any], logger: Any) -> None:

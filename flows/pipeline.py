@@ -148,11 +148,8 @@ def stage(root: Path, node: lineage.Node, environment: dict[str, str], slots: th
         if _cancelled.is_set():
             return Failed(name="Cancelled", message="cancelled before it started")
         logger.info("out of date: %s", console.few(why))
-        console.stage_started(node.name)
-        try:
+        with console.stage_shown(node.name):
             return _reproduce(root, node, environment, logger)
-        finally:
-            console.stage_ended(node.name)
 
 
 def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logger: Any) -> State:

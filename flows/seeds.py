@@ -139,11 +139,8 @@ def _bring(folder: Path, stages: Sequence[str], seed: int, environment: Mapping[
     if cancelled.is_set():
         return Cancelled(message=f"seed {seed}: cancelled before it started")
     began = time.monotonic()
-    console.stage_started(name)
-    try:
+    with console.stage_shown(name):
         failure = reproduce(folder, stages, name, environment, logger)
-    finally:
-        console.stage_ended(name)
     if failure:
         return Failed(message=f"seed {seed}: {failure}")
     took = f"{time.monotonic() - began:.0f} s"

@@ -33,6 +33,7 @@ from flows.worktrees import (
     cancelled,
     conduct,
     ended_together,
+    parse_seeds,
     refuse_changes,
     reproduce,
     verdict,
@@ -262,15 +263,12 @@ def run(
         if known is not None:
             results.drop(one)
         began = time.monotonic()
-        console.stage_started(one.name)
-        try:
+        with console.stage_shown(one.name):
             upstream = next(node.upstream for node in lineage.graph(folder) if node.name == one.target)
             if upstream:  # whoever comes first makes what several need
                 with shared.setdefault(lineage.key(folder, *upstream), threading.Lock()):
                     failure = reproduce(folder, upstream, one.name, environment, logger)
             failure = (upstream and failure) or reproduce(folder, [one.target], one.name, environment, logger)
-        finally:
-            console.stage_ended(one.name)
         if failure:
             return Failed(message=f"{one.name}: {failure}")
         row = read_result(folder, one, study.measure)
@@ -363,7 +361,7 @@ def main() -> int:
     parser.add_argument("study", type=Path, help="a YAML file, for example studies/losses.yaml")
     parser.add_argument("--workers", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--only", action="append", default=[], help="this variant; may be given several times")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[], help="0,1,2")
+    parser.add_argument("--seeds", help="only these, for example 0,1,2")
     parser.add_argument("--report", action="store_true", help="only write table and figure from what was run")
     options = parser.parse_args()
     try:
@@ -372,7 +370,8 @@ def main() -> int:
         if options.report:
             write_report(options.study, root)
             return 0
-        return start(options.study, max(1, options.workers), options.only, options.seeds)
+        seeds = [] if options.seeds is None else parse_seeds(options.seeds)
+        return start(options.study, max(1, options.workers), options.only, seeds)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

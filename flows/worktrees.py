@@ -95,6 +95,18 @@ def refuse_changes(root: Path, why: str) -> None:
         raise UserError(f"{', '.join(changed[:5])}: changed since the last commit. {why}: git commit first")
 
 
+def parse_seeds(text: str) -> list[int]:
+    """`0,1,2` as numbers. Raises UserError for what is no seed, or given twice."""
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not part.isdecimal()]
+    if wrong:
+        raise UserError(f"--seeds: '{wrong[0]}' is no seed. Give whole numbers from 0 on, such as 0,1,2")
+    found = [int(part) for part in parts]
+    if len(set(found)) < len(found):
+        raise UserError(f"--seeds: {text} has one twice. Give each once")
+    return found
+
+
 def with_values(root: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """params.yaml with these values, by dotted key, in it. Raises UserError for a section that is not there; what is
     wrong below that, load_params says."""

@@ -39,12 +39,19 @@ REQUIREMENTS = (
 )  # fmt: skip
 
 
+def made(root: Path) -> dict[str, Path]:
+    """The candidates that have been made, and where each lies: data/NAME, of prune_SOURCE data/prune_also/SOURCE, or
+    data/export/NAME."""
+    return {
+        before + path.parent.name: path.parent
+        for folder, before in (("data", ""), ("data/prune_also", "prune_"), ("data/export", ""))
+        for path in sorted(root.glob(f"{folder}/*/model.json"))
+    }
+
+
 def folder_of(name: str) -> Path:
-    """Where the candidate's files lie: data/NAME, of prune_SOURCE data/prune_also/SOURCE, or data/export/NAME."""
-    for network in (Path("data") / name, Path("data/prune_also") / name.removeprefix("prune_")):
-        if (network / "model.json").is_file():
-            return network
-    return Path("data/export") / name
+    """Where the candidate's files lie; for one that has not been made, where its export would."""
+    return made(Path()).get(name, Path("data/export") / name)
 
 
 def record(

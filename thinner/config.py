@@ -115,12 +115,7 @@ class Augmentation(Section):
     @property
     def still(self) -> bool:
         """Whether views are the image itself."""
-        colours = (self.brightness, self.contrast, self.saturation)
-        return (
-            self.crop == 1.0
-            and not self.flip
-            and not any((self.rotation_degrees, self.translation, *colours, self.erase))
-        )
+        return self.crop == 1.0 and not any(self.model_dump(exclude={"crop"}).values())
 
 
 class Budget(Section):

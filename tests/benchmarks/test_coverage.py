@@ -73,6 +73,14 @@ def test_one_thing_amiss_is_a_failure_that_names_it(change, said):
     assert coverage.passes(result) is (not change)
 
 
+def test_an_exporter_that_cannot_do_the_whole_network_is_told_and_not_held_against_pruning():
+    rows = {ratio: {key: value for key, value in GOOD.items() if key != "onnx_difference"} for ratio in ("0.3", "0.6")}
+    result = {"params": 1e6, "size": 64, "no_onnx": True, "ratios": rows}
+    assert coverage.verdict(result) == "prunes; PyTorch's ONNX exporter fails, on the whole network too"
+    assert coverage.passes(result)
+    assert not coverage.passes({**result, "no_onnx": False})
+
+
 def test_every_classifier_of_torchvision_is_on_the_list_and_in_a_family():
     names = coverage.networks()
     assert {n.removeprefix("torchvision:") for n in names if n.startswith("torchvision:")} == set(

@@ -221,3 +221,10 @@ def test_the_shipped_studies_are_right(path: Path, monkeypatch: pytest.MonkeyPat
         rows = sweep.Results(report.with_suffix(".csv"), study).frame()
         assert report.read_text() == sweep.render(study, path.relative_to(ROOT), rows, summarise(rows, study.baseline))
         assert not re.search(r"runs are missing", report.read_text())
+
+
+def test_a_seed_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["flows.sweep", "studies/losses.yaml", "--seeds", "0,x"])
+    assert sweep.main() == 2
+    assert "--seeds: 'x' is no seed. Give whole numbers from 0 on, such as 0,1,2" in capsys.readouterr().err
