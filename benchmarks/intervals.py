@@ -5,12 +5,14 @@
     python -m benchmarks.intervals --check               # exit code 1 where one breaks its word
 
 95 % intervals have to cover the truth in 93 to 97 % of comparisons; a claim that is false by as little as can be may
-be proven in 5 % at most (two-sided tests: some 2.5 % is what to expect).
+be proven in 5 % at most (two-sided tests: some 2.5 % is what to expect). Where two candidates differ on no more than
+two images or so, coverage comes in steps: there, and only there, intervals may cover more (`AT_LEAST`).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import sys
 from collections.abc import Callable
@@ -40,9 +42,9 @@ def paired(both: int, candidate_only: int, reference_only: int, neither: int) ->
     return np.repeat([True, True, False, False], cells), np.repeat([True, False, True, False], cells)
 
 
-def _table(rng: np.random.Generator, ahead: float, behind: float) -> tuple[NDArray[np.bool_], ...]:
-    plus, minus, _ = (int(count) for count in rng.multinomial(1000, [ahead, behind, 1 - ahead - behind]))
-    return paired(600, plus, minus, 400 - plus - minus)
+def _table(rng: np.random.Generator, ahead: float, behind: float, images: int = 1000) -> tuple[NDArray[np.bool_], ...]:
+    plus, minus, same = (int(count) for count in rng.multinomial(images, [ahead, behind, 1 - ahead - behind]))
+    return paired(same, plus, minus, 0)
 
 
 def simulate_accuracy(rng: np.random.Generator, seed: int) -> tuple[Estimate, float]:
@@ -55,6 +57,24 @@ def simulate_equal_accuracy(rng: np.random.Generator, seed: int) -> tuple[Estima
     """One seed, no difference: what "beats" rests on."""
     right, reference = _table(rng, 0.05, 0.05)
     return accuracy_difference(right, reference, seed=seed, resamples=RESAMPLES), 0.0
+
+
+def simulate_few_differences(rng: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """200 images, of which the candidate loses four and wins two, on average: "within", with a small test split."""
+    right, reference = _table(rng, 0.01, 0.02, 200)
+    return accuracy_difference(right, reference, margin=-0.01, seed=seed, resamples=RESAMPLES), -0.01
+
+
+def simulate_hardly_any_difference(rng: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """200 images, of which the candidate loses two on average, and in one comparison of seven none."""
+    right, reference = _table(rng, 0.0, 0.01, 200)
+    return accuracy_difference(right, reference, margin=-0.01, seed=seed, resamples=RESAMPLES), -0.01
+
+
+def simulate_few_differences_over_seeds(rng: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Three seeds that win and lose the same few of 200 images, as an export and its source do."""
+    right, reference = (np.tile(who, (3, 1)) for who in _table(rng, 0.01, 0.02, 200))
+    return accuracy_difference(right, reference, margin=-0.01, seed=seed, resamples=RESAMPLES), -0.01
 
 
 def _seeds(rng: np.random.Generator, seed: int, seeds: int) -> tuple[Estimate, float]:
@@ -83,6 +103,13 @@ def simulate_agreement(rng: np.random.Generator, seed: int) -> tuple[Estimate, f
     return agreement_share(own, (rng.random(10_000) < 0.02).astype(np.int64), share=0.98), 0.98
 
 
+def simulate_agreement_over_seeds(rng: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Five seeds, 200 images, of which 98 % agree on average."""
+    own = np.zeros((5, 200), dtype=np.int64)
+    other = (rng.random((5, 200)) < 0.02).astype(np.int64)
+    return agreement_share(own, other, share=0.98, seed=seed, resamples=RESAMPLES), 0.98
+
+
 def simulate_speed(rng: np.random.Generator, seed: int) -> tuple[Estimate, float]:
     """40 rounds, each disturbed as a whole by far more than what sets the two apart."""
     disturbance = rng.normal(0, 0.3, 40)
@@ -102,12 +129,17 @@ def simulate_speed_over_seeds(rng: np.random.Generator, seed: int) -> tuple[Esti
 SIMULATIONS: dict[str, Simulation] = {
     "accuracy": simulate_accuracy,
     "equal_accuracy": simulate_equal_accuracy,
+    "few_differences": simulate_few_differences,
+    "hardly_any_difference": simulate_hardly_any_difference,
     "seeds": simulate_seeds,
     "three_seeds": simulate_three_seeds,
+    "few_differences_over_seeds": simulate_few_differences_over_seeds,
     "agreement": simulate_agreement,
+    "agreement_over_seeds": simulate_agreement_over_seeds,
     "speed": simulate_speed,
     "speed_over_seeds": simulate_speed_over_seeds,
 }
+AT_LEAST = ("hardly_any_difference",)
 
 
 def run(simulate: Simulation, comparisons: int, seed: int = 20) -> tuple[float, float]:
@@ -119,6 +151,12 @@ def run(simulate: Simulation, comparisons: int, seed: int = 20) -> tuple[float, 
         covered += estimate.low <= truth <= estimate.high
         proven += estimate.p_value is not None and estimate.p_value <= 0.05 and estimate.effect > truth
     return covered / comparisons, proven / comparisons
+
+
+def holds(kind: str, covered: float, proven: float) -> bool:
+    """Whether intervals and tests of `kind` keep their word."""
+    most = 1.0 if kind in AT_LEAST else COVERAGE[1]
+    return COVERAGE[0] <= covered <= most and proven <= FALSE_PROVEN
 
 
 FAMILY = (
@@ -134,6 +172,8 @@ def run_family(comparisons: int, seed: int = 20) -> float:
     rng = np.random.default_rng(seed)
     claims = parse_claims(FAMILY)
     any_proven = 0
+    gc.collect()
+    gc.freeze()  # statsmodels collects garbage in each correction; what is older than this loop is then left out of it
     for number in range(comparisons):
         a, b = _table(rng, 0.05, 0.05)
         c, d = _table(rng, 0.03, 0.04)
@@ -147,6 +187,7 @@ def run_family(comparisons: int, seed: int = 20) -> float:
         )
         verdicts = judge(claims, evidence, seed=number, resamples=RESAMPLES)
         any_proven += any(verdict.outcome == "proven" for verdict in verdicts)
+    gc.unfreeze()
     return any_proven / comparisons
 
 
@@ -161,9 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, simulate in SIMULATIONS.items():
         if given.only in (None, name):
             covered, proven = run(simulate, given.comparisons)
-            holds = COVERAGE[0] <= covered <= COVERAGE[1] and proven <= FALSE_PROVEN
-            broken |= not holds
-            print(f"| {name} | {covered:.1%} | {proven:.1%} | {'' if holds else '**broken**'} |", flush=True)
+            right = holds(name, covered, proven)
+            broken |= not right
+            print(f"| {name} | {covered:.1%} | {proven:.1%} | {'' if right else '**broken**'} |", flush=True)
     if given.only in (None, "family"):
         proven = run_family(given.comparisons)
         broken |= proven > FALSE_PROVEN
