@@ -45,8 +45,9 @@ from tasks.environment import repository_root, set_environment
 from thinner.config import ParamsError, Section, load_params
 from thinner.errors import UserError
 
-# step: of the best validation, or the chosen round of prune; macs: share of the unpruned network's, of prune only
-COLUMNS = ("variant", "seed", "target", "value", "step", "macs", "seconds", "commit", "key")
+# step: of the best validation, or the chosen round of prune. Of prune only, macs: multiply-adds per image of what is
+# left, share: of those of the network that was pruned
+COLUMNS = ("variant", "seed", "target", "value", "step", "macs", "share", "seconds", "commit", "key")
 FOLDER = "docs/studies"  # tables, figures and numbers: a study is a page of the documentation
 
 
@@ -209,7 +210,7 @@ class Results:
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".partial-{self.path.name}")
-        self.frame().to_csv(partial, index=False)
+        self.frame().astype({"macs": "Int64"}).to_csv(partial, index=False)  # a count, or nothing
         partial.replace(self.path)
 
 
@@ -218,8 +219,8 @@ def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:
     if run.target == "prune":
         rounds = pd.read_csv(folder / "reports/prune/rounds.csv")
         chosen = rounds[rounds["chosen"]].iloc[0]
-        macs = float(chosen["macs"] / rounds.iloc[0]["macs"])
-        return {"value": float(chosen["accuracy_after"]), "step": int(chosen["round"]), "macs": macs}
+        macs, share = int(chosen["macs"]), float(chosen["macs"] / rounds.iloc[0]["macs"])
+        return {"value": float(chosen["accuracy_after"]), "step": int(chosen["round"]), "macs": macs, "share": share}
     history = pd.read_csv(folder / "reports" / run.target / "history.csv")
     best = history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
     return {"value": float(best[measure]), "step": int(best["step"])}

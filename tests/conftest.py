@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 
 import pytest
 
@@ -17,3 +18,9 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with most long tests first: with a file for a worker, one that comes late would end alone (`make test`)."""
+    long = Counter(item.path for item in items if item.get_closest_marker("integration"))
+    items.sort(key=lambda item: -long[item.path])

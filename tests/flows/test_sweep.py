@@ -207,7 +207,7 @@ def test_the_result_of_prune_is_that_of_the_round_it_chose(tmp_path: Path) -> No
         "round,macs,accuracy_after,chosen\n0,1000,0.9,False\n1,700,0.89,False\n2,480,0.88,True\n3,300,0.95,False\n"
     )
     one = sweep.Run("half", 0, "prune", {})
-    assert sweep.read_result(tmp_path, one, "val_accuracy") == {"value": 0.88, "step": 2, "macs": 0.48}
+    assert sweep.read_result(tmp_path, one, "val_accuracy") == {"value": 0.88, "step": 2, "macs": 480, "share": 0.48}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)

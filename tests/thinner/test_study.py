@@ -65,11 +65,12 @@ def test_the_figure_shows_every_run_and_is_the_same_each_time(tmp_path):
 
 def test_macs_are_shown_where_there_are_some():
     table = rows(distill=SCRATCH, prune=KD)
-    table["macs"] = [math.nan] * 3 + [0.48, 0.5, 0.49]
+    table["macs"] = [math.nan] * 3 + [1_450_000, 1_490_000, 1_460_000]
+    table["share"] = [math.nan] * 3 + [0.48, 0.5, 0.49]
     summary = study.summarise(table, "distill")
-    assert summary.set_index("variant").loc["prune", "macs"] == pytest.approx(0.49)
+    assert summary.set_index("variant").loc["prune", "share"] == pytest.approx(0.49)
     lines = study.render_markdown(summary, "distill", 3).splitlines()
-    assert [line.split("|")[-2].strip() for line in lines] == ["MACs", "---:", "49.0%", ""]
+    assert [line.split("|")[-2].strip() for line in lines] == ["MACs", "---:", "1.47 M (49.0%)", ""]
     assert "MACs" not in study.render_markdown(study.summarise(rows(distill=SCRATCH), "distill"), "distill", 3)
 
 
