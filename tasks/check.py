@@ -3,8 +3,12 @@
 
 Looks names of networks, weights, losses and criteria up, which needs torch; the flow runs it as a process of
 its own, before the first stage, and only when a stage is out of date.
+
+`--layers` lists the layers of finetune's and the student's network instead, for losses that compare layers and for
+prune.keep.
 """
 
+import argparse
 import sys
 
 from tasks.environment import set_environment
@@ -13,9 +17,17 @@ from thinner.errors import UserError
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tasks.check")
+    parser.add_argument("--layers", action="store_true", help="list the layers of both networks instead")
+    listing = parser.parse_args().layers
     set_environment()
     try:
-        load_params(deep=True)
+        params = load_params(deep=not listing)
+        if listing:
+            from thinner import checks
+
+            print("\n".join(checks.layers(params)))
+            return 0
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

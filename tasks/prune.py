@@ -55,6 +55,13 @@ def prune(stage: Stage) -> None:
         )
     ]
     kept = stage.resume / "rounds"
+    spec = learning.spec_of(
+        stage.name,
+        source.spec["network"],
+        preprocessing,
+        data,
+        {source_name: source.sha256, "finetune": learning.parent("data/finetune")},
+    )
     model = source.model
     early = checkpoint.load(f"data/{source_name}/{learning.EARLY}").model if section.rewind else None
 
@@ -76,8 +83,10 @@ def prune(stage: Stage) -> None:
         resume = stage.resume / f"round-{number}"
         resume.mkdir(exist_ok=True)
         lesson = lessons.lesson(params, data, model, len(batches), fabric.device)
-        # the scales are pushed down for the next cut: after the last there is none (Liu et al. 2017, section 3)
+        # the scales are pushed down for the next cut: after the last there is none (Liu et al. 2017, section 3). What
+        # counts is how far down they are, so the last weights are kept and not those that validated best before
         weight = section.sparsity if number < section.rounds else 0.0
+        pace = plan.model_copy(update={"validate_every": plan_steps(params, len(pool))}) if weight else plan
         with masks.held(model, held) if held else contextlib.nullcontext():
             history = learning.learn(
                 stage,
@@ -85,7 +94,7 @@ def prune(stage: Stage) -> None:
                 model,
                 batches,
                 _with_penalty(lesson.step, weight),
-                plan,
+                pace,
                 data,
                 preprocessing,
                 fabric,
@@ -108,15 +117,33 @@ def prune(stage: Stage) -> None:
             networks.append(model)
         else:
             allowed = knife.allowed(number)
-            size = knife.size(model)
-            if size <= allowed:  # widths come in multiples of round_to: the round before went further than it had to
+            size = fabric.broadcast(knife.size(model))
+            was_cut = stage.resume / f"round-{number}" / "cut"
+            # widths come in multiples of round_to: the round before may have gone further than it had to
+            if size <= allowed and not (was_cut / checkpoint.SPEC).exists():
                 stage.say(
                     f"{stage.name}: round {number} has nothing to cut: {knife.sized(size)}, "
                     f"at most {knife.sized(allowed)} are asked for"
                 )
                 continue
             try:
-                model, held = knife.cut(model, allowed, number, early)
+                if (
+                    knife.measures
+                ):  # once, for all processes and for a run that goes on: the next time it is other widths
+                    failure = None
+                    if fabric.global_rank == 0 and not (was_cut / checkpoint.SPEC).exists():
+                        try:
+                            checkpoint.save(was_cut, knife.cut(model, allowed, number, early)[0], spec)
+                        except pruning.PruningError as error:
+                            failure = error
+                    if (failure := fabric.broadcast(failure)) is not None:
+                        raise failure
+                    model, held = checkpoint.load(was_cut).model, {}
+                else:
+                    model, held = knife.cut(model, allowed, number, early)
+            except pruning.NothingToPruneError as error:  # measured once more it is fast enough
+                stage.say(f"{stage.name}: round {number}: {error}")
+                continue
             except pruning.PruningError as error:
                 if section.goal[0] != "max_drop" or number == 1:
                     raise
@@ -128,13 +155,6 @@ def prune(stage: Stage) -> None:
                 f"{knife.sized(size)} -> {knife.sized(knife.size(model))}"
             )
             before, history = recover(number, model, held)
-            spec = learning.spec_of(
-                stage.name,
-                source.spec["network"],
-                preprocessing,
-                data,
-                {source_name: source.sha256, "finetune": learning.parent("data/finetune")},
-            )
             if fabric.global_rank == 0:
                 checkpoint.save(folder, model, spec)
                 facts = verify.verify_saved(folder, model, look, at_most=knife.limits(allowed))
@@ -146,21 +166,32 @@ def prune(stage: Stage) -> None:
             fabric.barrier()
             rows.append(json.loads((folder / "row.json").read_text()))
             networks.append(model)
+        _record_curve(stage, folder / "history.csv", (number - 1) * plan_steps(params, len(pool)))
         if _is_enough(stage, number, 100 * (accuracy - rows[-1]["accuracy_after"])):
             break
 
+    if len(rows) == 1:
+        raise pruning.PruningError(
+            f"prune.target: {_asked(section)}, and {source_name} has {knife.sized(knife.size(source.model.cpu()))}: no "
+            "round had anything to cut. Ask for less"
+        )
     tolerance = section.goal[1] / 100 if section.goal[0] == "max_drop" else section.tolerance
     chosen = pruning.choose_round(rows[1:], accuracy, tolerance)
     drop = 100 * (accuracy - next(row for row in rows if row["round"] == chosen)["accuracy_after"])
     if section.goal[0] == "max_drop" and drop > section.goal[1] + _POINTS_ROUNDING:
+        lost = {row["round"]: f"{100 * (accuracy - row['accuracy_after']):.2f}" for row in rows[1:]}
+        each = "; ".join(f"round {r['round']}: {knife.sized(r[knife.column])}, {lost[r['round']]}" for r in rows[1:])
         raise pruning.PruningError(
-            f"prune.target: max_drop {section.goal[1]} points, but the best round lost {drop:.2f}. "
+            f"prune.target: max_drop {section.goal[1]} points, but the best round lost {drop:.2f} ({each}). "
             "Give prune.rounds more (smaller cuts), prune.training.steps more, or max_drop more"
         )
     for row in rows:
         row["chosen"] = row["round"] == chosen
     if section.granularity == "channels":  # masks give no speed, so none is shown
         _add_latencies(stage, rows, networks, shape)
+    for row in rows:
+        row["target_met"] = knife.is_met(row, 100 * (accuracy - row["accuracy_after"]))
+    _tell_target(stage, rows, chosen, knife)
     with stage.output(f"data/{place}") as out:
         for path in (kept / str(chosen)).glob("model.*"):
             shutil.copy2(path, out / path.name)
@@ -172,7 +203,7 @@ def prune(stage: Stage) -> None:
     histories = [pd.read_csv(kept / str(row["round"]) / "history.csv").assign(round=row["round"]) for row in rows[1:]]
     with stage.output(f"reports/{place}/history.csv") as path:
         curve = pd.concat(histories)
-        curve["step"] += (curve["round"] - 1) * plan_steps(params)
+        curve["step"] += (curve["round"] - 1) * plan_steps(params, len(pool))
         curve.to_csv(path, index=False)
     with stage.output(f"reports/{place}/rounds.csv") as path:
         pd.DataFrame(rows).to_csv(path, index=False)
@@ -232,6 +263,11 @@ class Knife:
         self.plan = f"{self.sized(self._now)}, {end}; {self.sized(fewest)} can be reached"
 
     @property
+    def measures(self) -> bool:
+        """Whether what is cut depends on a measurement."""
+        return self._unit == "latency_ms"
+
+    @property
     def _channels(self) -> bool:
         return self._section.granularity == "channels"
 
@@ -244,7 +280,12 @@ class Knife:
             masked = copy.deepcopy(model)
             masks.apply(masked, pattern)
             return profiling.count_params(model, nonzero=True), profiling.count_params(masked, nonzero=True)
-        return pruning.reachable(self._unit, model, self._example, **self._how)
+        return self._reachable(model, 1, 1 if section.schedule == "one_shot" or self.measures else section.rounds)
+
+    def _reachable(self, model: nn.Module, number: int, rounds: int) -> tuple[float, float]:
+        """(size now, smallest size) of so many cuts of ``model``, scored as those of round ``number`` onwards are."""
+        scored: Any = {"examples": self._examples, "seed": self._seed + number}
+        return pruning.reachable(self._unit, model, self._example, **self._how, **scored, rounds=rounds)
 
     def _pattern(self, model: nn.Module, number: int) -> masks.Masks:
         n, _, m = self._section.granularity.partition(":")
@@ -271,6 +312,19 @@ class Knife:
     def sized(self, size: float) -> str:
         return f"{size:,.0f} nonzero parameters" if not self._channels else pruning.sized(self._unit, size)
 
+    @property
+    def column(self) -> str:
+        """What the target limits, as a column of rounds.csv."""
+        if self._unit == "latency_ms":
+            return f"latency_ms_b{self._section.latency_batch}"
+        return self._unit if self._channels else "nonzero"
+
+    def is_met(self, row: Row, drop: float) -> bool:
+        """Whether a round, which ended ``drop`` points below the source, is what the target asks for."""
+        if self._section.goal[0] == "max_drop":
+            return drop <= self._section.goal[1] + _POINTS_ROUNDING
+        return bool(row[self.column] <= self._final)
+
     def limits(self, allowed: float) -> dict[str, float]:
         """What the saved network is held to; a latency is a measurement and is reported instead."""
         return {} if self._unit == "latency_ms" else {self._unit if self._channels else "nonzero": allowed}
@@ -282,7 +336,9 @@ class Knife:
         it has instead."""
         section = self._section
         if self._channels:
-            limit: Any = allowed if self._unit == "latency_ms" else int(allowed)
+            limit: Any = allowed if self.measures else int(allowed)
+            if not self.measures and number < self._section.rounds:  # what one cut cannot do is left for the next
+                limit = max(limit, int(self._reachable(model, number, 1)[1]))
             smaller, _ = pruning.cut(
                 model,
                 self._example,
@@ -359,10 +415,17 @@ def _is_enough(stage: Stage, number: int, drop: float) -> bool:
     return False
 
 
-def plan_steps(params: Params) -> int:
-    """Steps of one round of recovery, by which the rounds' curves are set one after the other."""
+def _asked(section: Any) -> str:
+    key, value = section.goal
+    return f"{{{key}: {value:g}}} is asked for"
+
+
+def plan_steps(params: Params, images: int) -> int:
+    """Steps of one round of recovery over so many images, by which the rounds' curves are set one after the other."""
     plan = params.prune.training
-    return int(plan.steps if plan.steps is not None else (plan.epochs or 0) * 1_000)
+    return training.steps_of(
+        images, batch_size=plan.batch_size, steps=plan.steps, epochs=plan.epochs, validate_every=None
+    )[0]
 
 
 def _row(number: int, facts: verify.Facts, folder: Path, before: float, after: float) -> Row:
@@ -399,8 +462,6 @@ def _add_latencies(stage: Stage, rows: list[Row], networks: list[nn.Module], sha
                     f"{stage.name}: round {row['round']} is {speed_text(ratio)} at batch {batch} "
                     f"than {source_of(stage)}"
                 )
-                if section.goal[0] == "latency_ms" and row["round"] == rows[-1]["round"]:
-                    _compare_latency(stage, row[f"latency_ms_b{batch}"])
 
 
 def speed_text(ratio: statistics.Estimate) -> str:
@@ -409,10 +470,31 @@ def speed_text(ratio: statistics.Estimate) -> str:
     return f"faster {interval}" if ratio.low > 1.0 else f"not faster ({interval})"
 
 
-def _compare_latency(stage: Stage, measured: float) -> None:
-    asked = stage.params.prune.goal[1]
-    verdict = "met" if measured <= asked else "MISSED in this measurement"
-    stage.say(f"{stage.name}: {asked} ms asked, {measured:.3g} ms measured beside the others: {verdict}")
+def _tell_target(stage: Stage, rows: list[Row], chosen: int, knife: Knife) -> None:
+    """Whether the chosen round is what was asked for; a latency was measured again, beside the other rounds'."""
+    row, section = next(row for row in rows if row["round"] == chosen), stage.params.prune
+    found = f"{stage.name}: {_asked(section)}, round {chosen} has {knife.sized(row[knife.column])}"
+    if row["target_met"]:
+        stage.say(f"{found}: met")
+        return
+    why = "in this measurement"
+    if any(later["target_met"] for later in rows if later["round"] > chosen):
+        why = f"later rounds lost more than prune.tolerance {section.tolerance:g}; null takes the last"
+    elif not knife.measures:
+        why = "no round came as far"
+    stage.say(f"{found}: MISSED ({why})")
+
+
+def _record_curve(stage: Stage, history: Path, before: int) -> None:
+    """A round's learning curve under the names that every training stage uses (``val/accuracy``).
+
+    Its first step follows the ``before`` steps of the rounds before, as in reports/prune/history.csv. ``learn`` records
+    a round as it happens, as ``round_N/val/accuracy``; this is done when it is whole, from its file: so the run of a
+    stage that was killed and goes on has the rounds before as well, and no step twice.
+    """
+    for row in pd.read_csv(history).to_dict("records"):
+        step = before + int(row.pop("step"))
+        stage.record.metrics({learning._metric(str(key)): value for key, value in row.items()}, step=step)
 
 
 def _record(stage: Stage, rows: list[Row], chosen: int) -> None:

@@ -5,32 +5,40 @@ Networks are built on the meta device, where nothing is allocated, so that this 
 
 from __future__ import annotations
 
+import copy
+import difflib
+import json
+import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from thinner import architectures, criteria, losses, masks, models, pruning
+from thinner import architectures, checkpoint, criteria, losses, masks, models, pruning, training
 from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params
 
 if TYPE_CHECKING:
-    from thinner.config import Network, Params
+    from thinner.config import LossPart, Network, Params
 
 _CLASSES = 10  # a stand-in where the data are not prepared yet; nothing here depends on the number
+_IMAGES = 64  # the same, for the memory of crd
+
+Seeing = tuple[nn.Module, tuple[int, int, int]]  # a network, and the shape of the images that it is given
 
 
 def deep(params: Params) -> Iterator[str]:
     """One line for each mistake: key, value, choices."""
-    built: dict[str, torch.nn.Module] = {}
+    built: dict[str, nn.Module] = {}
     for name in ("finetune", "student"):
         section: Network = getattr(params, name)
-        network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
-        if section.width is not None:
-            network |= {"width": section.width, "stem_stride": section.stem_stride}
         try:
-            model = models.skeleton(network)
+            model = models.skeleton(_network(section))
             built[name] = model
         except UserError as error:
             text = str(error)
@@ -40,8 +48,8 @@ def deep(params: Params) -> Iterator[str]:
             continue
         yield from _weights(name, section)
         try:
-            count_macs(model, (section.channels, section.image_size, section.image_size))
-        except (RuntimeError, AssertionError, ValueError) as error:
+            count_macs(model, _shape(section))
+        except _NO_WAY_THROUGH as error:
             yield (
                 f"{name}.image_size: {section.image_size} px does not go through '{section.network}' "
                 f"({str(error).splitlines()[0]}). Choose the size that the network was made for"
@@ -52,8 +60,13 @@ def deep(params: Params) -> Iterator[str]:
         if params.finetune.freeze > len(parts):
             listed = ", ".join(parts)
             yield f"finetune.freeze: {params.finetune.freeze}, but the network has {len(parts)} parts: {listed}"
-    yield from _features(params, built)
-    yield from _losses(params, built)
+    teacher: Seeing | None = None
+    try:
+        teacher = _teacher(params, built)
+    except UserError as error:
+        yield f"teach.teachers[0]: {error}"
+    yield from _features(params, teacher)
+    yield from _losses(params, built, teacher)
     yield from _pruning(params, built)
     if params.run.device == "cuda" and not torch.cuda.is_available():
         yield "run.device: 'cuda', but no CUDA device is here. Choose one of: auto, cpu"
@@ -61,6 +74,46 @@ def deep(params: Params) -> Iterator[str]:
         yield "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"
     yield from _source(params.data.source)
     yield from _claims(params)
+
+
+def layers(params: Params) -> Iterator[str]:
+    """One line for each layer with weights: section, path, type."""
+    for name in ("finetune", "student"):
+        for path, module in _with_weights(models.skeleton(_network(getattr(params, name)))).items():
+            yield f"{name}  {path}  {type(module).__name__}"
+
+
+_NO_WAY_THROUGH = (RuntimeError, AssertionError, ValueError)  # what networks raise at images that they cannot take
+
+
+def _network(section: Network) -> dict[str, Any]:
+    network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
+    if section.width is not None:
+        network |= {"width": section.width, "stem_stride": section.stem_stride}
+    return network
+
+
+def _shape(section: Network) -> tuple[int, int, int]:
+    return section.channels, section.image_size, section.image_size
+
+
+def _with_weights(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if name and any(True for _ in module.parameters())}
+
+
+def _teacher(params: Params, built: Mapping[str, nn.Module]) -> Seeing | None:
+    """The network whose layers losses may look at: the first teacher. None for a file of logits."""
+    name = params.teach.teachers[0]
+    if name == "finetune":
+        return (built[name], _shape(params.finetune)) if name in built else None
+    if name.endswith(".npz") or not Path(name).exists():  # the latter is told by thinner.config
+        return None
+    spec = checkpoint.read_spec(name)
+    model = models.skeleton(spec["network"])
+    if spec.get("pruned"):
+        checkpoint.apply_dimensions(model, spec["pruned"])
+    sees = spec["preprocessing"]
+    return model, (sees["channels"], sees["image_size"], sees["image_size"])
 
 
 def _weights(name: str, section: Network) -> Iterator[str]:
@@ -79,28 +132,121 @@ def _weights(name: str, section: Network) -> Iterator[str]:
         yield f"{name}.{error}"
 
 
-def _losses(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
+def _losses(params: Params, built: Mapping[str, nn.Module], teacher: Seeing | None) -> Iterator[str]:
     for number, part in enumerate(params.distill.losses):
         where = f"distill.losses[{number}]"
         if part.name not in losses.LOSSES:
             yield f"{where}.name: unknown '{part.name}'. Choose one of: {', '.join(losses.LOSSES)}"
             continue
         given = {k: v for k, v in part.parameters.items() if k != "warmup_epochs"}
+        needs = losses.LOSSES[part.name].needs & {"features", "pooled"}
+        if needs and params.distill.teacher == "cached":
+            yield from _kept(params, where, given.get("teacher_layers", []), whole="features" in needs)
         try:
             losses.check_parameters(part.name, given)
         except UserError as error:
             yield f"{where}: {error}"
-        needs = losses.LOSSES[part.name].needs & {"features", "pooled"}
-        if needs and params.distill.teacher == "cached":
-            yield from _kept(params, where, given.get("teacher_layers", []), whole="features" in needs)
-        if needs:
-            for side, section in (("student", "student"), ("teacher", "finetune")):
-                names = given.get(f"{side}_layers", [])
-                if section in built and isinstance(names, list):
-                    try:
-                        models.tap(built[section], names)
-                    except UserError as error:
-                        yield f"{where}.{side}_layers: {error}"
+            continue
+        if needs and params.teach.teachers[0].endswith(".npz"):
+            yield (
+                f"{where}.name: '{part.name}' compares layers, but the first of teach.teachers, "
+                f"'{params.teach.teachers[0]}', is a file of logits. Put a network first, or choose one of: "
+                f"{_OF_LOGITS}"
+            )
+        elif needs:
+            yield from _compared(params, where, part, given, built, teacher)
+
+
+_OF_LOGITS = ", ".join(name for name, row in losses.LOSSES.items() if row.make is None)
+
+
+def _compared(
+    params: Params,
+    where: str,
+    part: LossPart,
+    given: dict[str, Any],
+    built: Mapping[str, nn.Module],
+    teacher: Seeing | None,
+) -> Iterator[str]:
+    """Whether the layers of a loss are there and can be compared: in distill, and in all that prune recovers."""
+    theirs: dict[str, Tensor] | None = None
+    if teacher is not None:
+        try:
+            theirs = _outputs(teacher, given["teacher_layers"])
+        except UserError as error:
+            yield f"{where}.teacher_layers: {error}"
+    learners = {"student": ""}
+    if "finetune" in _pruned(params):
+        learners["finetune"] = (
+            "; prune.source: finetune is recovered with this loss too. Set prune.source: distill"
+            if params.prune.source == "finetune"
+            else "; prune_also: [finetune] is recovered with this loss too. Take 'finetune' out of prune_also"
+        ) + f", or choose a loss of logits: {_OF_LOGITS}"
+    for section_name, also in learners.items():
+        if section_name not in built:
+            continue
+        section: Network = getattr(params, section_name)
+        model = built[section_name]
+        try:
+            ours = _outputs((model, _shape(section)), given["student_layers"])
+        except UserError as error:
+            yield f"{where}.student_layers: {error}{also}"
+            continue
+        sized = ours
+        if _shape(section) != _shape(params.student):
+            # tasks/lessons.py sizes what compares layers by images of the student's shape, whatever is recovered
+            try:
+                sized = _outputs((model, _shape(params.student)), given["student_layers"])
+            except _NO_WAY_THROUGH:
+                yield (
+                    f"{where}.student_layers: are sized by the student's images, {_said(_shape(params.student))}, "
+                    f"which do not go through '{section.network}' (made for {_said(_shape(section))}){also}"
+                )
+                continue
+        if theirs is not None and (problem := _at_odds(part.name, given, sized, ours, theirs)):
+            yield f"{where}: {problem}{also}"
+
+
+def _said(shape: tuple[int, int, int]) -> str:
+    return f"{shape[1]} px in {shape[0]} channel" + "s" * (shape[0] > 1)
+
+
+def _outputs(seeing: Seeing, paths: Sequence[str]) -> dict[str, Tensor]:
+    """What the layers at ``paths`` give for two images, without the numbers. Raises NetworkError."""
+    model, shape = seeing
+    model = copy.deepcopy(model).to("meta").eval()  # the hooks go with the copy
+    outputs = models.tap(model, paths)
+    with torch.no_grad():
+        model(torch.empty(2, *shape, device="meta"))
+    for path in paths:
+        if not isinstance(outputs.get(path), Tensor):
+            raise models.NetworkError(f"layer '{path}' gives no tensor. Name another, or one within it")
+    return outputs
+
+
+def _at_odds(
+    name: str,
+    given: dict[str, Any],
+    sized: Mapping[str, Tensor],
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+) -> str | None:
+    """Why the loss cannot compare such layers: it is made for layers like ``sized``, as in distill, and called once."""
+    shapes = [{path: tuple(output.shape[1:]) for path, output in side.items()} for side in (sized, teacher)]
+    zeros = [{path: torch.zeros(output.shape) for path, output in side.items()} for side in (student, teacher)]
+    logits = torch.zeros(2, _CLASSES)
+    index = torch.arange(2)
+    try:
+        combined = losses.combine([(name, 1.0, given, None)], shapes[0], shapes[1], images=_IMAGES)
+        with torch.no_grad():
+            combined(logits, logits, index, student_features=zeros[0], teacher_features=zeros[1], index=index)
+    except UserError as error:
+        return str(error)
+    except (RuntimeError, IndexError, ValueError) as error:
+        pairs = zip(given["student_layers"], given["teacher_layers"], strict=True)
+        listed = ", ".join(f"{s} {list(student[s].shape[1:])} with {t} {list(teacher[t].shape[1:])}" for s, t in pairs)
+        return f"{name}: cannot compare {listed} ({str(error).splitlines()[0]}). Name layers of other shapes"
+    return None
 
 
 def _kept(params: Params, where: str, layers: Any, whole: bool) -> Iterator[str]:
@@ -115,26 +261,40 @@ def _kept(params: Params, where: str, layers: Any, whole: bool) -> Iterator[str]
             )
 
 
-def _features(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
+def _features(params: Params, teacher: Seeing | None) -> Iterator[str]:
     seen: set[str] = set()
     for number, feature in enumerate(params.teach.features):
         where = f"teach.features[{number}].layer"
         if feature.layer in seen:
             yield f"{where}: '{feature.layer}' is named twice. Name each layer once"
         seen.add(feature.layer)
-        if params.teach.teachers[0] == "finetune" and "finetune" in built:
+        if teacher is not None:
             try:
-                models.tap(built["finetune"], [feature.layer])
+                models.tap(copy.deepcopy(teacher[0]), [feature.layer])
             except UserError as error:
                 yield f"{where}: {error}"
 
 
-def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]:
-    prune = params.prune
-    sources: dict[str, str] = {}  # section with the network -> the first source that has it
-    for candidate in (prune.source, *params.prune_also):
+def _pruned(params: Params) -> dict[str, str]:
+    """Sections whose networks are pruned -> the first source that has this network."""
+    sources: dict[str, str] = {}
+    for candidate in (params.prune.source, *params.prune_also):
         sources.setdefault("finetune" if candidate == "finetune" else "student", candidate)
-    yield from _rewinding(params, sources)
+    return sources
+
+
+def _pruning(params: Params, built: Mapping[str, nn.Module]) -> Iterator[str]:
+    prune = params.prune
+    sources = _pruned(params)
+    yield from _rewinding(params)
+    if prune.goal[0] == "max_drop" and prune.rounds == 1:
+        yield (
+            "prune.rounds: 1, but with target max_drop the last round cuts to the smallest network that can be "
+            "reached, and here it is the only one. Set prune.rounds: 10, so that milder ones come before it"
+        )
+    if keep := list(_keep(params, {name: built[name] for name in sources if name in built})):
+        yield from keep
+        return
     try:
         criterion = criteria.look_up(prune.criterion)
     except UserError as error:
@@ -148,20 +308,53 @@ def _pruning(params: Params, built: dict[str, torch.nn.Module]) -> Iterator[str]
         )
         return
     for section_name, source in sources.items():
-        for line in _reachable(params, section_name) if section_name in built else ():
+        for line in _reachable(params, section_name, built[section_name]) if section_name in built else ():
             yield line if source == prune.source else f"{line}; or take '{source}' out of prune_also"
 
 
-def _reachable(params: Params, section_name: str) -> Iterator[str]:
-    """Whether the network of this section can be pruned, and as far as is asked."""
+def _keep(params: Params, networks: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Patterns that are none, or that keep nothing of any of ``networks`` (section -> what is pruned)."""
+    single = params.prune.granularity != "channels"  # then no layer is kept for the module that it lies in
+    paths = [
+        name
+        for network in networks.values()
+        for name, module in _with_weights(network).items()
+        if not single or isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+    ]
+    for number, pattern in enumerate(params.prune.keep):
+        where = f"prune.keep[{number}]"
+        try:
+            found = re.compile(pattern)
+        except (re.error, OverflowError) as error:
+            yield (
+                f"{where}: '{pattern}' is not a regular expression ({error}). "
+                f"Where its signs stand for themselves, write '{re.escape(pattern)}'"
+            )
+            continue
+        if paths and not any(found.search(path) for path in paths):
+            names = " or ".join(f"'{getattr(params, name).network}'" for name in networks)
+            near = difflib.get_close_matches(pattern, paths, 5, 0.4)
+            hint = f"Near: {', '.join(near)}" if near else f"There are for example: {', '.join(paths[:5])}"
+            kinds = "convolution or linear layer" if single else "layer with weights"
+            yield (
+                f"{where}: '{pattern}' matches no {kinds} of {names}. {hint}. "
+                "All of them: python -m tasks.check --layers"
+            )
+
+
+def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterator[str]:
+    """Whether the network of this section can be pruned, by this criterion, and as far as is asked."""
     prune = params.prune
     section: Network = getattr(params, section_name)
-    network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
-    if section.width is not None:
-        network |= {"width": section.width, "stem_stride": section.stem_stride}
+    if prune.criterion == "apoz" and not _gives_zeros(skeleton, _shape(section)):
+        yield (
+            f"prune.criterion: 'apoz' counts zeros among activations, and '{section.network}' has no activation that "
+            "gives any (ReLU, ReLU6, Hardswish): all channels would look alike. Choose for example one of: taylor, "
+            "mean_activation, l2"
+        )
     with torch.random.fork_rng(devices=[]):
-        model = models.create(network)  # the dependency graph is read off a real forward pass
-    example = torch.zeros(1, section.channels, section.image_size, section.image_size)
+        model = models.create(_network(section))  # the dependency graph is read off a real forward pass
+    example = torch.zeros(1, *_shape(section))
     key, value = prune.goal
     unit: Any = {"max_drop": "macs"}.get(key, key) if prune.granularity == "channels" else "params"
     try:
@@ -189,7 +382,7 @@ def _reachable(params: Params, section_name: str) -> Iterator[str]:
         )
 
 
-def _reach(params: Params, model: torch.nn.Module, example: torch.Tensor, unit: Any) -> tuple[float, float]:
+def _reach(params: Params, model: nn.Module, example: Tensor, unit: Any) -> tuple[float, float]:
     """(size now, smallest size) of a fresh network; a latency is measured, here and now."""
     prune = params.prune
     if prune.granularity == "channels":
@@ -201,11 +394,14 @@ def _reach(params: Params, model: torch.nn.Module, example: torch.Tensor, unit: 
             scope=prune.scope,
             round_to=prune.round_to,
             keep=prune.keep,
-            clock=pruning.Clock(prune.latency_batch),
+            clock=pruning.Clock(
+                prune.latency_batch, torch.channels_last if params.run.channels_last else torch.contiguous_format
+            ),
+            rounds=1 if prune.schedule == "one_shot" or unit == "latency_ms" else prune.rounds,
         )
     for parameter in model.parameters():  # a fresh network has biases of 0, a trained one has not
         if parameter.ndim == 1:
-            torch.nn.init.ones_(parameter)
+            nn.init.ones_(parameter)
     if prune.granularity == "weights":
         return masks.reachable(model, prune.keep)
     n, _, m = prune.granularity.partition(":")
@@ -214,21 +410,74 @@ def _reach(params: Params, model: torch.nn.Module, example: torch.Tensor, unit: 
     return count_params(model), count_params(model) - zeros
 
 
-def _rewinding(params: Params, sections: Iterable[str]) -> Iterator[str]:
-    """Early weights are there only if the training of what is pruned keeps them."""
-    for name in sections:
-        if params.prune.rewind and getattr(params, name).training.keep_step is None:
-            yield (
-                f"prune.rewind: true, but {name}.training.keep_step is null: no early weights are kept. "
-                f"Set {name}.training.keep_step: 100, or prune.rewind: false"
-            )
+class _Activations(TorchDispatchMode):
+    """Notes whether an operator runs that sends a range of numbers to zero: some call it by no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.give_zeros = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__.rstrip("_")
+        # ReLU6 is a hardtanh that begins at 0
+        self.give_zeros |= name in ("relu", "hardswish") or (name == "hardtanh" and args[1] == 0)
+        return func(*args, **(kwargs or {}))
+
+
+def _gives_zeros(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad(), _Activations() as seen:
+        model(torch.empty(1, *shape, device="meta"))
+    return seen.give_zeros
+
+
+def _rewinding(params: Params) -> Iterator[str]:
+    """Early weights are there only if the training of what is pruned keeps them, and gets as far."""
     for name in ("finetune", "student"):
-        training = getattr(params, name).training
-        if training.keep_step is not None and training.steps is not None and training.keep_step >= training.steps:
-            yield (
-                f"{name}.training.keep_step: {training.keep_step}, but the training has {training.steps} steps. "
-                "Give an earlier one"
-            )
+        plan = getattr(params, name).training
+        rewound = params.prune.rewind and name in _pruned(params)
+        where = f"{name}.training.keep_step"
+        if plan.keep_step is None:
+            if rewound:
+                yield (
+                    f"prune.rewind: true, but {where} is null: no early weights are kept. "
+                    f"Set {where}: 100, or prune.rewind: false"
+                )
+            continue
+        images = _labelled(params) if name == "finetune" else None  # the student's length is given in steps
+        if plan.steps is None and images is None:
+            continue
+        steps, validate_every = training.steps_of(
+            images or 0,
+            batch_size=plan.batch_size,
+            steps=plan.steps,
+            epochs=plan.epochs,
+            validate_every=plan.validate_every,
+        )
+        if plan.keep_step >= steps:
+            of = f" ({plan.epochs} epochs of {images:,} images, {plan.batch_size} at once)" if plan.epochs else ""
+            yield f"{where}: {plan.keep_step}, but the training has {steps} steps{of}. Give an earlier one"
+        elif rewound and plan.patience is not None and (plan.validate_every or images):
+            surely = (1 + plan.patience) * validate_every
+            if plan.keep_step >= surely:
+                yield (
+                    f"{where}: {plan.keep_step}, but {name}.training.patience: {plan.patience} may end the training "
+                    f"after {surely} steps, and prune.rewind: true needs that step. Give an earlier one, or "
+                    "patience: null"
+                )
+
+
+def _labelled(params: Params) -> int | None:
+    """How many images finetune sees, where that is known: a count, or what prepare made of this very section."""
+    if isinstance(params.data.labelled, int):
+        return params.data.labelled
+    try:
+        lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
+        made_of = lock["stages"]["prepare"]["params"]["params.yaml"]["data"]
+        count = json.loads(Path("data/prepared/info.json").read_text(encoding="utf-8"))["counts"]["labelled"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return int(count) if made_of == params.data.model_dump() else None
 
 
 def _claims(params: Params) -> Iterator[str]:

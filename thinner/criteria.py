@@ -168,11 +168,12 @@ def _bn_scale(model: nn.Module, examples: Examples | None, seed: int) -> Channel
     norms = {
         (name, "out"): layer.weight.detach().double().abs()
         for name, layer in _layers(model)
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is not None
     }
     if not norms:
         raise CriterionError(
-            "prune.criterion: 'bn_scale' looks at batch norms, and the network has none. Choose for example: l2, taylor"
+            "prune.criterion: 'bn_scale' looks at the scales of batch norms, and the network has none. "
+            "Choose for example: l2, taylor"
         )
     return norms  # type: ignore[return-value]
 
@@ -180,7 +181,12 @@ def _bn_scale(model: nn.Module, examples: Examples | None, seed: int) -> Channel
 def scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
     """``sum of |gamma|`` over all batch norms: what network slimming adds to the loss, times a weight
     (https://arxiv.org/abs/1708.06519, equation 1)."""
-    scales = [m.weight.abs().sum() for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    scales = [norm.weight.abs().sum() for norm in norms if norm.weight is not None]
+    if not scales:
+        raise CriterionError(
+            "prune.sparsity: pushes the scales of batch norms down, and the network has none. Set it to 0"
+        )
     return torch.stack(scales).sum()
 
 

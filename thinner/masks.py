@@ -62,9 +62,10 @@ def mask_weights(
 ) -> Masks:
     """Masks that leave ``nonzero`` parameters, biases and all counted: those of the highest ``criterion``.
 
-    ``scope``: ``global`` ranks the weights of all layers together (Han et al. 2015, https://arxiv.org/abs/1506.02626),
-    ``layer`` takes the same share of each. A weight that is zero stays zero. Raises PruningError when ``nonzero`` is
-    out of reach, or not less than there are.
+    ``scope``: ``global`` ranks the weights of all layers together, ``layer`` takes the same share of each (Blalock et
+    al. 2020, https://arxiv.org/abs/2003.03033, compare the two). Han et al. 2015 (https://arxiv.org/abs/1506.02626)
+    have a threshold for each layer, from the spread of its weights, which is neither. A weight that is zero stays zero.
+    Raises PruningError when ``nonzero`` is out of reach, or not less than there are.
     """
     if scope not in ("global", "layer"):
         raise PruningError(f"prune.scope: '{scope}' is for channels. Single weights know: global, layer")

@@ -8,6 +8,7 @@ milliseconds rather than a share of channels, met and never missed; widths that 
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from thinner.profiling import count_macs, count_params, measure_latency, pinned_
 
 class PruningError(UserError):
     """The network cannot be pruned as asked."""
+
+
+class NothingToPruneError(PruningError):
+    """The network is as small as is asked for already."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def cut(
     shape = tuple(example.shape[1:])
     now = size_of(unit, model, example, clock)
     if limit >= now:
-        raise PruningError(
+        raise NothingToPruneError(
             f"nothing to prune: the network has {sized(unit, now)} and up to {sized(unit, limit)} are allowed"
         )
     scores = score_channels(criterion, model, examples, seed)
@@ -191,14 +196,26 @@ def reachable(
     scope: str = "global",
     round_to: int = 1,
     keep: Sequence[str] = (),
+    examples: Examples | None = None,
+    seed: int = 0,
     clock: Clock | None = None,
+    rounds: int = 1,
 ) -> tuple[float, float]:
-    """(size now, smallest size that ``cut`` can reach). A criterion that needs examples counts as l2 here: how far a
-    cut can go depends on which layers are scored, not on their scores."""
-    if look_up(criterion).needs_examples:
+    """(size now, smallest size that ``cut`` can reach when it is given the same, one cut after another in ``rounds``).
+
+    Unless ``scope`` is ``layer``, scores decide where the last channels stay, and so how small the network gets. A
+    criterion that needs ``examples`` and has none counts as l2 here, which then is an estimate; so are the scores of
+    later rounds, between which a network trains.
+    """
+    if examples is None and look_up(criterion).needs_examples:
         criterion = "l2"
-    scores = score_channels(criterion, model)
-    smallest = _prune(model, example, _LARGEST, scores, scope, round_to, keep)
+    smallest = model
+    for number in range(rounds):
+        scores = score_channels(criterion, smallest, examples, seed + number)
+        smaller = _prune(smallest, example, _LARGEST, scores, scope, round_to, keep)
+        if count_params(smaller) == count_params(smallest):
+            break
+        smallest = smaller
     return size_of(unit, model, example, clock), size_of(unit, smallest, example, clock)
 
 
@@ -259,12 +276,21 @@ SCOPES = ("global", "layer", "isomorphic")
 
 class _WholeMultiples(tp.pruner.BasePruner):  # type: ignore[misc]
     """Torch-Pruning 1.6 rounds the channels that remain down, to none at the end, and then leaves the whole layer
-    alone. Here they go to the nearest multiple, at least one; a layer no wider than ``round_to`` may be halved."""
+    alone; and it rounds the channels of one group, or attention head, as if they were the layer's. Here the width of
+    the whole layer goes to the nearest multiple of ``round_to`` that its groups allow, at least one. Where none is
+    narrower than the layer, the multiple is halved until one is, but for widths below half of ``round_to``."""
+
+    def _is_atten_group(self, group: Any) -> Any:
+        self._parts = self._get_channel_groups(group)  # asked of each group of layers right before it is rounded
+        return super()._is_atten_group(group)
 
     def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
-        unit = round_to if current_channels > round_to else max(1, round_to // 2)
-        remaining = max(1, round((current_channels - n_pruned) / unit)) * unit
-        return max(0, current_channels - remaining)
+        width = current_channels // self._parts  # of one group, of which n_pruned channels are to go
+        unit = round_to // math.gcd(round_to, self._parts)
+        while unit >= width and unit > 1 and self._parts * (unit // 2) >= round_to // 2:
+            unit //= 2
+        remaining = max(1, round((width - n_pruned) / unit)) * unit
+        return max(0, width - remaining)
 
 
 @torch.no_grad()

@@ -10,13 +10,15 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import nn
 
-from tasks import learning
+from tasks import learning, tracking
 from tasks import prune as stage_file
 from tasks.prune import prune, speed_text
 from tasks.stage import Stage
 from tasks.teach import teach
+from tasks.tracking import Recorder
 from thinner import checkpoint, models, pruning, store, verify
 from thinner.config import Params
 from thinner.profiling import count_macs, count_params
@@ -94,8 +96,8 @@ def params_of(**changes):
     return Params.model_validate(raw)
 
 
-def run(**changes):
-    prune(Stage("prune", params_of(**changes)))
+def run(record=None, **changes):
+    prune(Stage("prune", params_of(**changes), record or Recorder()))
     return pd.read_csv("reports/prune/rounds.csv"), checkpoint.load("data/prune").model
 
 
@@ -213,7 +215,10 @@ def test_another_source_is_pruned_beside_it_and_each_goes_on_from_its_own_rounds
 
 
 @pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")  # MLflow's own deprecations
 def test_a_killed_stage_goes_on_after_its_last_round_and_ends_with_the_same_weights(project, monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "THINNER_PARENT_RUN_ID", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
     _, whole = run()
     stage = Stage("prune", params_of())
     shutil.rmtree(stage.resume / "rounds" / "2")
@@ -223,10 +228,26 @@ def test_a_killed_stage_goes_on_after_its_last_round_and_ends_with_the_same_weig
     monkeypatch.setattr(
         learning, "learn", lambda stage, name, *a, **k: (learned.append(name), learn(stage, name, *a, **k))[1]
     )
-    rounds, again = run()
+    recorder = tracking.start_stage_run("prune", {}, "hash", {}, "cpu")
+    rounds, again = run(recorder)
+    recorder.end("FINISHED")
     assert learned == ["prune 2/2"]
     assert list(rounds["round"]) == [0, 1, 2]
     assert all(t.equal(whole.state_dict()[name]) for name, t in again.state_dict().items())
+    # its run has both rounds' curves under the names of every training stage, one after the other, no step twice
+    curve = pd.read_csv("reports/prune/history.csv")
+    assert list(curve["step"]) == [3, 6]
+    client, _ = tracking.connect()
+    for name, column in (("val/accuracy", "val_accuracy"), ("val/loss", "val_loss"), ("train/loss", "loss")):
+        kept = [(m.step, m.value) for m in client.get_metric_history(recorder.run_id, name)]
+        assert kept == list(zip(curve["step"], curve[column], strict=True)), name
+    assert [m.step for m in client.get_metric_history(recorder.run_id, "round_2/val/accuracy")] == [3]
+
+
+def test_a_round_after_epochs_begins_where_the_one_before_ended():
+    # 50 images in batches of 8 are 7 steps an epoch
+    assert stage_file.plan_steps(params_of(steps=None, epochs=3, batch_size=8), 50) == 21
+    assert stage_file.plan_steps(params_of(steps=500), 50) == 500
 
 
 @pytest.mark.integration
@@ -243,6 +264,21 @@ def test_masked_weights_stay_zero_through_recovery_and_no_speed_is_claimed(proje
     trained = model.stages[0][0].conv1.weight
     moved = (trained != 0) & (trained != source.stages[0][0].conv1.weight)
     assert moved.any()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("granularity", ["weights", "2:4"])
+def test_masked_weights_rewind_to_their_early_values(project, granularity):
+    # the lottery ticket itself: which weights go is decided by the trained ones
+    early = network(2)
+    checkpoint.save("data/distill/early", early, spec("distill"))
+    target = {"params": 0.55}
+    _, model = run(rewind=True, lr=1e-12, weight_decay=0.0, granularity=granularity, target=target, rounds=1)
+    weight, source = model.stages[0][0].conv1.weight, checkpoint.load("data/distill").model.stages[0][0].conv1.weight
+    left = weight != 0
+    assert 0 < left.sum() < left.numel()
+    assert torch.allclose(weight[left], early.stages[0][0].conv1.weight[left], atol=1e-6)
+    assert source[left].abs().mean() > source[~left].abs().mean()
 
 
 @pytest.mark.integration
@@ -288,18 +324,113 @@ def test_sparsity_pushes_the_scales_down_before_the_first_cut(project):
 
 
 @pytest.mark.integration
+def test_scales_are_pushed_down_for_the_next_cut_and_the_last_weights_count(project, monkeypatch):
+    learned, learn = {}, learning.learn
+
+    def watched(stage, name, model, *arguments, **more):
+        learned[name] = learn(stage, name, model, *arguments, **more)
+        return learned[name]
+
+    monkeypatch.setattr(learning, "learn", watched)
+    run(criterion="bn_scale", sparsity=1.0, rounds=2, steps=4, validate_every=1)
+    # with a penalty one validation, at the end: nothing is put back to weights that validated better and are less sparse
+    assert {name: len(history) for name, history in learned.items()} == {"prune 0/2": 1, "prune 1/2": 1, "prune 2/2": 4}
+    assert ["scale_penalty" in history[0] for history in learned.values()] == [True, True, False]
+
+
+@pytest.mark.integration
 def test_the_smallest_network_within_a_drop(project):
     # accuracy cannot fall below 0, so a drop of 100 points allows every round: down to what can be reached
     rounds, model = run(target={"max_drop": 100.0}, rounds=3)
     fewest = pruning.reachable("macs", checkpoint.load("data/distill").model, torch.zeros(1, *SHAPE))[1]
     assert rounds["macs"].is_monotonic_decreasing
     assert count_macs(model, SHAPE) == rounds["macs"].iloc[-1] <= 3 * fewest
-    # nothing is within less than nothing
-    shutil.rmtree(Stage("prune", params_of()).resume)
-    best = rounds["accuracy_after"].iloc[1:].max()
-    if best < rounds["accuracy_after"].iloc[0]:
-        with pytest.raises(pruning.PruningError, match=r"max_drop 1e-05 points, but the best round lost"):
-            run(target={"max_drop": 1e-5}, rounds=3)
+    assert rounds["target_met"].all()
+
+
+@pytest.mark.integration
+def test_a_drop_that_no_round_keeps_to_is_an_error_that_tells_each_round(project, monkeypatch):
+    monkeypatch.setattr(learning, "best_of", lambda history: {"val_accuracy": -1.0})
+    message = r"max_drop 1e-05 points, but the best round lost 1\d\d\.\d\d \(round 1: [\d,]+ MACs, 1\d\d\.\d\d\)"
+    with pytest.raises(pruning.PruningError, match=message):
+        run(target={"max_drop": 1e-5}, rounds=3)
+
+
+@pytest.mark.integration
+def test_no_round_follows_one_that_cannot_be_recovered(project, monkeypatch, capsys):
+    monkeypatch.setattr(learning, "best_of", lambda history: {"val_accuracy": 0.0})
+    rounds, _ = run(stop_drop=1.0, rounds=3)
+    assert list(rounds["round"]) == [0, 1]
+    said = capsys.readouterr().out
+    assert "it cannot be recovered, no further round" in said
+    assert "MISSED (no round came as far)" in said
+    assert list(rounds["target_met"]) == [False, False]
+
+
+@pytest.mark.integration
+def test_a_round_that_was_chosen_for_its_accuracy_says_that_the_target_is_missed(project, monkeypatch, capsys):
+    accuracies = iter([1.0, 0.0])
+    monkeypatch.setattr(learning, "best_of", lambda history: {"val_accuracy": next(accuracies)})
+    rounds, _ = run(tolerance=0.01)
+    assert list(rounds["chosen"]) == [False, True, False]
+    assert list(rounds["target_met"]) == [False, False, True]
+    assert "MISSED (later rounds lost more than prune.tolerance 0.01; null takes the last)" in capsys.readouterr().out
+
+
+def test_a_target_that_the_source_meets_already_is_an_error(project, monkeypatch):
+    monkeypatch.setattr(learning, "learn", lambda *a, **k: pytest.fail("trained"))
+    nonzero = count_params(checkpoint.load("data/distill").model, nonzero=True)
+    with pytest.raises(pruning.PruningError, match=r"prune.target: \{params: \d+\} is asked for.*had anything to cut"):
+        run(target={"params": nonzero}, granularity="weights")
+
+
+@pytest.mark.integration
+def test_a_stage_killed_while_it_recovers_what_was_cut_by_the_clock_goes_on_with_those_widths(project, monkeypatch):
+    pace, measure = 1.0, pruning.size_of
+    monkeypatch.setattr(
+        pruning,
+        "size_of",
+        lambda unit, model, example, clock=None: (
+            pace * count_macs(model, SHAPE) / 1e5 if unit == "latency_ms" else measure(unit, model, example, clock)
+        ),
+    )
+    learn, killed = learning.learn, KeyboardInterrupt("killed")
+
+    def dies(stage, name, *arguments, **more):
+        learn(stage, name, *arguments, **more)
+        raise killed
+
+    now = count_macs(checkpoint.load("data/distill").model, SHAPE) / 1e5
+    monkeypatch.setattr(learning, "learn", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(target={"latency_ms": 0.5 * now})
+    cut = checkpoint.load(Stage("prune", params_of()).resume / "round-1" / "cut").model
+    pace = 1.3  # the machine is slower now: measured again, more would have to go
+    monkeypatch.setattr(learning, "learn", learn)
+    rounds, _ = run(target={"latency_ms": 0.5 * now})
+    assert rounds["macs"].iloc[1] == count_macs(cut, SHAPE)
+
+
+@pytest.mark.integration
+def test_rounds_reach_what_one_cut_cannot(project):
+    source, example = checkpoint.load("data/distill").model, torch.zeros(1, *SHAPE)
+    _, one = pruning.reachable("macs", source, example, round_to=8)
+    _, two = pruning.reachable("macs", source, example, round_to=8, rounds=2)
+    target = int((one + two) / 2)
+    rounds, model = run(target={"macs": target}, round_to=8, rounds=2)
+    assert count_macs(model, SHAPE) <= target < one
+    assert rounds["target_met"].iloc[-1]
+
+
+@pytest.mark.integration
+def test_each_round_has_an_optimiser_of_the_channels_that_are_left(project):
+    run()
+    for number in (1, 2):
+        resume = Stage("prune", params_of()).resume
+        left = checkpoint.load(resume / "rounds" / str(number)).model
+        state = load_file(resume / f"round-{number}" / "training.safetensors")
+        moments = sorted(tuple(t.shape) for name, t in state.items() if name.endswith("exp_avg"))
+        assert moments == sorted(tuple(p.shape) for p in left.parameters())
 
 
 @pytest.mark.integration

@@ -10,10 +10,12 @@ import timm.models.maxxvit
 import torch
 import torch_pruning as tp
 from torch import nn
+from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2, SwinTransformer
 
 from thinner import architectures, checks, models, pruning
 from thinner.config import load_params
+from thinner.profiling import count_macs
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,6 +147,44 @@ def test_heads_without_their_dead_channels_are_the_same_function(attention, flat
     torch.testing.assert_close(forward(smaller, 32), forward(model, 32))
     smaller.attention.fused_attn = not smaller.attention.fused_attn  # timm's two ways to compute it
     torch.testing.assert_close(forward(smaller, 32), forward(model, 32))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(("round_to", "narrowest"), [(1, 1), (8, 8), (16, 16)])
+def test_heads_get_narrower_with_the_share_and_are_never_whole_again(scope, round_to, narrowest):
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=96, depth=2, num_heads=3, num_classes=5
+    ).eval()
+    widths, sizes = [], []
+    for share in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98):
+        smaller = pruning.cut_share(
+            model, torch.zeros(1, 3, 32, 32), share, criterion="l2", scope=scope, round_to=round_to
+        )
+        assert smaller.blocks[0].attn.num_heads == 3
+        assert smaller.patch_embed.proj.out_channels % round_to == 0
+        widths.append(smaller.blocks[0].attn.head_dim)
+        sizes.append(count_macs(smaller, (3, 32, 32)))
+    assert widths == sorted(widths, reverse=True)
+    assert sizes == sorted(sizes, reverse=True)
+    assert widths[0] > narrowest == widths[-1]
+    assert all(3 * width % round_to == 0 for width in widths)
+
+
+@pytest.mark.parametrize("round_to", [1, 8, 16])
+def test_grouped_stages_of_a_regnet_shrink_with_the_share(round_to):
+    torch.manual_seed(0)
+    parameters = BlockParams.from_init_params(depth=4, w_0=24, w_a=24.0, w_m=2.2, group_width=8)
+    model = RegNet(parameters, num_classes=5).eval()
+    sizes = []
+    for share in (0.1, 0.5, 0.8, 0.98):
+        smaller = pruning.cut_share(model, torch.zeros(1, 3, 32, 32), share, criterion="l2", round_to=round_to)
+        sizes.append(count_macs(smaller, (3, 32, 32)))
+    assert sizes == sorted(sizes, reverse=True)
+    before, after = (
+        [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups > 1] for net in (model, smaller)
+    )
+    assert all(now.out_channels <= was.out_channels / 2 for was, now in zip(before, after, strict=True))
 
 
 def test_embeddings_with_class_tokens_are_cut_too():

@@ -1,11 +1,16 @@
 """Every mistake of a params file is named: key, value, mend; all of them together."""
 
 import copy
+import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from tasks import check
+from thinner import checkpoint, models
 from thinner.config import Params, ParamsError, load_params
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +28,7 @@ def mistakes(tmp_path, changes, deep=False):
         if value is ...:
             del place[last]
         else:
-            place[last] = value
+            place[last] = copy.deepcopy(value)
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ParamsError) as caught:
@@ -36,6 +41,12 @@ def test_the_shipped_file_is_right():
 
 
 FITNET = {"name": "fitnet", "weight": 1.0, "student_layers": ["stages.2"], "teacher_layers": ["blocks.4"]}
+HINT = {"distill.losses": [FITNET], "distill.teacher": "live"}
+OWN = {"width": None, "stem_stride": None, "mean": [0.5] * 3, "std": [0.5] * 3}  # a student that is no resnetN
+
+
+def student(**changes):
+    return {f"student.{key}": value for key, value in changes.items()}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +130,21 @@ def test_a_mistake_is_named(tmp_path, changes, line):
         ({"prune_also": ["finetune"], "prune.target": {"macs": 5_000_000}}, "prune.target: 5,000,000 MACs are asked for, and 'resnet8' has no more than"),
         ({"prune_also": ["distill"], "prune.source": "finetune", "prune.target": {"macs": 5_000_000}}, "down to 620,704 MACs; or take 'distill' out of prune_also"),
         ({"student.training.keep_step": 1000}, "student.training.keep_step: 1000, but the training has 1000 steps. Give an earlier one"),
+        ({"prune.source": "finetune", "prune.rewind": True, "finetune.training.keep_step": 448}, "finetune.training.keep_step: 448, but the training has 448 steps (14 epochs of 2,000 images, 64 at once). Give an earlier one"),
+        ({"prune.rewind": True, "student.training.keep_step": 600, "student.training.patience": 2}, "student.training.keep_step: 600, but student.training.patience: 2 may end the training after 600 steps, and prune.rewind: true needs that step. Give an earlier one, or patience: null"),
+        ({"prune.keep": ["("]}, r"prune.keep[0]: '(' is not a regular expression (missing ), unterminated subpattern at position 0). Where its signs stand for themselves, write '\('"),
+        ({"prune.keep": ["fc", "stage.1"]}, "prune.keep[1]: 'stage.1' matches no layer with weights of 'resnet8'. Near: stages.1"),
+        ({"prune.keep": ["relu"]}, "prune.keep[0]: 'relu' matches no layer with weights of 'resnet8'."),
+        ({"prune.keep": ["^zzz$"]}, "There are for example: stem, stem.0, stem.1, stages, stages.0. All of them: python -m tasks.check --layers"),
+        ({"prune.keep": [r"^stages\.1$"], "prune.granularity": "weights", "prune.target": {"params": 0.5}}, "matches no convolution or linear layer of 'resnet8'"),
+        ({"prune.target": {"max_drop": 1.0}, "prune.rounds": 1}, "prune.rounds: 1, but with target max_drop the last round cuts to the smallest network that can be reached, and here it is the only one. Set prune.rounds: 10"),
+        ({"prune.criterion": "apoz", **student(**OWN, network="timm:tf_efficientnet_b0")}, "prune.criterion: 'apoz' counts zeros among activations, and 'timm:tf_efficientnet_b0' has no activation that gives any (ReLU, ReLU6, Hardswish): all channels would look alike. Choose for example one of: taylor, mean_activation, l2"),
+        (HINT | {"prune.source": "finetune"}, "distill.losses[0].student_layers: no layer 'stages.2' in EfficientNet. Near: "),
+        (HINT | {"prune.source": "finetune"}, "; prune.source: finetune is recovered with this loss too. Set prune.source: distill, or choose a loss of logits: kd, mse"),
+        (HINT | {"prune_also": ["finetune"]}, "; prune_also: [finetune] is recovered with this loss too. Take 'finetune' out of prune_also, or choose a loss of logits: kd, mse"),
+        (HINT | {"prune.source": "finetune", **student(**OWN | {"network": "timm:tf_efficientnet_lite0", "image_size": 64, "mean": [0.3], "std": [0.3]}), "distill.losses.0.student_layers": ["blocks.4"]}, "distill.losses[0].student_layers: are sized by the student's images, 64 px in 1 channel, which do not go through 'timm:tf_efficientnet_lite0' (made for 64 px in 3 channels); prune.source: finetune"),
+        (HINT | {"distill.losses.0.teacher_layers": ["global_pool"]}, "distill.losses[0]: fitnet: layers of shapes (64, 4, 4) and (1280,) cannot be paired"),
+        (HINT | {"distill.losses.0.student_layers": ["stages.3"]}, "distill.losses[0].student_layers: no layer 'stages.3' in CifarResNet. Near: stages.2"),
         ({"claims": ["distil beats scratch on accuracy"]}, "claims[0]:\n    distil beats scratch on accuracy\n    ^ unknown candidate (did you mean 'distill'?)"),
         ({"claims": ["distill beat scratch on accuracy"]}, "        ^ expected one of: agrees, beats, is"),
         ({"claims": ["prune is faster than distill at batch 3"]}, "claims[0]: batch 3 is not timed. Choose one of evaluate.latency_batches: 1, 64"),
@@ -132,6 +158,114 @@ def test_a_mistake_is_named(tmp_path, changes, line):
 def test_what_needs_a_look_at_networks_is_named_too(tmp_path, changes, line):
     lines = mistakes(tmp_path, changes, deep=True)
     assert any(line in found for found in lines), lines
+
+
+def passes(tmp_path, changes):
+    """No mistake in params.yaml with `changes`."""
+    raw = copy.deepcopy(GOOD)
+    for key, value in changes.items():
+        section, _, last = key.rpartition(".")
+        place = raw
+        for name in section.split(".") if section else ():
+            place = place[name]
+        place[last] = copy.deepcopy(value)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    load_params(tmp_path / "params.yaml", deep=True)
+    return True
+
+
+SAME = {"network": "resnet14", "width": 16, "stem_stride": 2, "weights": None, "mean": [0.3], "std": [0.3], "freeze": 0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # layers of both networks, by images of another size: the hint is averaged down to the smaller map
+        {f"finetune.{key}": value for key, value in SAME.items()}
+        | {"distill.losses": [FITNET | {"teacher_layers": ["stages.1"]}], "distill.teacher": "live"}
+        | {"prune.source": "finetune"},
+        {"prune.keep": [r"^stages\.1$", "fc"]},
+        {"prune.keep": [r"^blocks\.0"], "prune_also": ["finetune"]},  # of one of the two networks
+        {"prune.rewind": True, "student.training.keep_step": 599, "student.training.patience": 2},
+        {"finetune.training.keep_step": 447, "prune.rewind": True, "student.training.keep_step": 999},
+        {"prune.criterion": "apoz", "prune_also": ["finetune"]},  # ReLU and ReLU6
+        {"prune.target": {"max_drop": 1.0}},
+    ],
+)  # fmt: skip
+def test_what_can_be_run_passes(tmp_path, changes):
+    assert passes(tmp_path, changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "zeros"),
+    [("torchvision:googlenet", True), ("torchvision:mobilenet_v3_small", True), ("torchvision:efficientnet_b0", False)],
+)
+def test_activations_that_no_module_shows_count_too(tmp_path, name, zeros):
+    """GoogLeNet calls F.relu: there is no nn.ReLU in it."""
+    changes = {"prune.criterion": "apoz", "prune.target": {"macs": 1}, **student(**OWN, network=name, image_size=64)}
+    found = any("'apoz' counts zeros" in line for line in mistakes(tmp_path, changes, deep=True))
+    assert found != zeros
+
+
+def test_the_teacher_whose_layers_are_compared_is_the_first_one(tmp_path, monkeypatch):
+    """A checkpoint of another network than finetune's: its layers count."""
+    monkeypatch.chdir(tmp_path)
+    network = {"name": "resnet14", "width": 16, "stem_stride": 2, "classes": 10, "channels": 1}
+    sees = {"channels": 1, "image_size": 32, "mean": [0.3], "std": [0.3]}
+    spec = {"stage": "finetune", "network": network, "classes": list("0123456789"), "preprocessing": sees}
+    folder = Path("data/teachers/big")
+    folder.mkdir(parents=True)
+    checkpoint.save(folder, models.create(network), spec)
+    changes = HINT | {"teach.teachers": [str(folder)]}
+    assert any(
+        "teacher_layers: no layer 'blocks.4' in CifarResNet" in x for x in mistakes(tmp_path, changes, deep=True)
+    )
+    own = {"distill.losses": [FITNET | {"teacher_layers": ["stages.1"]}]}
+    assert passes(tmp_path, {**changes, **own})
+
+
+def test_a_ratio_of_labels_counts_once_the_data_are_prepared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = {"data.labelled": 0.1, "finetune.training.keep_step": 150}
+    assert passes(tmp_path, changes)  # nobody knows yet
+    Path("data/prepared").mkdir(parents=True)
+    Path("data/prepared/info.json").write_text(json.dumps({"counts": {"labelled": 640}}))
+    made_of = {"data": GOOD["data"] | {"labelled": 0.1}, "run.seed": 0}
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"prepare": {"params": {"params.yaml": made_of}}}}))
+    (line,) = mistakes(tmp_path, changes, deep=True)
+    assert "keep_step: 150, but the training has 140 steps (14 epochs of 640 images, 64 at once)" in line
+    assert passes(tmp_path, changes | {"data.labelled": 0.2})  # prepared from another ratio: says nothing
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_latency_is_checked_in_the_layout_in_which_prune_measures_it(tmp_path, channels_last):
+    layouts = set()
+
+    def look(module, inputs):
+        if isinstance(module, torch.nn.Conv2d) and inputs[0].shape[0] == 48 and inputs[0].shape[1] > 1:
+            layouts.add(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        changes = {"prune.target": {"latency_ms": 1e-6}, "prune.latency_batch": 48, "run.channels_last": channels_last}
+        mistakes(tmp_path, changes, deep=True)
+    finally:
+        handle.remove()
+    assert layouts == {channels_last}
+
+
+def test_the_layers_that_can_be_named_are_listed(tmp_path, monkeypatch, capsys):
+    """Also where params.yaml names one that is not there."""
+    raw = copy.deepcopy(GOOD)
+    raw["prune"]["keep"] = ["no_such_layer"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["check", "--layers"])
+    monkeypatch.setattr(check, "set_environment", lambda: None)  # it is for a process of its own
+    assert check.main() == 0
+    listed = capsys.readouterr().out
+    assert "student  stages.1.0.conv1  Conv2d\n" in listed
+    assert "finetune  blocks.3  Sequential\n" in listed
 
 
 def test_a_target_that_all_networks_reach_is_right(tmp_path):

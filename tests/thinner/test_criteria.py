@@ -202,6 +202,7 @@ def test_hessian_is_the_mean_of_squared_gradients_of_single_images():
         ("l1", tp.importance.GroupMagnitudeImportance(p=1)),
         ("l2", tp.importance.GroupMagnitudeImportance(p=2)),
         ("lamp", tp.importance.LAMPImportance(p=2)),
+        ("bn_scale", tp.importance.BNScaleImportance(normalizer=None)),  # the paper's scales are not normalised
     ],
 )
 def test_magnitudes_are_those_of_torch_pruning(name, theirs):
@@ -305,3 +306,10 @@ def test_every_criterion_has_its_numbers_worked_by_hand_and_its_paper():
     elsewhere = {"random", "lamp", "fpgm", "bn_scale"}  # tests of their own above
     assert set(BY_HAND) | elsewhere == set(CRITERIA)
     assert all(row.link.startswith("https://") for row in CRITERIA.values())
+
+
+def test_batch_norms_without_scales_are_left_alone():
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    assert scale_penalty(plain).item() == 4.0
+    with pytest.raises(CriterionError, match="prune.sparsity: pushes the scales"):
+        scale_penalty(plain[:2])

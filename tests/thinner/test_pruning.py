@@ -75,6 +75,63 @@ def test_layers_no_wider_than_the_multiple_may_be_halved_and_wider_ones_keep_to_
     assert all(now % 16 == 0 for was, now in zip(before, after, strict=True) if was > 16)
 
 
+def test_what_one_cut_made_no_wider_than_the_multiple_the_next_may_halve_and_then_it_stays():
+    model, widths = network(), []
+    for _ in range(3):
+        model = pruning.cut_share(model, EXAMPLE, 0.9, criterion="l2", round_to=16)
+        widths.append([m.out_channels for m in model.stages[2].modules() if isinstance(m, nn.Conv2d)])
+    assert widths == [[16, 16, 16], [8, 8, 8], [8, 8, 8]]  # from 64
+
+
+def grouped(groups, width):
+    """A convolution of ``groups`` groups, each ``width`` wide, and convolutions without groups around it."""
+    channels = groups * width
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 1),
+        nn.Conv2d(channels, channels, 3, padding=1, groups=groups),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, 48, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(48, 5),
+    )
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    ("groups", "width", "round_to", "smallest"),
+    [
+        (4, 16, 1, 4),  # one channel of each group
+        (4, 16, 8, 8),  # a multiple of 8 that 4 groups share: 2 each
+        (4, 16, 16, 16),
+        (32, 4, 16, 32),  # the narrowest ResNeXt: 1 each, and 32 is a multiple already
+        (3, 32, 16, 48),  # 3 groups share multiples of 48
+        (3, 16, 16, 24),  # which is the layer's own width, so half of it
+        (13, 8, 16, 52),  # 13 groups share multiples of 208, 104, 52
+        (2, 8, 16, 8),  # half of 16, as without groups,
+        (2, 4, 16, 8),  # and no less
+    ],
+)
+def test_groups_keep_whole_multiples_and_never_grow_back(scope, groups, width, round_to, smallest):
+    model, example = grouped(groups, width), torch.zeros(1, 3, 8, 8)
+    widths, sizes = [], []
+    for share in (0.1, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98):
+        smaller = pruning.cut_share(model, example, share, criterion="l2", scope=scope, round_to=round_to)
+        assert smaller[1].groups == groups
+        widths.append((smaller[1].in_channels, smaller[1].out_channels))  # each by itself: other layers hang on them
+        sizes.append(count_macs(smaller, (3, 8, 8)))
+    assert all(column == sorted(column, reverse=True) for column in map(list, zip(*widths, strict=True)))
+    assert sizes == sorted(sizes, reverse=True)
+    assert {now for pair in widths for now in pair} <= {groups * width, *range(smallest, groups * width, smallest)}
+    if scope == "layer":  # ranked globally, the best layer may keep more at the cost of the others
+        assert widths[-1] == (smallest, smallest)
+    target = int(1.1 * sizes[-1])
+    _, made = pruning.cut(model, example, macs=target, criterion="l2", scope=scope, round_to=round_to)
+    assert made.macs_after <= target
+
+
 def test_kept_layers_keep_their_outputs():
     model = network()
     smaller, _ = pruning.cut(
@@ -144,14 +201,28 @@ def test_an_out_of_reach_target_names_the_reach_and_what_stands_in_its_way():
         pruning.cut(model, EXAMPLE, macs=1000, criterion="l2", round_to=8, keep=["stages"])
 
 
-def test_what_is_reachable_is_reached_and_no_less():
+@pytest.mark.parametrize(
+    ("scope", "criterion", "round_to"),
+    [("global", "l2", 8), ("isomorphic", "random", 1), ("isomorphic", "taylor", 1), ("global", "random", 1)],
+)
+def test_what_is_reachable_is_reached_and_no_less(scope, criterion, round_to):
     model = network()
-    now, fewest = pruning.reachable("macs", model, EXAMPLE, round_to=8)
+    images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    how = {
+        "criterion": criterion,
+        "scope": scope,
+        "round_to": round_to,
+        "examples": Examples([(images, torch.arange(4))], nn.functional.cross_entropy),
+        "seed": 3,
+    }
+    now, fewest = pruning.reachable("macs", model, EXAMPLE, **how)
     assert now == macs(model)
-    smaller, _ = pruning.cut(model, EXAMPLE, macs=int(fewest), criterion="l2", round_to=8)
+    smaller, _ = pruning.cut(model, EXAMPLE, macs=int(fewest), **how)
     assert macs(smaller) == fewest
     with pytest.raises(pruning.PruningError, match="smallest that can be reached"):
-        pruning.cut(model, EXAMPLE, macs=int(fewest) - 1, criterion="l2", round_to=8)
+        pruning.cut(model, EXAMPLE, macs=int(fewest) - 1, **how)
+    if round_to == 1:
+        assert fewest != pruning.reachable("macs", model, EXAMPLE, scope=scope)[1], "scores decide how far a cut goes"
 
 
 def test_a_cut_that_removes_nothing_is_an_error():
@@ -349,3 +420,21 @@ def test_a_drop_of_exactly_the_tolerance_is_within_it():
     rounds = [{"round": 1, "accuracy_after": 1.0}, {"round": 2, "accuracy_after": 0.47}]
     assert 0.52 - 0.05 > 0.47  # in floating point
     assert pruning.choose_round(rounds, source_accuracy=0.52, tolerance=0.05) == 2
+
+
+def test_what_rounds_can_reach_is_less_than_what_one_cut_can():
+    model = network()
+    now, one = pruning.reachable("macs", model, EXAMPLE, round_to=16)
+    _, two = pruning.reachable("macs", model, EXAMPLE, round_to=16, rounds=2)
+    _, many = pruning.reachable("macs", model, EXAMPLE, round_to=16, rounds=9)
+    assert now > one > two >= many > 0
+    first, _ = pruning.cut(model, EXAMPLE, macs=int(one), criterion="l2", round_to=16)
+    second, _ = pruning.cut(first, EXAMPLE, macs=int(two), criterion="l2", round_to=16)
+    assert macs(second) == two
+    with pytest.raises(pruning.PruningError, match="the smallest that can be reached"):
+        pruning.cut(model, EXAMPLE, macs=int(two), criterion="l2", round_to=16)
+
+
+def test_a_network_that_is_small_enough_is_an_error_of_its_own():
+    with pytest.raises(pruning.NothingToPruneError, match="nothing to prune: the network has"):
+        pruning.cut(network(), EXAMPLE, macs=10**9, criterion="l2")
