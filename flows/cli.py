@@ -115,7 +115,10 @@ def claims(
     ] = None,
     also: Annotated[
         list[Path] | None,
-        typer.Option("--with", help="Another working copy, run with another seed; the verdict is then over all seeds."),
+        typer.Option(
+            "--with",
+            help="Another working copy, run with another seed and else the same params.yaml; the verdict is over all.",
+        ),
     ] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Keep the verdicts in this file.")] = None,
 ) -> None:

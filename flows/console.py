@@ -14,18 +14,20 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as Bars
 from rich.table import Table
-from rich.text import Text
 
 from tasks.stage import bar_columns, numbers_text, progress_text
 
 QUIET = {"quiet": True}  # `extra` of a log record that Prefect keeps and the console leaves out
 LINE_SECONDS = 10.0  # how often a running stage is worth a line of a log
 
-console = Console(highlight=False, soft_wrap=True)
+# Without markup and emoji, in tables as well: names of files, reasons and parameters may hold [brackets] and :colons:.
+PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
+console = Console(**PLAIN)
 if not console.is_terminal:
-    console = Console(highlight=False, soft_wrap=True, width=120)  # a log has no edge to wrap at
+    console = Console(**PLAIN, width=120)  # a log has no edge to wrap at
 _bars: Bars | None = None
 _rows: dict[str, Any] = {}  # stage -> the rich task that shows it
 _lines: dict[str, tuple[float, float]] = {}  # bar -> when it began, when it was last written to the log
@@ -81,7 +83,7 @@ def stop_bars() -> None:
 def stage_shown(stage: str) -> Iterator[None]:
     """A bar for the stage, while it runs."""
     if _bars is not None:
-        _rows[stage] = _bars.add_task(stage, total=None, numbers="starting")
+        _rows[stage] = _bars.add_task(escape(stage), total=None, numbers="starting")  # columns of bars read markup
     try:
         yield
     finally:
@@ -98,7 +100,7 @@ def show_progress(event: Mapping[str, Any], logger: Any) -> None:
             _rows[stage],
             total=event["total"],
             completed=event["done"],
-            numbers=inner + numbers_text(event["numbers"]),
+            numbers=escape(inner + numbers_text(event["numbers"])),
         )
     now = time.monotonic()
     began, written = _lines.get(what + stage, (now, now))
@@ -230,9 +232,8 @@ def print_comparison(found: Any, everything: bool) -> None:
         for row in found.differences:
             e = row.estimate
             interval = f"[{100 * e.low:+.2f}, {100 * e.high:+.2f}]"
-            # rich would take an interval in brackets for a style
             points = f"{100 * e.effect:+.2f}"
-            table.add_row(row.run, row.candidate, points, Text(interval), f"{e.p_value:.2g}", f"{e.count:,}")
+            table.add_row(row.run, row.candidate, points, interval, f"{e.p_value:.2g}", f"{e.count:,}")
         console.print(table)
     for note in found.notes:
         console.print(note, markup=False)

@@ -36,7 +36,7 @@ from thinner.errors import UserError
 
 TARGET = "evaluate"
 FOLDER = Path(".thinner/seeds")
-KEPT = ("reports/metrics.json", "data/evaluate")  # what tasks.report.judge_runs reads
+KEPT = ("reports/metrics.json", "data/evaluate")  # what tasks.report.judge_runs reads, with params.yaml
 KEY = "key"
 
 
@@ -65,7 +65,10 @@ def evaluate_seeds(root: Path, params: Params, seeds: Sequence[int], workers: in
                     f"{state.message}\nNothing was judged. What was finished is kept. "
                     f"Mend it and run again: thinner claims --seeds {','.join(map(str, seeds))}"
                 )
-    return [root / FOLDER / str(seed) for seed in seeds]
+    folders = [root / FOLDER / str(seed) for seed in seeds]
+    for seed, folder in zip(seeds, folders, strict=True):  # whose results they are; their key has told that it is so
+        write_params(folder, with_values(root, {"run.seed": seed}))
+    return folders
 
 
 def find_keys(root: Path, seeds: Sequence[int]) -> dict[int, str]:

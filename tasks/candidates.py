@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.npz"
 TEST = "test.sha256"  # tag: which test images, see `test_digest`
+SERVED = "served.sha256"  # tag: what is served beside the candidate's files, see `served_digest`
+PREDICTED = "predictions.sha256"  # tag: what it named for the test images, see `predictions_digest`
+# the code that answers requests, of which each model has a copy
+PROGRAM, PACKAGE = Path(__file__).resolve().parent / "served.py", Path(__file__).resolve().parent.parent / "thinner"
 DATASET = "test"  # the name of the data set that test metrics are linked to
 # what the copy of `thinner` in a model imports when it answers a request
 REQUIREMENTS = (
@@ -91,6 +95,8 @@ def _record_one(
         "dvc.stage_hash": stage_hash,
         "data.sha256": environment["data_sha256"],
         TEST: test,
+        SERVED: served_digest(name),
+        PREDICTED: predictions_digest(name),
         **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
         MLFLOW_RUN_NOTE: (
             f"**{name}** on {images:,} test images, in {row['runtime']} on {row['device']}: "
@@ -107,8 +113,7 @@ def _record_one(
         words = {key: str(value) for key, value in row.items() if isinstance(value, str)}
         tracking.log_dataset(client, run_id, DATASET, test, Path("data/prepared"), {"test": images}, context="testing")
         log_predictions(client, run_id, read_predictions([name]))
-        # an evaluation that fits no temperature leaves confidences as they are
-        model_id = log_model(run_id, name, float(row.get("temperature", 1.0)))
+        model_id = log_model(run_id, name)
         now = int(time.time() * 1000)
         linked = {"model_id": model_id, "dataset_name": DATASET, "dataset_digest": test[:36], "run_id": run_id}
         client.log_batch(
@@ -140,6 +145,33 @@ def test_digest() -> str:
     return whole.hexdigest()
 
 
+def served_digest(name: str) -> str:
+    """SHA-256 of what answers requests beside the candidate's files: tasks/served.py, the package `thinner`, and what
+    they are told (the temperature). The same network behind other code is another model."""
+    # an evaluation that is run again may fit a temperature that differs in its last digits
+    told = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in _told(name).items()}
+    whole = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    sources = sorted(path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    files = {PROGRAM.name: PROGRAM, **{f"{PACKAGE.name}/{path.relative_to(PACKAGE)}": path for path in sources}}
+    for place, path in files.items():
+        whole.update(f"{place} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def predictions_digest(name: str) -> str:
+    """SHA-256 of the classes that the candidate named for the test images, in their order."""
+    return hashlib.sha256(read_predictions([name])[f"predictions.{name}"].astype("<u2").tobytes()).hexdigest()
+
+
+def _told(name: str) -> dict[str, Any]:
+    """The model's configuration: how a picture becomes a square, and the temperature that divides logits."""
+    info = json.loads(Path("data/prepared/info.json").read_text())
+    measured = json.loads(Path("reports/metrics.json").read_text())[name]
+    # an evaluation that fits no temperature leaves confidences as they are
+    temperature = float(measured.get("temperature", 1.0))
+    return {**{key: info[key] for key in ("image_size", "channels", "fit")}, "temperature": temperature}
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -153,7 +185,7 @@ def read_predictions(names: Sequence[str] | None = None) -> dict[str, Any]:
         return {"index": file["index"], **{key: file[key].astype(np.uint16) for key in ("labels", *wanted)}}
 
 
-def log_model(run_id: str, name: str, temperature: float) -> str:
+def log_model(run_id: str, name: str) -> str:
     """Record the candidate as a model of this run: its files, a copy of `thinner`, and tasks/served.py to run them.
 
     Returns the LoggedModel's id.
@@ -163,8 +195,6 @@ def log_model(run_id: str, name: str, temperature: float) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    info = json.loads(Path("data/prepared/info.json").read_text())
-    here = Path(__file__).resolve().parent
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "image")]),
         outputs=Schema([ColSpec("string", "label"), ColSpec("double", "confidence")]),
@@ -175,10 +205,10 @@ def log_model(run_id: str, name: str, temperature: float) -> str:
         files = shutil.copytree(folder_of(name), Path(copy) / name)
         logged = mlflow.pyfunc.log_model(
             name=name,
-            python_model=str(here / "served.py"),
+            python_model=str(PROGRAM),
             artifacts={"candidate": str(files)},
-            code_paths=[str(here.parent / "thinner")],
-            model_config={**{key: info[key] for key in ("image_size", "channels", "fit")}, "temperature": temperature},
+            code_paths=[str(PACKAGE)],
+            model_config=_told(name),
             signature=signature,
             input_example=pd.DataFrame({"image": [_example()]}),
             pip_requirements=[f"{package}=={v}" for package in REQUIREMENTS if (v := tracking.version_of(package))],

@@ -1,7 +1,8 @@
 """The model registry: which network is shipped, and why. Nothing in here decides which stages run.
 
-A version of `thinner-NAME` is a candidate's files as MLflow's model, known again by their SHA-256: however often the
-same files are brought, there is one version of them. Two aliases say where it stands:
+A version of `thinner-NAME` is a candidate's files and the code that serves them, as MLflow's model, known again by
+their SHA-256 (`_identity`): however often the same is brought, there is one version of it. Two aliases say where it
+stands:
 
     challenger    what the pipeline made last
     champion      what is served; `thinner promote` makes the challenger champion, `thinner rollback` the one before it
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-BEFORE = "champion.before"  # the version that was champion when this one became it
+BEFORE = "champion.before"  # the versions that were champion when this one became it, the last one first: "3,1"
 ROLLED_BACK = "rolled_back"  # why it is no longer champion
 ALPHA = 0.05
 
@@ -55,7 +56,8 @@ def model_name(params: Params) -> str:
 def register(root: Path, params: Params) -> tuple[str, str]:
     """Make sure that the registry has today's ship.candidate, as challenger; returns the model's name and the version.
 
-    The same files are registered once. Raises UserError where reports/ is missing or out of date, or nothing answers.
+    The same files behind the same code are registered once. Raises UserError where reports/ is missing or out of date,
+    or nothing answers.
     """
     _check_results(root, params)
     client, experiment = tracking.connect()
@@ -67,25 +69,23 @@ def _register(client: MlflowClient, experiment: str, root: Path, params: Params)
     from mlflow.exceptions import RestException
 
     name, candidate = model_name(params), params.ship.candidate
-    sha256 = digest(candidates.folder_of(candidate))
-    test = candidates.test_digest()
+    identity = _identity(candidate)
     if name not in [model.name for model in client.search_registered_models(f"name = '{name}'")]:
         words = f"The networks that Thinner made of {params.data.source}. `{CHAMPION}` is what is served."
         client.create_registered_model(name, description=words)
-    known = client.search_model_versions(
-        f"name = '{name}' and tags.`sha256` = '{sha256}' and tags.`{candidates.TEST}` = '{test}'"
-    )
+    same = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in identity.items())
+    known = client.search_model_versions(f"name = '{name}' and {same}")
     if known:
         version = str(max(int(found.version) for found in known))  # some stores say 1, some "1"
     else:
-        run_id = _run_of(client, experiment, root, candidate)
+        run_id = _run_of(client, experiment, root, candidate, identity)
         model_id = next(iter(client.get_run(run_id).outputs.model_outputs)).model_id
         made = client.create_model_version(
             name,
             source=f"models:/{model_id}",
             run_id=run_id,
             model_id=model_id,
-            tags={"sha256": sha256, candidates.TEST: test, "candidate": candidate, "git.commit": tracking.commit()},
+            tags={**identity, "candidate": candidate, "git.commit": tracking.commit()},
             description=_headline(candidate),
         )
         version = str(made.version)
@@ -101,10 +101,26 @@ def _register(client: MlflowClient, experiment: str, root: Path, params: Params)
     return name, version
 
 
-def _run_of(client: MlflowClient, experiment: str, root: Path, candidate: str) -> str:
-    """The run of the candidate from today's evaluation; made now if MLflow did not answer when evaluate ran."""
+def _identity(candidate: str) -> dict[str, str]:
+    """The tags by which a version is known again: its files, the code and the temperature that they are served with,
+    the test images, and what it named for them."""
+    return {
+        "sha256": digest(candidates.folder_of(candidate)),
+        candidates.SERVED: candidates.served_digest(candidate),
+        candidates.TEST: candidates.test_digest(),
+        candidates.PREDICTED: candidates.predictions_digest(candidate),
+    }
+
+
+def _run_of(client: MlflowClient, experiment: str, root: Path, candidate: str, identity: Mapping[str, str]) -> str:
+    """The run of the candidate from today's evaluation; made now if MLflow did not answer when evaluate ran, or if the
+    model that was recorded then has other code than would be served now."""
     stage_hash = lineage.locked_hashes(root).get("evaluate", "")
     found = candidates.find(client, experiment, candidate, stage_hash)
+    if found is not None:
+        tags = client.get_run(found).data.tags
+        if any(tags.get(tag) != identity[tag] for tag in (candidates.SERVED, candidates.TEST, candidates.PREDICTED)):
+            found = None
     if found is None:
         parent = tracking.find_run(client, experiment, "evaluate", stage_hash)
         (found,) = candidates.record(client, experiment, stage_hash, parent, [candidate])
@@ -114,7 +130,7 @@ def _run_of(client: MlflowClient, experiment: str, root: Path, candidate: str) -
 def promote(root: Path, params: Params, *, other_images: bool = False, again: bool = False) -> Decision:
     """Make today's ship.candidate champion, if every claim is proven and it is not worse than the champion.
 
-    "Not worse": on the same test images, a paired bootstrap shows that its accuracy is at most ship.margin_points below
+    "Not worse": on the same test images, a score test shows that its accuracy is at most ship.margin_points below
     the champion's (statistics.accuracy_difference). The first champion has to pass the claims alone.
 
     ``other_images``: judge by the claims alone where the champion was tested on other images. ``again``: promote also
@@ -152,7 +168,10 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
         if _alias(client, name, CHALLENGER) is not None:
             client.delete_registered_model_alias(name, CHALLENGER)
         if champion is not None:
-            client.set_model_version_tag(name, version, BEFORE, champion.version)
+            earlier = [number for number in _before(champion) if number != version]
+            client.set_model_version_tag(name, version, BEFORE, ",".join([str(champion.version), *earlier]))
+        if ROLLED_BACK in mine.tags:
+            client.delete_model_version_tag(name, version, ROLLED_BACK)
         _write(client, mine, f"{CHAMPION}: {reason}")
         return Decision(name, version, True, reason)
 
@@ -208,10 +227,11 @@ def decide(
 
 
 def rollback(params: Params, why: str) -> Decision:
-    """Give the alias `champion` back to the version that had it before, and write why on the one that loses it.
+    """Give the alias `champion` back to the last version that had it before and was not itself rolled back, and write
+    why on the one that loses it.
 
     Raises:
-        UserError: there is no champion, or it had no predecessor.
+        UserError: there is no champion, or it had no predecessor, or all of them were rolled back.
     """
     client, _ = tracking.connect()
     with tracking.reachable():
@@ -219,15 +239,28 @@ def rollback(params: Params, why: str) -> Decision:
         champion = _alias(client, name, CHAMPION)
         if champion is None:
             raise UserError(f"{name} has no {CHAMPION}, so there is nothing to take back. See: thinner models")
-        before = champion.tags.get(BEFORE)
-        if before is None:
+        earlier = _before(champion)
+        if not earlier:
             raise UserError(f"{name} version {champion.version} was the first {CHAMPION}: there is none before it")
+        there = {str(found.version): found for found in client.search_model_versions(f"name = '{name}'")}
+        before = next((number for number in earlier if number in there and ROLLED_BACK not in there[number].tags), None)
+        if before is None:
+            raise UserError(
+                f"{name} version {champion.version} stays {CHAMPION}: what was it before ({', '.join(earlier)}) was "
+                "rolled back or deleted as well. Make another network champion: thinner run, then thinner promote"
+            )
         client.set_registered_model_alias(name, CHAMPION, before)
         client.set_model_version_tag(name, champion.version, ROLLED_BACK, why)
         _write(client, champion, f"rolled back: {why}")
         reason = f"version {champion.version} was rolled back: {why}"
-        _write(client, client.get_model_version(name, before), f"{CHAMPION} again: {reason}")
+        _write(client, there[before], f"{CHAMPION} again: {reason}")
         return Decision(name, before, True, reason)
+
+
+def _before(champion: ModelVersion) -> list[str]:
+    """The versions that were champion before this one became it, the last one first."""
+    tag = champion.tags.get(BEFORE)
+    return tag.split(",") if tag else []
 
 
 def versions(params: Params) -> list[dict[str, str]]:

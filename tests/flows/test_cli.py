@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows import cli, console, serve
+from tasks.report import judge_runs
 from tests.toy import PROJECT
 from thinner.errors import UserError
 
@@ -87,8 +89,15 @@ def test_report_says_what_to_do_when_there_is_none(tmp_path: Path, monkeypatch: 
     assert "thinner run" in done.output
 
 
+CLAIM = "prune beats scratch on accuracy"
+
+
 def run_of_a_seed(root: Path, seed: int, labels: np.ndarray | None = None) -> Path:
-    """What a pipeline's run leaves for its claims: 400 images, prune five points ahead of scratch."""
+    """What a pipeline's run leaves for its claims: params.yaml; 400 images, on which prune is far ahead of scratch."""
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text()) | {"claims": [CLAIM]}
+    params["run"]["seed"] = seed
+    root.mkdir()
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
     rng = np.random.default_rng(seed)
     labels = np.arange(400) % 4 if labels is None else labels
     (root / "reports").mkdir(parents=True)
@@ -114,10 +123,7 @@ def test_claims_are_judged_over_the_seeds_of_several_working_copies(
 ) -> None:
     here, there, also = (run_of_a_seed(tmp_path / f"seed{seed}", seed) for seed in range(3))
     other = run_of_a_seed(tmp_path / "other", 3, labels=(np.arange(400) + 1) % 4)
-    text = "prune beats scratch on accuracy"
-    params = yaml.safe_load((PROJECT / "params.yaml").read_text()) | {"claims": [text]}
-    (here / "params.yaml").write_text(yaml.safe_dump(params))
-    verdict = {"claim": text, "outcome": "proven", "numbers": "one seed"}
+    verdict = {"claim": CLAIM, "outcome": "proven", "numbers": "one seed"}
     (here / "reports" / "claims.json").write_text(json.dumps({"claim_1": verdict}))
     monkeypatch.chdir(here)
     (here / "dvc.yaml").write_text("")
@@ -133,6 +139,35 @@ def test_claims_are_judged_over_the_seeds_of_several_working_copies(
     assert cli.find_temperature(here, "prune") == 2.0
     assert cli.find_temperature(here, "distill") is None
     assert cli.find_temperature(tmp_path, "prune") is None
+
+
+def change(root: Path, **sections: dict[str, object]) -> None:
+    """Set keys in a copy's params.yaml; a section that is no mapping is set whole."""
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    for section, values in sections.items():
+        params[section] = {**params[section], **values} if isinstance(values, dict) else values
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_only_runs_that_differ_in_nothing_but_the_seed_are_judged_together(tmp_path: Path) -> None:
+    here, there = (run_of_a_seed(tmp_path / f"seed{seed}", seed) for seed in range(2))
+    claims = [CLAIM]
+    with pytest.raises(UserError, match=re.escape(f"{here} and {here}: both have run.seed 0. One seed counts once")):
+        judge_runs([here, here], claims, 0)
+    change(there, run={"threads": 3}, claims=[], report={"samples": 3}, ship={"margin_points": 2.0})
+    assert judge_runs([here, there], claims, 0)["claim_1"]["seeds"] == 2  # none of these can change what is judged
+
+    change(there, run={"seed": 0})
+    with pytest.raises(UserError, match=re.escape(f"{here} and {there}: both have run.seed 0.")):
+        judge_runs([here, there], claims, 0)
+    change(there, run={"seed": 1, "device": "cpu"}, student={"width": 8}, prune={"target": {"params": 0.5}})
+    with pytest.raises(UserError) as refused:
+        judge_runs([here, there], claims, 0)
+    assert str(refused.value) == (
+        f"{here} and {there}: their params.yaml differ in more than the seed: run.device is auto and cpu; "
+        "student.width is 16 and 8; prune.target.macs is 0.5 and None; and 1 more. "
+        "Set the same values in both and run again: thinner run"
+    )
 
 
 def test_claims_are_shown_and_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from typer.testing import CliRunner, Result
 
+from flows import cli
 from tasks import candidates, lineage, registry, tracking
 from tasks.evaluate import evaluate
 from tasks.stage import Stage
@@ -39,9 +42,12 @@ PARAMS = SMALL.model_copy(
         "claims": ["distill beats scratch on accuracy"],
         "ship": Ship(name="shades", candidate="prune", margin_points=5.0),
         "export": SMALL.export.model_copy(update={"formats": []}),
-        "evaluate": SMALL.evaluate.model_copy(update={"latency_repeats": 6, "latency_batches": [1]}),
+        "evaluate": SMALL.evaluate.model_copy(
+            update={"latency_repeats": 6, "latency_batches": [1], "corruptions": False}
+        ),
     }
 )
+GENEROUS = PARAMS.model_copy(update={"ship": PARAMS.ship.model_copy(update={"margin_points": 60.0})})
 NAME = "thinner-shades"
 
 
@@ -83,6 +89,8 @@ def project(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     shutil.copy(database, tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS.model_dump(mode="json")))
+    (tmp_path / "dvc.yaml").write_text("")
     write_store(tmp_path / "data" / "prepared")
     info = tmp_path / "data" / "prepared" / "info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"image_size": 10, "channels": 1, "fit": "crop"}))
@@ -100,6 +108,16 @@ def measure(root: Path, stage_hash: str = "hash-e", outcome: str = "proven", rec
     recorder.end("FINISHED")
     verdict = {"claim": PARAMS.claims[0], "outcome": outcome, "numbers": "+1 points"}
     (root / "reports" / "claims.json").write_text(json.dumps({"claim_1": verdict}))
+
+
+def thinner(*words: str) -> Result:
+    """The command, in this process; what it sets in the environment is for it alone."""
+    kept = dict(os.environ)
+    try:
+        return CliRunner().invoke(cli.app, words)
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
 
 
 def test_each_candidate_is_a_run_with_the_same_metric_names_and_a_model_that_answers(project: Path) -> None:
@@ -135,6 +153,11 @@ def test_each_candidate_is_a_run_with_the_same_metric_names_and_a_model_that_ans
     # softmax of (1, 0, 0), which an evaluation that fits a temperature divides by it
     e = np.exp(1 / measured["prune"].get("temperature", 1.0))
     assert answer["confidence"][0] == pytest.approx(e / (e + 2), abs=1e-6)
+    example = loaded.input_example  # which people paste into a request
+    (text,) = example["image"]
+    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        assert (np.asarray(picture) == np.load(project / "data/prepared/images.npy")[18, ..., 0]).all()
+    assert loaded.predict(example)["label"].tolist() == ["dark"]
     with pytest.raises(mlflow.exceptions.MlflowException, match="image 0: not a picture's file in base64"):
         loaded.predict([{"image": "not base64!"}])
     files = [path for path in (project / "mlartifacts").rglob("*") if path.is_file()]
@@ -183,8 +206,7 @@ def test_a_challenger_that_is_worse_stays_one_and_rollback_brings_the_one_before
     assert "on 30 images, not shown to be at most 5 points worse" in worse.reason
     assert [row["alias"] for row in registry.versions(PARAMS)] == ["challenger", "champion"]
 
-    generous = PARAMS.model_copy(update={"ship": PARAMS.ship.model_copy(update={"margin_points": 60.0})})
-    better = registry.promote(project, generous)
+    better = registry.promote(project, GENEROUS)
     assert better.promoted
     assert "shown to be at most 60 points worse" in better.reason
     client, _ = tracking.connect()
@@ -198,11 +220,95 @@ def test_a_challenger_that_is_worse_stays_one_and_rollback_brings_the_one_before
     assert rows["2"]["reason"] == "rolled back: wrong at night"
     assert rows["1"]["reason"] == "champion again: version 2 was rolled back: wrong at night"
     with pytest.raises(UserError, match=r"rolled back: wrong at night\. .*thinner promote --again"):
-        registry.promote(project, generous)
-    assert registry.promote(project, generous, again=True).promoted
+        registry.promote(project, GENEROUS)
+    assert registry.promote(project, GENEROUS, again=True).promoted
     registry.rollback(PARAMS, "once more")
     with pytest.raises(UserError, match="version 1 was the first champion"):
         registry.rollback(PARAMS, "too far")
+
+
+def set_temperature(root: Path, temperature: float) -> None:
+    """As if evaluate had fitted it for `prune`: the same files, which are served with other confidences."""
+    path = root / "reports" / "metrics.json"
+    measured = json.loads(path.read_text())
+    measured["prune"]["temperature"] = temperature
+    path.write_text(json.dumps(measured))
+
+
+def test_the_same_files_behind_other_code_or_another_temperature_are_another_version(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    def answer(version: str) -> tuple[str, float]:
+        model = mlflow.pyfunc.load_model(f"models:/{NAME}/{version}")
+        ((label, confidence),) = model.predict(model.input_example).to_numpy()
+        return label, confidence
+
+    def softmax(temperature: float) -> float:
+        e = np.exp(1 / temperature)
+        return pytest.approx(e / (e + 2), abs=1e-6)
+
+    measure(project, record=False)
+    set_temperature(project, 1.0)
+    assert registry.register(project, PARAMS) == (NAME, "1")
+    set_temperature(project, 1.0 + 1e-9)  # fitted anew
+    assert registry.register(project, PARAMS) == (NAME, "1")
+    set_temperature(project, 2.0)
+    assert registry.register(project, PARAMS) == (NAME, "2")
+
+    fixed = project / "fixed" / "served.py"
+    fixed.parent.mkdir()
+    source = candidates.PROGRAM.read_text()
+    fixed.write_text(source.replace("classes[k] for", "classes[k].upper() for"))
+    assert fixed.read_text() != source
+    monkeypatch.setattr(candidates, "PROGRAM", fixed)
+    assert registry.register(project, PARAMS) == (NAME, "3")
+    assert [answer(version) for version in "123"] == [("dark", softmax(1)), ("dark", softmax(2)), ("DARK", softmax(2))]
+
+    package = Path(shutil.copytree(candidates.PACKAGE, project / "fixed" / "thinner"))
+    with (package / "predict.py").open("a") as file:
+        file.write("# mended\n")
+    monkeypatch.setattr(candidates, "PACKAGE", package)
+    assert registry.register(project, PARAMS) == (NAME, "4")
+    folder = mlflow.artifacts.download_artifacts(f"models:/{NAME}/4")
+    assert (Path(folder) / "code" / "thinner" / "predict.py").read_text().endswith("# mended\n")
+
+
+def test_rollback_skips_what_was_rolled_back_and_says_when_nothing_is_left(project: Path) -> None:
+    measure(project, record=False)
+
+    def promote(temperature: float, again: bool = False) -> str:
+        set_temperature(project, temperature)
+        decision = registry.promote(project, GENEROUS, again=again)
+        assert decision.promoted
+        return decision.version
+
+    def tags(version: str) -> dict[str, str]:
+        return tracking.connect()[0].get_model_version(NAME, version).tags
+
+    assert [promote(temperature) for temperature in (1.0, 2.0, 3.0)] == ["1", "2", "3"]
+    assert promote(2.0) == "2"  # its files come back, and replace 3
+    assert tags("2")["champion.before"] == "3,1"
+    assert registry.rollback(PARAMS, "too sure").version == "3"
+    said = thinner("rollback", "wrong [see night] photos :cat:")  # 2 was champion before 3, and was rolled back
+    assert said.exit_code == 0, said.output
+    assert f"{NAME} version 1 is champion: version 3 was rolled back: wrong [see night] photos :cat:" in said.output
+    listed = " ".join(thinner("models").output.split())
+    assert "rolled back: wrong [see night] photos :cat:" in listed
+    with pytest.raises(UserError, match="version 1 was the first champion"):
+        registry.rollback(PARAMS, "too far")
+
+    with pytest.raises(UserError, match="version 2 was rolled back: too sure"):
+        promote(2.0)
+    assert promote(2.0, again=True) == "2"
+    assert "rolled_back" not in tags("2")
+    assert promote(1.0) == "1"  # replaces 2, which replaced it
+    assert registry.rollback(PARAMS, "once more").version == "2"
+    nothing = thinner("rollback", "and again")
+    assert nothing.exit_code == 1
+    assert f"{NAME} version 2 stays champion: what was it before (1) was rolled back" in nothing.output
+    assert "rolled_back" not in tags("2")
 
 
 def test_other_test_images_cannot_be_compared_and_other_training_images_can(project: Path) -> None:
