@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
+from tasks import lineage
 from tasks.stage import Stage, run_stage
+from tasks.tracking import flatten
 from thinner import statistics
+from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.report import read_evidence, render_figures, render_html, render_pull_request
 from thinner.store import open_store
 
 OUTCOMES = ("proven", "refuted", "not shown")
+# What runs of one params.yaml may differ in: threads are the machine's and change rounding only; the rest is read after
+# evaluate, and of it this working copy's counts. run.device is not among them: claims about speed are about it.
+MAY_DIFFER = ("run.seed", "run.threads", "claims", "report", "ship")
+FEW = 3  # differences that a message names
 
 
 def report(stage: Stage) -> None:
@@ -34,6 +42,7 @@ def report(stage: Stage) -> None:
         data=store.info,
         params=stage.params.model_dump(mode="json"),
         verdicts=list(verdicts.values()),
+        runs=_runs(stage),
     )
     with stage.output("reports/report.html") as page:
         page.write_text(render_html(evidence, stage.params.report.samples), encoding="utf-8")
@@ -47,6 +56,25 @@ def report(stage: Stage) -> None:
     stage.record.table("claims", list(verdicts.values()))
 
 
+def _runs(stage: Stage) -> dict[str, dict[str, Any] | None]:
+    """What is on record of the runs that made what is reported, by stage, in the order of dvc.yaml.
+
+    It is shown and decides nothing, so it is no dependency: a stage that runs again and makes the same does not make
+    the page anew.
+    """
+    if stage.record.run_id is None:  # in a test, in a REPL
+        return {}
+    hashes = lineage.locked_hashes(Path.cwd())
+    names = [
+        name
+        for stage_, entry in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items()
+        for name in ([f"{stage_}@{item}" for item in stage.params.prune_also] if "foreach" in entry else [stage_])
+        if name != stage.name
+    ]
+    found = stage.record.runs_of({name: hashes[name] for name in names if name in hashes})
+    return {name: found.get(name) for name in names}
+
+
 def _judge(stage: Stage) -> dict[str, dict[str, Any]]:
     """The verdict on each of ``claims``, in order, by the number of the claim."""
     return judge_runs([Path()], stage.params.claims, stage.params.run.seed)
@@ -55,8 +83,8 @@ def _judge(stage: Stage) -> dict[str, dict[str, Any]]:
 def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
     """The verdict on each of ``claims``, by its number, from the results of one or several working copies.
 
-    Several are to be runs of the same params.yaml with different ``run.seed``. UserError where one has no results, or
-    was tested on other images.
+    Several have to be runs of the same params.yaml with different ``run.seed``. UserError where one has no results, two
+    have the same seed, parameters differ (but MAY_DIFFER), or one was tested on other images.
     """
     runs, images = [], []
     for root in roots:
@@ -67,7 +95,10 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
                 images.append((file["index"], file["labels"]))
         except FileNotFoundError as error:
             raise UserError(f"{root}: no results here ({error.filename}). Make them: thinner run") from None
-        if not all(np.array_equal(mine, first) for mine, first in zip(images[-1], images[0], strict=True)):
+    if len(roots) > 1:
+        _refuse_other_runs(roots)
+    for root, tested in zip(roots, images, strict=True):
+        if not all(np.array_equal(mine, first) for mine, first in zip(tested, images[0], strict=True)):
             raise UserError(
                 f"{root}: was tested on other images than {roots[0]}, so nothing can be paired. "
                 "Give data.test a split of its own that no seed changes: null, or a folder `test`"
@@ -91,6 +122,34 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
             "numbers": verdict.numbers,
         }
     return found
+
+
+def _refuse_other_runs(roots: Sequence[Path]) -> None:
+    """UserError unless the params.yaml of these working copies differ in the seed, and in nothing that matters."""
+    first, wanted = roots[0], {}
+    seeds: dict[int, Path] = {}
+    for root in roots:
+        params = load_params(root / "params.yaml")
+        if params.run.seed in seeds:
+            raise UserError(
+                f"{seeds[params.run.seed]} and {root}: both have run.seed {params.run.seed}. One seed counts once: "
+                "leave one of them out, or set another run.seed in its params.yaml and run it again: thinner run"
+            )
+        seeds[params.run.seed] = root
+        values = {
+            key: value
+            for key, value in flatten(params.model_dump(mode="json")).items()
+            if key not in MAY_DIFFER and key.partition(".")[0] not in MAY_DIFFER
+        }
+        wanted = wanted or values
+        keys = [key for key in {**wanted, **values} if values.get(key) != wanted.get(key)]
+        if keys:
+            named = [f"{key} is {wanted.get(key)} and {values.get(key)}" for key in keys[:FEW]]
+            more = f"; and {len(keys) - FEW} more" if len(keys) > FEW else ""
+            raise UserError(
+                f"{first} and {root}: their params.yaml differ in more than the seed: {'; '.join(named)}{more}. "
+                "Set the same values in both and run again: thinner run"
+            )
 
 
 def gather(evaluated: Path, metrics: dict[str, dict[str, Any]]) -> statistics.Evidence:

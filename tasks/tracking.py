@@ -25,6 +25,7 @@ import queue
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "thinner"
 VARIANT = "THINNER_VARIANT"  # "kd seed 3": of a study, or of claims over seeds, told to its stages by flows.worktrees
 FLUSH_SECONDS = 2.0  # one log_batch in two seconds costs nothing; one log_metric a step costs 5 ms each
+FIGURES = "figures/all.html"
 BATCH = 1000  # MLflow's own limit for metrics in one call
 VERSIONS = ("thinner", "torch", "torchvision", "timm", "torch-pruning", "numpy", "onnxruntime")
 
@@ -83,8 +85,10 @@ class Recorder:
         if self._client is None:
             return
         now = int(time.time() * 1000)
+        # MLflow's Compare page begins with the first that all runs have: a learning curve's accuracy, not its rate
+        ordered = sorted(values.items(), key=lambda item: not item[0].startswith("val/"))
         with self._guard:
-            self._metrics += [(name, float(value), now, step or 0) for name, value in values.items()]
+            self._metrics += [(name, float(value), now, step or 0) for name, value in ordered]
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Settings; nested mappings become dotted names. The stage's section is recorded without being asked
@@ -151,12 +155,38 @@ class Recorder:
             self.tags({candidates.TEST: candidates.test_digest()})
 
     def figures(self, figures: Mapping[str, Any]) -> None:
-        """Plotly figures as `figures/NAME.json`, for `plotly.io.from_json`; people look at the report's page."""
-        if self._client is None or self.run_id is None:
+        """Plotly figures as a page that MLflow's UI shows, `figures/all.html`, and each as `figures/NAME.json` for
+        `plotly.io.from_json`. One page, because the library is in it, five megabytes: it needs no network."""
+        if self._client is None or self.run_id is None or not figures:
             return
         with self._or_go_on():
-            for name, figure in figures.items():
+            page = ["<!doctype html><meta charset='utf-8'><title>Figures</title><body style='font-family: sans-serif'>"]
+            for number, (name, figure) in enumerate(figures.items()):
                 self._client.log_text(self.run_id, figure.to_json(), f"figures/{name}.json")
+                page.append(f"<h2>{name}</h2>")
+                page.append(figure.to_html(full_html=False, include_plotlyjs=number == 0, default_height="450px"))
+            self._client.log_text(self.run_id, "\n".join(page), FIGURES)
+
+    def figures_of(self, run_id: str) -> None:
+        """The figures that another run has, as far as it has any: a pipeline run shows those of its report."""
+        if self._client is None or self.run_id is None:
+            return
+        with self._or_go_on(), tempfile.TemporaryDirectory() as folder:
+            if self._client.list_artifacts(run_id, "figures"):
+                found = self._client.download_artifacts(run_id, "figures", folder)
+                self._client.log_artifacts(self.run_id, found, "figures")
+
+    def runs_of(self, stages: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """By stage, `took` of the newest run that made its result; `stages` maps each to the hash of its inputs. One
+        that was made elsewhere is left out. To be shown to people: nothing is decided by it."""
+        found: dict[str, dict[str, Any]] = {}
+        if self._client is None:
+            return found
+        with self._or_go_on():
+            for name, stage_hash in stages.items():
+                if run_id := find_run(self._client, self._experiment, name, stage_hash):
+                    found[name] = took(self._client, run_id)
+        return found
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows with equal keys as `tables/NAME.json`: MLflow's UI shows it as a table, and lays runs side by side."""
@@ -476,6 +506,8 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
             made_by = find_run(client, experiment, name, stage["hash"]) if stage.get("hash") else None
             if made_by:
                 recorder.tags({tag_of("stage", name): made_by})
+            if made_by and name == "report" and status == "FINISHED":
+                recorder.figures_of(made_by)
             link = f"[{made_by[:8]}](#/experiments/{experiment}/runs/{made_by})" if made_by else "not recorded"
             lines.append(f"| {name} | {stage['state']} | {link} | {_cost(client, made_by)} |")
     recorder.tags({"mlflow.note.content": "\n".join(lines)})
@@ -502,10 +534,21 @@ def _cost(client: MlflowClient, run_id: str | None) -> str:
     """How long the run took that made the result, whenever that was, and what energy, where the machine tells."""
     if run_id is None:
         return " | "
+    run = took(client, run_id)
+    joules = run["joules"]
+    return f"{run['seconds']:.0f} s | {f'{joules:.0f} J' if joules is not None else 'not told'}"
+
+
+def took(client: MlflowClient, run_id: str) -> dict[str, Any]:
+    """Of a run that has ended: `seconds`, `joules` (None where the machine does not tell), `commit` ("" outside of git)
+    and whether that was `dirty`."""
     run = client.get_run(run_id)
-    joules = run.data.metrics.get("system/energy_joules")
-    seconds = (run.info.end_time - run.info.start_time) / 1000
-    return f"{seconds:.0f} s | {f'{joules:.0f} J' if joules is not None else 'not told'}"
+    return {
+        "seconds": (run.info.end_time - run.info.start_time) / 1000,
+        "joules": run.data.metrics.get("system/energy_joules"),
+        "commit": run.data.tags.get("git.commit", ""),
+        "dirty": run.data.tags.get("git.dirty") == "true",
+    }
 
 
 def _record_results(recorder: Recorder) -> None:

@@ -7,6 +7,7 @@ ask for a prediction.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ import pytest
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from thinner.predict import open_candidate, predict_logits
 
 pytestmark = pytest.mark.integration
 
@@ -121,14 +124,21 @@ def test_every_stage_ran_and_the_end_tells_what_came_out(finished):
     assert set(metrics) == {"finetune", "scratch", "distill", "prune"} | exports
     for candidate, row in metrics.items():
         assert candidate in printed
-        assert 0.1 < row["accuracy"] <= 1.0
+        assert 0.1 < row["accuracy"] <= row["accuracy_top5"] <= 1.0  # ten classes, so there is a top five
     assert metrics["prune"]["macs"] <= 0.5 * metrics["distill"]["macs"]
     assert metrics["prune"]["params"] < metrics["distill"]["params"]
     assert metrics["prune"]["file_bytes"] < metrics["distill"]["file_bytes"]
     assert "report.html" in printed
     for verdict in json.loads((root / "reports" / "claims.json").read_text()).values():
         assert f"{verdict['outcome']:<10}{verdict['claim']}" in printed
-    assert (root / "reports" / "report.html").stat().st_size > 100_000
+    page, table = ((root / "reports" / name).read_text() for name in ("report.html", "results.md"))
+    assert len(page) > 100_000
+    assert "| vs teacher | top-5 |" in table
+    # each stage that ran before is on record, with the commit that was checked out
+    commit = run(root, "git", "rev-parse", "HEAD").stdout.strip()[:12]
+    for stage in STAGES[:-1]:
+        assert re.search(rf"^\| {stage} \| {commit}( and changes)? \| ", table, re.MULTILINE), stage
+    assert "not recorded here" not in table
 
 
 def test_then_everything_is_up_to_date_whoever_asks(finished):
@@ -159,6 +169,13 @@ def test_mlflow_has_a_parent_and_a_run_per_stage_with_what_was_asked(finished):
     assert len(client.get_metric_history(distill.info.run_id, "val/accuracy")) == 4
     assert distill.inputs.dataset_inputs
     assert any(f.path == "checkpoint" for f in client.list_artifacts(distill.info.run_id))
+    curve = pd.read_csv(root / "reports" / "prune" / "history.csv")
+    kept = client.get_metric_history(by_name["prune"].info.run_id, "val/accuracy")
+    assert [(m.step, m.value) for m in kept] == list(zip(curve["step"], curve["val_accuracy"], strict=True))
+    for run_id, table in ((by_name["report"].info.run_id, "claims"), (*parents, "candidates")):
+        files = {f.path for place in ("", "figures", "tables") for f in client.list_artifacts(run_id, place)}
+        wanted = {"report.html", "figures/all.html", "figures/val-accuracy.json", f"tables/{table}.json"}
+        assert wanted <= files, files
     for tag in ("dvc.stage_hash", "data.sha256", "git.commit", "device"):
         assert any(tag in name for name in distill.data.tags), (tag, sorted(distill.data.tags))
 
@@ -185,6 +202,14 @@ def test_what_came_out_is_the_challenger_and_each_candidate_is_a_run_with_a_mode
     (root / "params.yaml").write_text(text)  # back, for the tests below
     pipeline(root)
     assert run(root, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+
+def named_in_process(folder, pictures):
+    """What the network in this folder makes of pictures that are as large as the stored ones, and grey."""
+    images = np.stack([np.asarray(Image.open(path))[..., None] for path in pictures])
+    logits = predict_logits(open_candidate(folder), images, np.arange(len(images)), batch_size=len(images))
+    classes = json.loads((folder / "model.json").read_text())["classes"]
+    return [classes[k] for k in logits.argmax(axis=1)]
 
 
 def run_cli(root, *words, code=0):
@@ -279,8 +304,11 @@ def test_the_pruned_student_is_compared_with_the_pruned_teacher(finished):
     runs = {r.info.run_name: r for r in reversed(newest_first)}
     assert runs["prune_finetune (test)"].data.metrics["test/accuracy"] == metrics["prune_finetune"]["accuracy"]
     assert runs["evaluate"].data.tags["upstream.prune_also.finetune"] == runs["prune_also@finetune"].info.run_id
-    picture = next((root / "data" / "raw" / "digits" / "3").iterdir())
-    assert "3" in run_cli(root, "predict", str(picture), "--candidate", "prune_finetune").stdout
+    pictures = [min(folder.iterdir()) for folder in sorted((root / "data" / "raw" / "digits").iterdir())]
+    answers = run_cli(root, "predict", *map(str, pictures), "--candidate", "prune_finetune", "--json").stdout
+    named = named_in_process(root / "data" / "prune_also" / "finetune", pictures)
+    assert [json.loads(line)["label"] for line in answers.splitlines()] == named
+    assert len(set(named)) > 3  # of ten digits
 
     (root / "params.yaml").write_text(text)  # what is there now is as it was, and trains nothing
     assert "removed, as params.yaml no longer names it: data/prune_also/finetune" in pipeline(root)

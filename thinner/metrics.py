@@ -3,8 +3,8 @@
 Pure functions. What looks at classes takes integer arrays `[images]`; what looks at confidences takes logits
 `[images, classes]`, and calls the softmax probability of the class with the largest logit the confidence. No
 result depends on batch size or on the order of the images, equal confidences included. Counts are added up as
-integers and divided once; all else is in float64. macro-F1, top-k accuracy, the Brier score and the confusion
-matrix are scikit-learn's, Wilson's interval is statsmodels'.
+integers and divided once; all else is in float64. Accuracy, macro-F1, top-k accuracy, the Brier score and the
+confusion matrix are scikit-learn's, Wilson's interval is statsmodels'.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Integer
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, brier_score_loss, confusion_matrix, f1_score, top_k_accuracy_score
 from statsmodels.stats.proportion import proportion_confint
 
 Classes = Integer[np.ndarray, " images"]
@@ -32,7 +32,7 @@ def accuracy(labels: Classes, predictions: Classes) -> float:
     Like its sisters it raises ValueError on no images, or on arrays of different lengths.
     """
     _check(labels, predictions)
-    return int(np.count_nonzero(labels == predictions)) / len(labels)
+    return float(accuracy_score(labels, predictions))
 
 
 def macro_f1(labels: Classes, predictions: Classes) -> float:
@@ -100,7 +100,11 @@ def top_k_accuracy(labels: Classes, logits: Logits, k: int) -> float:
 
 
 def nll(labels: Classes, logits: Logits) -> float:
-    """Negative log-likelihood in nats per image: the mean of -log p(label). Cross-entropy, 0 at best."""
+    """Negative log-likelihood in nats per image: the mean of -log p(label). Cross-entropy, 0 at best.
+
+    Not scikit-learn's ``log_loss``, which takes probabilities: those of hopeless answers are 0 in float64, and it
+    would count each as 36 nats however far off it was. From logits there is nothing to clip.
+    """
     _check_logits(labels, logits)
     return -float(log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
 

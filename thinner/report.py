@@ -44,7 +44,8 @@ WHAT = {
     "distill": "the student, trained on the teacher's outputs",
     "prune": "the network that prune.source names, with channels removed",
 }
-ALSO = {f"prune_{source}": f"prune_also/{source}" for source in tuple(WHAT)[:3]}  # candidate -> its folder in reports
+# candidate -> its folder in reports: what prune_also may name
+ALSO = {f"prune_{source}": f"prune_also/{source}" for source in ("finetune", "scratch", "distill")}
 WHAT |= {name: f"{name.removeprefix('prune_')} with channels removed" for name in ALSO}
 WHAT |= {
     f"{name}_{format_}": f"{name} as {words}"
@@ -56,6 +57,8 @@ COLOURS = ("#4c8fe0", "#e69f00", "#13a37f", "#e0603c", "#a98bdc", "#cc79a7", "#8
 SYMBOLS = ("circle", "square", "diamond", "star", "triangle-up", "triangle-down", "cross", "x", "pentagon", "hexagon")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 MOST_CLASSES_IN_A_CHART = 40
+MOST_CLASSES_IN_A_TABLE = 15  # of a confusion matrix: as many columns, and their numbers in the chart's cells
+COVERAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the risk-coverage curve's table
 SAMPLE_SIDE_PX = 96  # a larger picture is shown reduced, so that the page stays small
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -84,6 +87,12 @@ class Evidence:
     risk_coverage: pd.DataFrame | None = None  # reports/evaluate/risk_coverage.csv
     corruptions: pd.DataFrame | None = None  # reports/evaluate/corruptions.csv
     hashes: Mapping[str, str] = field(default_factory=dict)  # path -> MD5, as in dvc.lock
+    # stage -> commit, dirty, seconds, joules of the run that made its result; None where no such run is on record
+    runs: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+
+    @property
+    def shipped(self) -> str:
+        return str(self.params["ship"]["candidate"])
 
 
 def read_evidence(
@@ -95,6 +104,7 @@ def read_evidence(
     data: Mapping[str, Any],
     params: Mapping[str, Any],
     verdicts: Sequence[Mapping[str, Any]] = (),
+    runs: Mapping[str, Mapping[str, Any] | None] | None = None,
 ) -> Evidence:
     """Gather what the stages left in ``reports`` and in ``evaluated`` (predictions.npz)."""
     measured = read_metrics(reports / "metrics.json")
@@ -119,6 +129,7 @@ def read_evidence(
         risk_coverage=_table(reports / "evaluate" / "risk_coverage.csv"),
         corruptions=_table(reports / "evaluate" / "corruptions.csv"),
         hashes={"reports/metrics.json": _md5(reports / "metrics.json")},
+        runs=runs or {},
     )
 
 
@@ -181,8 +192,26 @@ def interval(low: float, high: float) -> str:
     return f"[{points(low)}, {points(high)}]"
 
 
+def limits(low: float, high: float) -> str:
+    """Of a ratio, in percent: ``[88.0, 90.1]``."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def milliseconds(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def milliseconds_limits(low: float, high: float) -> str:
+    return f"[{milliseconds(low)}, {milliseconds(high)}]"
+
+
+def duration(seconds: float) -> str:
+    """``7 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    hours, left = divmod(minutes, 60)
+    return f"{minutes} min {rest:02d} s" if hours < 1 else f"{hours} h {left:02d} min"
 
 
 def latency_batches(measured: Metrics) -> list[int]:
@@ -202,11 +231,30 @@ def headline(measured: Metrics, test_images: int) -> str:
         f"{_ratio(big['macs'], small['macs'], 'fewer', 'more')} MACs and a file "
         f"{_ratio(big['file_bytes'], small['file_bytes'], 'smaller', 'larger')}."
     )
+    if small["params_nonzero"] < _NONE_ZERO * small["params"]:
+        sentence += f" {small['params_nonzero']:,.0f} of its parameters are not zero."
     batch = latency_batches(measured)[-1]
     mine, its = small[f"latency_ms_b{batch}"], big[f"latency_ms_b{batch}"]
     return sentence + (
-        f" Measured in PyTorch at batch {batch}, it is {_ratio(its, mine, 'faster', 'slower')} "
+        f" Measured in PyTorch at batch {batch}, it is {speed(small, big, batch)} "
         f"({milliseconds(mine)} ms against {milliseconds(its)} ms, {_threads(small['threads'])})."
+    )
+
+
+_NONE_ZERO = 0.98  # of the parameters: a trained network has a few zeros of its own
+
+
+def ship_line(measured: Metrics, shipped: str, verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Which candidate is to be shipped (`ship.candidate`), how sure that is, and what it is in three numbers."""
+    proven = sum(verdict["outcome"] == "proven" for verdict in verdicts)
+    claims = f"{proven} of {len(verdicts)} claims proven" if verdicts else "no claims were made"
+    if shipped not in measured:
+        return f"To ship: {shipped} ({claims}), which was not evaluated."
+    row, batch = measured[shipped], latency_batches(measured)[-1]
+    return (
+        f"To ship: {shipped} ({claims}). It is right on {percent(row['accuracy'])}, its file has "
+        f"{si(row['file_bytes'], 'B')}, and a batch of {batch} takes {milliseconds(row[f'latency_ms_b{batch}'])} ms "
+        f"in {RUNTIMES[row['runtime']]}."
     )
 
 
@@ -227,14 +275,16 @@ def _verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def render_markdown(
-    measured: Metrics, environment: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]] = ()
+    measured: Metrics, environment: Mapping[str, Any], shipped: str, verdicts: Sequence[Mapping[str, Any]] = ()
 ) -> str:
     """What was proven, and the candidates as a table, for a README or a pull request."""
     batches = latency_batches(measured)
+    top5 = has_top5(measured)
     header = [
         "candidate",
         "accuracy",
         "vs teacher",
+        *["top-5"] * top5,
         "macro-F1",
         "agreement",
         "parameters",
@@ -250,9 +300,10 @@ def render_markdown(
     teacher = measured[TEACHER]
     for name, row in measured.items():
         cells = [
-            f"**{name}**" if name == SMALLEST else name,
+            f"**{name}** (to ship)" if name == shipped else name,
             percent(row["accuracy"]),
             "" if name == TEACHER else points(row["accuracy"] - teacher["accuracy"]),
+            *[percent(row["accuracy_top5"]) if "accuracy_top5" in row else ""] * top5,
             f"{row['macro_f1']:.3f}",
             "" if name == TEACHER else percent(row["agreement"]),
             si(row["params"]),
@@ -266,6 +317,8 @@ def render_markdown(
         "\n".join(
             [
                 headline(measured, environment["test_images"]),
+                "",
+                f"**{ship_line(measured, shipped, verdicts)}**",
                 "",
                 *_verdict_lines(verdicts),
                 *lines,
@@ -283,7 +336,7 @@ def render_markdown(
 
 def render_pull_request(evidence: Evidence) -> str:
     """All that the page says in words and tables, as Markdown for a pull request; pictures are the page's."""
-    parts = [render_markdown(evidence.metrics, evidence.environment, evidence.verdicts)]
+    parts = [render_markdown(evidence.metrics, evidence.environment, evidence.shipped, evidence.verdicts)]
     deltas = differences(evidence)
     parts += [
         "### Differences of accuracy",
@@ -299,21 +352,27 @@ def render_pull_request(evidence: Evidence) -> str:
         "Paired on the same images; each interval by itself, p-values (McNemar) not corrected for their number.",
         "",
     ]
-    if any(key in row for row in evidence.metrics.values() for key, *_ in CALIBRATION):
-        header, rows = _columns(evidence.metrics, CALIBRATION)
-        parts += ["### Calibration", "", *_markdown_table(["candidate", *header], rows), ""]
+    parts += ["### Cost", "", *_as_markdown(_columns(evidence.metrics, _cost_columns(evidence.metrics))), ""]
+    if (calibration := _columns(evidence.metrics, CALIBRATION)).headings[1:]:
+        parts += ["### Calibration", "", *_as_markdown(calibration), ""]
+    if robustness := _robustness(evidence):
+        parts += ["### Accuracy on corrupted test images, mean over severities", "", *_as_markdown(robustness), ""]
     if rounds := _round_rows(evidence):
+        masked = has_masks(evidence)
         rows = [
             [
                 label,
                 si(row["macs"]),
                 f"{int(row['params']):,}",
+                *([f"{int(row['nonzero']):,}", si(row["compressed_bytes"], "B")] if masked else []),
                 percent(row["accuracy_before"]),
                 percent(row["accuracy_after"]),
             ]
             for label, row in rounds
         ]
-        header = ["round", "MACs", "parameters", "before recovery", "after recovery"]
+        header = [
+            "round", "MACs", "parameters", *["not zero", "file, gzip"] * masked, "before recovery", "after recovery"
+        ]  # fmt: skip
         parts += ["### Pruning, on validation images", "", *_markdown_table(header, rows), ""]
     worst = sorted(_class_rows(evidence), key=lambda row: float(row["difference"]))[:MOST_CLASSES_IN_MARKDOWN]
     parts += [
@@ -325,8 +384,8 @@ def render_pull_request(evidence: Evidence) -> str:
                 [
                     _cell(row["class"]),
                     f"{row['images']:,}",
-                    percent(row["teacher"]),
-                    percent(row["small"]),
+                    f"{percent(row['teacher'])} {limits(*row['teacher_limits'])}",
+                    f"{percent(row['small'])} {limits(*row['small_limits'])}",
                     points(row["difference"]),
                     interval(row["low"], row["high"]),
                 ]
@@ -334,7 +393,11 @@ def render_pull_request(evidence: Evidence) -> str:
             ],
         ),
         "",
+        "Square brackets are 95 % intervals: Wilson's of a share, in percent; of the difference, in points.",
+        "",
         "### What was run",
+        "",
+        *(_as_markdown(runs) if (runs := _run_table(evidence)) else ["Stages: not recorded here."]),
         "",
         f"- Data: {evidence.data['source']}, SHA-256 `{evidence.environment['data_sha256']}`",
         f"- Evaluated on: {evidence.environment['cpu']}, {evidence.environment['system']}, "
@@ -355,6 +418,10 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     return [f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
+def _as_markdown(table: Table) -> list[str]:
+    return _markdown_table(table.headings, table.rows)
+
+
 def _round_rows(evidence: Evidence) -> list[tuple[str, Any]]:
     """Every pruning round with what it is called; with its candidate, where several were pruned."""
     return [
@@ -365,6 +432,21 @@ def _round_rows(evidence: Evidence) -> list[tuple[str, Any]]:
         for name, table in evidence.rounds.items()
         for row in table.to_dict("records")
     ]
+
+
+def _removed(evidence: Evidence) -> str:
+    return "weights set to zero" if has_masks(evidence) else "channels removed"
+
+
+def has_masks(evidence: Evidence) -> bool:
+    """Whether weights were set to zero instead of channels removed: sizes then stand still, and zeros are counted."""
+    return any(_size_of_rounds(rounds) == "nonzero" for rounds in evidence.rounds.values())
+
+
+def _size_of_rounds(rounds: pd.DataFrame) -> str:
+    """The column that shrinks from round to round."""
+    still = rounds["params"].nunique() == 1
+    return "nonzero" if still and "nonzero" in rounds and rounds["nonzero"].nunique() > 1 else "macs"
 
 
 def _cell(text: str) -> str:
@@ -382,28 +464,122 @@ def find_commit(md5: str) -> str:
 
 # --- what is compared ---
 
-# key in metrics.json, heading, how it is written
-Column = tuple[str, str, Callable[[float], str]]
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows as they are read, and by cell what it is sorted by. A row begins with its name."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    values: Sequence[Sequence[Any]]
+
+
+# key in metrics.json, heading, what is written of a candidate's numbers
+Column = tuple[str, str, Callable[[Mapping[str, Any]], str]]
+
+
+def _column(key: str, heading: str, form: Callable[[float], str]) -> Column:
+    return key, heading, lambda row: form(row[key])
+
+
 CALIBRATION: tuple[Column, ...] = (
-    ("nll", "NLL", "{:.3f}".format),
-    ("brier", "Brier", "{:.3f}".format),
-    ("ece", "ECE", percent),
-    ("temperature", "temperature", "{:.2f}".format),
-    ("nll_scaled", "NLL, scaled", "{:.3f}".format),
-    ("brier_scaled", "Brier, scaled", "{:.3f}".format),
-    ("ece_scaled", "ECE, scaled", percent),
-    ("aurc", "AURC", "{:.4f}".format),
+    _column("nll", "NLL", "{:.3f}".format),
+    _column("brier", "Brier", "{:.3f}".format),
+    _column("ece", "ECE", percent),
+    _column("temperature", "temperature", "{:.2f}".format),
+    _column("nll_scaled", "NLL, scaled", "{:.3f}".format),
+    _column("brier_scaled", "Brier, scaled", "{:.3f}".format),
+    _column("ece_scaled", "ECE, scaled", percent),
+    _column("aurc", "AURC", "{:.4f}".format),
 )
 
 
-def _columns(measured: Metrics, columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of those columns that some candidate has a number for; a row begins with its name."""
-    there = [column for column in columns if any(column[0] in row for row in measured.values())]
-    rows = [
-        [name, *("" if row.get(key) is None else form(row[key]) for key, _, form in there)]
-        for name, row in measured.items()
+def _cost_columns(measured: Metrics) -> list[Column]:
+    """All that was measured of time and memory, and the parameters to the last one."""
+    columns: list[Column] = []
+    for batch in latency_batches(measured):
+        columns += _latency_columns(batch, measured[TEACHER])
+    columns.append(_column("peak_memory_bytes", "peak memory", lambda value: si(value, "B")))
+    columns.append(_column("params", "parameters", lambda value: f"{value:,.0f}"))
+    columns.append(_column("params_nonzero", "parameters, not 0", lambda value: f"{value:,.0f}"))
+    return columns
+
+
+def _latency_columns(batch: int, teacher: Mapping[str, Any]) -> list[Column]:
+    key = f"latency_ms_b{batch}"
+    return [
+        _column(key, f"ms, batch {batch}", milliseconds),
+        (
+            f"{key}_low",
+            f"95 %, batch {batch}",
+            lambda row: milliseconds_limits(row[f"{key}_low"], row[f"{key}_high"]),
+        ),
+        _column(f"{key}_p95", f"p95, batch {batch}", milliseconds),
+        (key, f"against {TEACHER}, batch {batch}", lambda row: "" if row is teacher else speed(row, teacher, batch)),
+        _column(f"throughput_b{batch}", f"images/s, batch {batch}", lambda value: f"{value:,.0f}"),
     ]
-    return [heading for _, heading, _ in there], rows
+
+
+def speed(row: Mapping[str, Any], other: Mapping[str, Any], batch: int) -> str:
+    """Of measured medians, ``3.0x faster``: only where their 95 % intervals do not meet, else ``not faster (1.1x)``."""
+    key = f"latency_ms_b{batch}"
+    mine, its = row[key], other[key]
+    if row.get(f"{key}_high", mine) < other.get(f"{key}_low", its):
+        return f"{times(its, mine)} faster"
+    if row.get(f"{key}_low", mine) > other.get(f"{key}_high", its):
+        return f"{times(mine, its)} slower"
+    return f"not faster ({its / mine:.2f}x)"
+
+
+def _columns(measured: Metrics, columns: Sequence[Column]) -> Table:
+    """Those columns that some candidate has a number for."""
+    there = [column for column in columns if any(column[0] in row for row in measured.values())]
+    return Table(
+        ["candidate", *(heading for _, heading, _ in there)],
+        [
+            [name, *("" if row.get(key) is None else written(row) for key, _, written in there)]
+            for name, row in measured.items()
+        ],
+        [[name, *(row.get(key, "") for key, *_ in there)] for name, row in measured.items()],
+    )
+
+
+def has_top5(measured: Metrics) -> bool:
+    """evaluate leaves it out where there are five classes or fewer."""
+    return any("accuracy_top5" in row for row in measured.values())
+
+
+def _robustness(evidence: Evidence) -> Table | None:
+    """Accuracy by candidate on clean images and on each kind of corruption; None where that was not measured."""
+    found = evidence.corruptions
+    if found is None or found.empty:
+        return None
+    means = {name: rows.groupby("corruption")["accuracy"].mean() for name, rows in found.groupby("candidate")}
+    kinds = list(dict.fromkeys(found["corruption"]))
+    values: list[list[Any]] = [
+        [name, row["accuracy"], *(float(means[name][kind]) for kind in kinds)]
+        for name, row in evidence.metrics.items()
+        if name in means
+    ]
+    rows = [[name, *(percent(value) for value in shares)] for name, *shares in values]
+    return Table(["candidate", "not corrupted", *kinds], rows, values)
+
+
+def _run_table(evidence: Evidence) -> Table | None:
+    """By stage, what the run took that made its result, and the commit that was checked out then."""
+    if not evidence.runs:
+        return None
+    rows, values = [], []
+    for stage, run in evidence.runs.items():
+        if run is None:
+            rows.append([stage, "not recorded here", "", ""])
+            values.append([stage, "", "", ""])
+            continue
+        commit = run["commit"][:12] or "not told"
+        energy = "not told" if run["joules"] is None else si(run["joules"], "J")
+        rows.append([stage, commit + " and changes" * run["dirty"], duration(run["seconds"]), energy])
+        values.append([stage, commit, run["seconds"], "" if run["joules"] is None else run["joules"]])
+    return Table(["stage", "commit", "duration", "energy"], rows, values)
 
 
 def differences(evidence: Evidence) -> dict[str, statistics.Estimate]:
@@ -457,9 +633,11 @@ def render_html(evidence: Evidence, samples: int) -> str:
         "si": si,
         "milliseconds": milliseconds,
         "interval": lambda estimate: interval(estimate.low, estimate.high),
+        "limits": lambda pair: limits(*pair),
         "comma": lambda value: f"{value:,}",
     }
     environment.globals |= {"times": times, "zip": zip, "chart": _chart_json, "find_commit": find_commit}
+    environment.globals |= {"milliseconds_limits": milliseconds_limits, "speed": speed}
     accuracy = evidence.metrics[SMALLEST]["accuracy"]
     return environment.get_template("report.html.j2").render(
         evidence=evidence,
@@ -467,17 +645,23 @@ def render_html(evidence: Evidence, samples: int) -> str:
         teacher=evidence.metrics[TEACHER],
         teacher_name=TEACHER,
         small_name=SMALLEST,
-        what=WHAT | {"prune": f"{evidence.params['prune']['source']} with channels removed"},
+        what=WHAT | {"prune": f"{evidence.params['prune']['source']} with {_removed(evidence)}"},
         rounds=_round_rows(evidence),
+        masked=has_masks(evidence),
         runtimes=RUNTIMES,
         batches=latency_batches(evidence.metrics),
         verdicts=evidence.verdicts,
         headline=headline(evidence.metrics, len(evidence.labels)),
+        shipped=evidence.shipped,
+        ship_line=ship_line(evidence.metrics, evidence.shipped, evidence.verdicts),
+        top5=has_top5(evidence.metrics),
         deltas=differences(evidence),
         calibration=_columns(evidence.metrics, CALIBRATION),
         cost=_columns(evidence.metrics, _cost_columns(evidence.metrics)),
         standard_error=math.sqrt(accuracy * (1 - accuracy) / len(evidence.labels)),
         charts=_charts(evidence),
+        runs=_run_table(evidence),
+        whole_matrices=len(evidence.classes) <= MOST_CLASSES_IN_A_TABLE,
         confusions=_most_confused(evidence),
         class_rows=_class_rows(evidence),
         wrong=_wrong_samples(evidence, samples),
@@ -501,6 +685,7 @@ class Chart:
     title: str
     text: str
     figure: go.Figure
+    table: Table | None = None  # the same numbers, where they are few
 
 
 def _chart_json(chart: Chart) -> str:
@@ -604,7 +789,8 @@ def _learning_curves(evidence: Evidence) -> list[Chart]:
             figure.update_yaxes(tickformat=fmt)
         else:
             figure.update_yaxes(type="log")
-        ends = []
+        ends: list[str] = []
+        values: list[list[Any]] = []
         for name, frame in evidence.history.items():
             if column not in frame or "step" not in frame:
                 continue
@@ -626,11 +812,15 @@ def _learning_curves(evidence: Evidence) -> list[Chart]:
             )
             last = float(frame[column].iloc[-1])
             ends.append(f"{name} {percent(last) if fmt else f'{last:.3g}'}")
+            measured = np.flatnonzero(frame[column].notna())
+            values += [[name, int(steps[at]), float(frame[column].iloc[at])] for at in measured]
         if ends:
             text = f"Last values: {', '.join(ends)}."
             if not fmt:
                 text += " Stages minimise different losses, so compare shapes and not heights."
-            charts.append(Chart(column.replace("_", "-"), "learning", title, text, figure))
+            rows = [[name, f"{step:,}", percent(value) if fmt else f"{value:.4g}"] for name, step, value in values]
+            table = Table(["candidate", "step", label.removesuffix(" (log scale)")], rows, values)
+            charts.append(Chart(column.replace("_", "-"), "learning", title, text, figure, table))
     return charts
 
 
@@ -638,7 +828,10 @@ def _pruning_curve(evidence: Evidence) -> list[Chart]:
     if not evidence.rounds:
         return []
     several = len(evidence.rounds) > 1
-    label = "MACs per image" + " (log scale)" * several  # a pruned teacher may be ten times a pruned student
+    masked = has_masks(evidence)
+    size, unit = ("nonzero", "parameters that are not zero") if masked else ("macs", "MACs")
+    # a pruned teacher may be ten times a pruned student
+    label = (unit if masked else "MACs per image") + " (log scale)" * several
     figure = _figure(label, "validation accuracy", yaxis_tickformat=".0%")
     for candidate, rounds in evidence.rounds.items():
         colour, _ = _style(candidate, evidence)
@@ -648,20 +841,20 @@ def _pruning_curve(evidence: Evidence) -> list[Chart]:
             ("accuracy_before", "before recovery", "dot"),
         ):
             figure.add_scatter(
-                x=rounds["macs"].to_numpy(),
+                x=rounds[size].to_numpy(),
                 y=rounds[column].to_numpy(dtype=float),
                 name=before + words,
                 mode="lines+markers",
                 line={"color": colour, "dash": dash, "width": 2},
                 marker={"size": 8},
                 customdata=rounds["round"].to_numpy(),
-                hovertemplate=before + "round %{customdata}<br>%{y:.2%}<br>%{x:,} MACs<extra></extra>",
+                hovertemplate=before + f"round %{{customdata}}<br>%{{y:.2%}}<br>%{{x:,}} {unit}<extra></extra>",
             )
     chosen = pd.concat(list(evidence.rounds.values()))
     chosen = chosen[chosen["chosen"].astype(bool)]
     if len(chosen):
         figure.add_scatter(
-            x=chosen["macs"].to_numpy(),
+            x=chosen[size].to_numpy(),
             y=chosen["accuracy_after"].to_numpy(dtype=float),
             name="chosen",
             mode="markers",
@@ -676,9 +869,9 @@ def _pruning_curve(evidence: Evidence) -> list[Chart]:
         Chart(
             "pruning",
             "pruning",
-            "Accuracy as channels go, round by round",
-            "Each round removes channels (dotted: at once after the cut) and trains on (solid). "
-            "Read from left to right.",
+            f"Accuracy as {'weights' if masked else 'channels'} go, round by round",
+            f"Each round {'sets weights to zero' if masked else 'removes channels'} (dotted: at once after the cut) "
+            "and trains on (solid). Read from left to right.",
             figure,
         )
     ]
@@ -758,6 +951,7 @@ def _reliability(evidence: Evidence) -> list[Chart]:
         line={"color": "#8c8c8c", "dash": "dot", "width": 1.5},
         hoverinfo="skip",
     )
+    values: list[list[Any]] = []
     for name in (TEACHER, SMALLEST):
         for scaled, words, dash in ((0, "as it is", "solid"), (1, "after scaling", "dash")):
             rows = table[(table["candidate"] == name) & (table["scaled"] == scaled)].sort_values("confidence")
@@ -775,6 +969,10 @@ def _reliability(evidence: Evidence) -> list[Chart]:
                 hovertemplate=f"{name}, {words}<br>said %{{x:.1%}}, right %{{y:.1%}}<br>"
                 "%{customdata} images<extra></extra>",
             )
+            values += [
+                [f"{name}, {words}", float(row["confidence"]), float(row["accuracy"]), int(row["images"])]
+                for row in rows.to_dict("records")
+            ]
     lowest = max(0.0, float(table["confidence"].min()) - 0.05)
     figure.update_xaxes(range=[lowest, 1.01])
     row = evidence.metrics[SMALLEST]
@@ -784,7 +982,9 @@ def _reliability(evidence: Evidence) -> list[Chart]:
             f"{SMALLEST}'s calibration error is {percent(row['ece'])}, and {percent(row['ece_scaled'])} "
             "after temperature scaling, which was fitted on validation images."
         )
-    return [Chart("reliability", "calibration", "Reliability: confidence against accuracy", words, figure)]
+    cells = [[name, percent(said), percent(right), f"{images:,}"] for name, said, right, images in values]
+    listed = Table(["candidate", "mean confidence", "share that is right", "images"], cells, values)
+    return [Chart("reliability", "calibration", "Reliability: confidence against accuracy", words, figure, listed)]
 
 
 def _risk_coverage(evidence: Evidence) -> list[Chart]:
@@ -795,7 +995,8 @@ def _risk_coverage(evidence: Evidence) -> list[Chart]:
         "share of the images that are answered", "share of the answers that are wrong",
         xaxis_tickformat=".0%", yaxis_tickformat=".1%", yaxis_rangemode="tozero",
     )  # fmt: skip
-    ends = []
+    ends: list[str] = []
+    values: list[list[Any]] = []
     for name, row in evidence.metrics.items():
         rows = table[table["candidate"] == name].sort_values("coverage")
         if rows.empty or row["runtime"] != "pytorch":
@@ -810,12 +1011,17 @@ def _risk_coverage(evidence: Evidence) -> list[Chart]:
             line={"color": colour, "width": 2},
             hovertemplate=f"{name}<br>answers %{{x:.0%}}, wrong %{{y:.2%}}<extra></extra>",
         )
-        if len(near := np.flatnonzero(coverage >= 0.8)):
-            ends.append(f"{name} {percent(float(risk[near[0]]))}")
+        # the smallest share of the images that was looked at and is not below the one asked for
+        near = [float(risk[at]) for at in np.searchsorted(coverage, np.array(COVERAGES) - 1e-9) if at < len(risk)]
+        if len(near) == len(COVERAGES):
+            values.append([name, *near])
+            ends.append(f"{name} {percent(near[COVERAGES.index(0.8)])}")
     text = "Images of low confidence are left to someone else, the surest are answered; lower is better."
     if ends:
         text += f" Wrong among the surest 80 %: {', '.join(ends)}."
-    return [Chart("risk-coverage", "calibration", "Risk and coverage", text, figure)]
+    cells = [[name, *(percent(value) for value in risks)] for name, *risks in values]
+    listed = Table(["candidate", *(f"answers {coverage:.0%}" for coverage in COVERAGES)], cells, values)
+    return [Chart("risk-coverage", "calibration", "Risk and coverage", text, figure, listed)]
 
 
 def _corruptions(evidence: Evidence) -> list[Chart]:
@@ -847,28 +1053,14 @@ def _corruptions(evidence: Evidence) -> list[Chart]:
             "Accuracy on corrupted test images",
             f"Mean of {severities} severities. Points against clean images, over all kinds: {', '.join(falls)}.",
             figure,
+            _robustness(evidence),
         )
     ]
 
 
-def _cost_columns(measured: Metrics) -> list[Column]:
-    """What an evaluation may have measured beside the median latency."""
-    columns: list[Column] = []
-    for batch in latency_batches(measured):
-        key = f"latency_ms_b{batch}"
-        columns += [
-            (key, f"ms, batch {batch}", milliseconds),
-            (f"{key}_low", "95 %: from", milliseconds),
-            (f"{key}_high", "to", milliseconds),
-            (f"throughput_b{batch}", f"images/s, batch {batch}", lambda value: f"{value:,.0f}"),
-        ]
-    columns.append(("peak_memory_bytes", "peak memory", lambda value: si(value, "B")))
-    columns.append(("params_nonzero", "parameters, not 0", lambda value: f"{value:,.0f}"))
-    return columns
-
-
 def _class_rows(evidence: Evidence) -> list[dict[str, Any]]:
-    """Per class that occurs: both accuracies, and their paired difference with its 95 % interval (ratios)."""
+    """Per class that occurs: both accuracies with Wilson's 95 % limits, and their paired difference with its interval
+    (ratios)."""
     count = len(evidence.classes)
     right = {name: evidence.predictions[name] == evidence.labels for name in (TEACHER, SMALLEST)}
     paired = {
@@ -880,6 +1072,10 @@ def _class_rows(evidence: Evidence) -> list[dict[str, Any]]:
         name: metrics.per_class_accuracy(evidence.labels, evidence.predictions[name], count)
         for name in (TEACHER, SMALLEST)
     }
+    bounds = {
+        name: metrics.per_class_interval(evidence.labels, evidence.predictions[name], count)
+        for name in (TEACHER, SMALLEST)
+    }
     images = np.bincount(evidence.labels, minlength=count)
     return [
         {
@@ -887,6 +1083,8 @@ def _class_rows(evidence: Evidence) -> list[dict[str, Any]]:
             "images": int(images[k]),
             "teacher": float(by_name[TEACHER][k]),
             "small": float(by_name[SMALLEST][k]),
+            "teacher_limits": tuple(float(bound[k]) for bound in bounds[TEACHER]),
+            "small_limits": tuple(float(bound[k]) for bound in bounds[SMALLEST]),
             "difference": paired[k].effect,
             "low": paired[k].low,
             "high": paired[k].high,
@@ -917,8 +1115,8 @@ def _confusion_matrices(evidence: Evidence) -> list[Chart]:
                 [0.05, "rgba(76,143,224,0.25)"],
                 [1, "rgba(76,143,224,1)"],
             ],
-            text=np.where(counts > 0, counts.astype(str), "") if count <= 15 else None,
-            texttemplate="%{text}" if count <= 15 else None,
+            text=np.where(counts > 0, counts.astype(str), "") if count <= MOST_CLASSES_IN_A_TABLE else None,
+            texttemplate="%{text}" if count <= MOST_CLASSES_IN_A_TABLE else None,
             customdata=counts,
             hovertemplate="%{y} seen as %{x}: %{customdata}<extra></extra>",
             xgap=1,
@@ -928,6 +1126,9 @@ def _confusion_matrices(evidence: Evidence) -> list[Chart]:
         figure.update_xaxes(tickangle=-45, type="category", showgrid=False)
         wrong = counts - np.diag(np.diag(counts))
         actual, predicted = divmod(int(wrong.argmax()), count)
+        values = [[class_, *row] for class_, row in zip(evidence.classes, counts.tolist(), strict=True)]
+        cells = [[class_, *(f"{images:,}" for images in row)] for class_, *row in values]
+        listed = Table(["actual", *evidence.classes], cells, values)
         charts.append(
             Chart(
                 f"confusion-{name}",
@@ -937,6 +1138,7 @@ def _confusion_matrices(evidence: Evidence) -> list[Chart]:
                 f"Most frequent mistake: {evidence.classes[actual]} seen as {evidence.classes[predicted]}, "
                 f"{wrong[actual, predicted]} times.",
                 figure,
+                listed if count <= MOST_CLASSES_IN_A_TABLE else None,
             )
         )
     return charts
@@ -995,12 +1197,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--readme", type=Path, required=True, help=f"file with the marks {BEGIN} and {END}")
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="folder that evaluate wrote (reports)")
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="where ship.candidate stands (params.yaml)"
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the table is out of date")
     options = parser.parse_args(arguments)
     try:
         table = render_markdown(
             read_metrics(options.reports / "metrics.json"),
             json.loads((options.reports / "evaluate" / "environment.json").read_text()),
+            yaml.safe_load(options.params.read_text(encoding="utf-8"))["ship"]["candidate"],
             list(json.loads((options.reports / "claims.json").read_text()).values()),
         )
         if options.check:

@@ -1,27 +1,22 @@
 """tasks/compare.py and what people see of it: two pipeline runs in a real store, in the terminal and in MLflow's own UI."""
 
 import io
-import os
-import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from benchmarks import screenshots
 from flows import console
-from tasks import candidates, compare, tracking
+from tasks import candidates, compare, prune, tracking
+from tasks.scratch import scratch
+from tasks.stage import Stage
 from tests.browser import Browser, find_chromium
-from tests.tasks.test_registry import PARAMS, database, measure, project, write_candidate  # noqa: F401 - fixtures
+from tests.tasks.test_registry import PARAMS, database, measure, project, thinner, write_candidate  # noqa: F401 - fixtures
 from tests.toy import PROJECT
+from thinner.config import Params, load_params
 from thinner.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own deprecations
@@ -44,13 +39,16 @@ def two(project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:  # n
     first = pipeline(project, monkeypatch, "one")
     write_candidate(project, "prune", [0.0, 1.0, 0.0])
     text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("target: {macs: 0.5} ", "target: {macs: 0.4} "))
+    for old, new in {"target: {macs: 0.5} ": "target: {macs: 0.4} ", "keep: [] ": "keep: ['stage[a-c]'] "}.items():
+        assert old in text
+        text = text.replace(old, new)
+    (project / "params.yaml").write_text(text)
     time.sleep(1)  # names have seconds
     return first, pipeline(project, monkeypatch, "two")
 
 
 def shown(found: compare.Comparison, everything: bool = False) -> str:
-    page = Console(width=200, record=True, file=io.StringIO())
+    page = Console(**console.PLAIN, width=200, record=True, file=io.StringIO())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(console, "console", page)
         console.print_comparison(found, everything)
@@ -75,6 +73,13 @@ def test_two_pipeline_runs_side_by_side_with_paired_tests(two: tuple[str, str]) 
     assert "test/distill/accuracy" in shown(found, everything=True)
     assert lines["prune.target.macs"].split() == ["prune.target.macs", "0.5", "0.4"]
     assert "student.width" not in text  # the same in both
+    said = thinner("compare", first, second)
+    assert said.exit_code == 0, said.output
+    rows = {line.split()[0]: line.split() for line in said.output.splitlines() if line.strip()}
+    assert rows["prune.target.macs"] == ["prune.target.macs", "0.5", "0.4"]
+    assert rows["prune.keep"] == ["prune.keep", "[]", "['stage[a-c]']"]
+    effect = f"[{100 * by_name['prune'].low:+.2f}, {100 * by_name['prune'].high:+.2f}]"
+    assert effect in said.output
     assert [run.id for run in compare.compare([]).runs] == [second, first]  # the last two, the newest first
 
 
@@ -99,70 +104,44 @@ def test_runs_that_cannot_be_tested_say_why(two: tuple[str, str]) -> None:
         compare.compare([two[0], two[0][:10]])
 
 
+@pytest.fixture
+def stages(two: tuple[str, str], project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:  # noqa: F811
+    """A real training, and two rounds of pruning as prune records them, below the first pipeline run."""
+    monkeypatch.setenv("THINNER_PARENT_RUN_ID", two[0])
+    raw = load_params().model_dump(mode="json")
+    raw["student"] |= {"width": 4, "stem_stride": 1, "image_size": 10, "mean": [0.5], "std": [0.25]}
+    raw["student"]["training"] |= {"steps": 4, "validate_every": 2, "batch_size": 8}
+    params = Params.model_validate(raw)
+    recorder = tracking.start_stage_run("scratch", {}, "one", {}, "cpu")
+    scratch(Stage("scratch", params, recorder))
+    recorder.end("FINISHED")
+    pruned = tracking.start_stage_run("prune", {}, "one", {}, "cpu")
+    for before in (0, 4):
+        prune._record_curve(Stage("prune", params, pruned), project / "reports" / "scratch" / "history.csv", before)
+    pruned.end("FINISHED")
+    assert recorder.run_id and pruned.run_id
+    return recorder.run_id, pruned.run_id
+
+
 @pytest.mark.integration
-def test_mlflows_compare_page_shows_charts_of_two_runs_at_once(two: tuple[str, str], tmp_path: Path) -> None:
+def test_mlflows_compare_page_shows_charts_of_two_runs_at_once(
+    two: tuple[str, str], stages: tuple[str, str], tmp_path: Path
+) -> None:
     find_chromium()
-    _, experiment = tracking.connect()
-    with serving(tracking.tracking_uri(), tmp_path) as url:
-        compare_in_browser(url, experiment, tmp_path)
-    assert (tmp_path / "charts.png").stat().st_size > 30_000
-
-
-@contextmanager
-def serving(store: str, folder: Path) -> Iterator[str]:
-    """MLflow's server on loopback, for this store."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1",
-    ]  # fmt: skip
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        give_up = time.monotonic() + 180
-        while True:
-            assert server.poll() is None, (folder / "server.log").read_text()[-3000:]
-            assert time.monotonic() < give_up
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
-
-
-# What a person does: tick the two newest runs, press Compare. A click is an event of the mouse's, as a person's is.
-ROWS = """[...document.querySelectorAll('.ag-pinned-left-cols-container .ag-row, .ag-center-cols-container .ag-row')]
-    .filter(row => row.querySelector('input[type=checkbox]') && row.textContent.includes('pipeline'))"""
-
-
-def compare_in_browser(url: str, experiment: str, folder: Path) -> None:
-    """Compare the two newest pipeline runs in MLflow's UI; leaves compare.png and charts.png in ``folder``."""
-    with Browser(folder, width=1600, height=1400) as browser:
-        browser.open(f"{url}/#/experiments/{experiment}/runs")
-        browser.until(f"{ROWS}.length >= 2", seconds=120)
-        browser.run(f"{ROWS}.slice(0, 2).forEach(row => row.querySelector('input[type=checkbox]').click())")
-        button = "[...document.querySelectorAll('button')].find(button => button.textContent.trim() === 'Compare')"
-        browser.until(f"{button} && !{button}.disabled")
-        browser.run(f"{button}.click()")
-        browser.until("document.body.innerText.includes('Comparing 2 Runs from 1 Experiment')")
-        browser.until("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
-        # the chart that is there without another click shows the shipped network's accuracy
-        assert "test/accuracy" in browser.run("document.body.innerText")
-        browser.screenshot(folder / "compare.png")
-
-        browser.open("about:blank")
-        browser.open(f"{url}/#/experiments/{experiment}/runs?compareRunsMode=CHART")
-        browser.until("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 3", seconds=120)
-        close = "[...document.querySelectorAll('button')].find(b => /close/i.test(b.getAttribute('aria-label') || ''))"
-        browser.run(f"{close} && {close}.click()")  # the assistant, which takes a quarter of the window
-        time.sleep(2)  # charts take the room
-        browser.screenshot(folder / "charts.png")
-        titles = browser.run("document.body.innerText")
-        assert re.search(r"(?m)^test\s*\(\d+\)", titles)  # the group of metrics that every run has by the same names
+    client, experiment = tracking.connect()
+    with (
+        screenshots.serving(tracking.tracking_uri(), tmp_path) as url,
+        Browser(tmp_path, width=1400, height=1400) as browser,
+    ):
+        # the chart that is there without another click: the shipped network's accuracy, by what differs
+        drawn = screenshots.compare(browser, url, experiment, two)
+        assert list(drawn)[-1] == "test/accuracy"
+        assert (drawn["prune.target.macs"], drawn["test/accuracy"]) == ([0.5, 0.4], [10 / 30, 10 / 30])
+        # stages: the last accuracy, and the learning curves behind its name
+        drawn = screenshots.compare(browser, url, experiment, stages, screenshots.only(stages))
+        last = client.get_run(stages[0]).data.metrics["val/accuracy"]
+        assert list(drawn)[-1] == "val/accuracy"
+        assert drawn["val/accuracy"] == [last, last]
+        curves = screenshots.curves(browser, "val/accuracy")
+        assert {name: steps for name, (steps, _) in curves.items()} == {"scratch": [2, 4], "prune": [2, 4, 6, 8]}
+        assert curves["prune"][1] == curves["scratch"][1] * 2

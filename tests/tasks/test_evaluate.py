@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
 
+from flows import cli
+from tasks import evaluate as evaluating
 from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.report import report
 from tasks.stage import Stage
 from thinner import checkpoint, models
+from thinner import export as exporting
 from thinner.config import load_params
 from thinner.export import open_session
 from thinner.predict import open_candidate, predict, predict_logits
+from thinner.profiling import pinned_threads
 from thinner.store import open_store
 from thinner.views import preprocess
 
@@ -134,6 +142,56 @@ def test_every_candidate_has_every_number(results: dict[str, dict[str, Any]]) ->
         assert all(row[key] > 0 for key in ("params", "macs", "file_bytes", "latency_ms_b1", "latency_ms_b4"))
 
 
+@pytest.mark.parametrize(("classes", "there"), [(5, False), (6, True), (9, True)])
+def test_top_5_is_measured_where_there_are_more_than_five_classes(classes: int, there: bool) -> None:
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, classes, 200), rng.normal(size=(200, classes)).astype(np.float32)
+    found = evaluating._confidence(labels, logits, 1.0)
+    assert ("accuracy_top5" in found) == there
+    if there:
+        expected = np.mean([label in np.argsort(-row)[:5] for label, row in zip(labels, logits, strict=True)])
+        assert found["accuracy_top5"] == pytest.approx(expected, rel=1e-12)
+        assert 0 < expected < 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_while_latencies_are_measured_threads_are_as_many_as_asked(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """What runs is real; it is only looked at on its way."""
+    measure, run_session = evaluating.measure_latency, exporting.run_session
+    of_torch: list[int] = []
+    of_sessions: list[int] = []
+
+    def measure_watched(calls: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        def watched(call: Any) -> Any:
+            def look_and_call() -> Any:
+                of_torch.append(torch.get_num_threads())
+                return call()
+
+            return look_and_call
+
+        return measure({name: watched(call) for name, call in calls.items()}, *arguments, **options)
+
+    def run_watched(session: Any, inputs: Any) -> Any:
+        of_sessions.append(session.get_session_options().intra_op_num_threads)
+        return run_session(session, inputs)
+
+    monkeypatch.setattr(evaluating, "measure_latency", measure_watched)
+    monkeypatch.setattr(exporting, "run_session", run_watched)
+    params = SMALL.model_copy(update={"evaluate": SMALL.evaluate.model_copy(update={"latency_threads": threads})})
+    places = {"prune": finished / "data/prune"}
+    places |= {name: finished / "data/export" / name for name in ("prune_onnx", "prune_onnx_int8", "prune_pt2")}
+    others = 3 - threads  # of everything before and after
+    with pinned_threads(others):
+        candidates = {name: open_candidate(path, threads=others) for name, path in places.items()}
+        evaluating._time(Stage("evaluate", params), open_store(finished / "data" / "prepared"), candidates, places)
+        assert torch.get_num_threads() == others
+    rounds = 2 * (REPEATS + 5)  # two batch sizes; five rounds of warm-up
+    assert of_torch == [threads] * rounds * len(places)
+    assert of_sessions == [threads] * rounds * 2
+
+
 def test_the_docs_explain_every_number(results: dict[str, dict[str, Any]]) -> None:
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     for key in results["prune"]:
@@ -198,6 +256,12 @@ def test_tables_for_dvc_plots(finished: Path, results: dict[str, dict[str, Any]]
     assert sum(r["actual"] == r["predicted"] for r in confusion) / TEST == results["prune"]["accuracy"]
     per_class = read_csv(folder / "per_class.csv")
     assert len(per_class) == len(CANDIDATES) * len(CLASSES)
+    for r in per_class:  # Wilson's limits, by his formula
+        n, p, z = int(r["images"]), float(r["accuracy"]), 1.959963984540054
+        half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        limits = [(p + z**2 / (2 * n) + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
+        assert [float(r["low"]), float(r["high"])] == pytest.approx(limits, abs=1e-12)
+    assert any(0 < float(r["accuracy"]) < 1 for r in per_class)  # else a swap of the limits' sides could hide
     mean = sum(float(r["accuracy"]) * int(r["images"]) for r in per_class if r["candidate"] == "scratch") / TEST
     assert mean == pytest.approx(results["scratch"]["accuracy"], rel=1e-12)
     pareto = {r["candidate"]: r for r in read_csv(folder / "pareto.csv")}
@@ -411,6 +475,45 @@ def test_exports_with_preprocessing_in_the_graph_answer_as_those_without(
         expected = predict_logits(open_candidate(finished / folder), store.images, index, batch_size=11)
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert predict(folder, [np.full((31, 31, 1), 200, dtype=np.uint8)])[0].label in CLASSES
+
+
+def test_the_command_names_pictures_of_a_folder_with_an_onnx_candidate(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("data", "reports"):
+        shutil.copytree(finished / name, tmp_path / name)
+    data = SMALL.data.model_copy(update={"image_size": 10})
+    params = SMALL.model_copy(update={"data": data}).model_dump(mode="json")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "dvc.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    images = np.asarray(open_store(Path("data/prepared")).images[30:34])
+    pictures = [Path("pictures", name) for name in ("1.png", ":cat:.png", "photo[/b].png", "photo[red].png")]
+    for path, image in zip(pictures, images, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+
+    measured = json.loads(Path("reports/metrics.json").read_text())
+    measured["prune_onnx"]["temperature"] = 0.4
+    Path("reports/metrics.json").write_text(json.dumps(measured))
+    folder = Path("data/export/prune_onnx")
+    logits = predict_logits(open_candidate(folder), images, np.arange(4), batch_size=4).astype(np.float64) / 0.4
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    sure = (shares / shares.sum(axis=1, keepdims=True)).max(axis=1)
+    named = [CLASSES[k] for k in logits.argmax(axis=1)]
+    assert len({f"{share:.1%}" for share in sure}) > 1
+
+    said = CliRunner().invoke(cli.app, ["predict", "pictures", "--candidate", "prune_onnx"])
+    assert said.exit_code == 0, said.output
+    rows = {line.split()[0]: line.split()[1:] for line in said.output.splitlines()}
+    assert rows == {"picture": ["class", "confidence"]} | {
+        str(path): [name, f"{share:.1%}"] for path, name, share in zip(pictures, named, sure, strict=True)
+    }
+    said = CliRunner().invoke(cli.app, ["predict", "pictures", "--candidate", "prune_onnx", "--json"])
+    answers = {answer["image"]: answer for answer in map(json.loads, said.output.splitlines())}
+    for path, name, share in zip(pictures, named, sure, strict=True):
+        assert answers[str(path)]["label"] == name
+        assert answers[str(path)]["confidence"] == pytest.approx(share, abs=1e-4)
 
 
 def test_programs_alone_need_no_onnx(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

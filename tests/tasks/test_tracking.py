@@ -3,13 +3,16 @@ module."""
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from tasks import tracking
@@ -98,6 +101,8 @@ def test_everything_given_to_a_recorder_is_in_the_run(store: Path) -> None:
     recorder.dataset("digits", "ab" * 32, store, {"test": 10})
     (store / "curve.csv").write_text("a,b")
     recorder.artifact(store / "curve.csv", "reports")
+    recorder.figures({"first": figure([1, 2]), "second": figure([3, 4])})
+    recorder.metrics({"train/lr": 0.1, "train/loss": 2.0, "val/accuracy": 0.5, "val/loss": 3.0}, step=1)
     recorder.end("FINISHED")
 
     client, _ = tracking.connect()
@@ -112,6 +117,27 @@ def test_everything_given_to_a_recorder_is_in_the_run(store: Path) -> None:
     assert run.data.tags["version.torch"]
     assert run.inputs.dataset_inputs[0].dataset.name == "digits"
     assert [file.path for file in client.list_artifacts(recorder.run_id, "reports")] == ["reports/curve.csv"]
+    # what MLflow's Compare page begins with
+    curve = [name for name in run.data.metrics if name.startswith(("val/", "train/"))]
+    assert curve == ["val/accuracy", "val/loss", "train/lr", "train/loss"]
+    assert artifacts(client, recorder.run_id, "figures") == {
+        "figures/all.html",
+        "figures/first.json",
+        "figures/second.json",
+    }
+    page = Path(client.download_artifacts(recorder.run_id, "figures/all.html", str(store))).read_text()
+    assert page.count("Plotly.newPlot(") >= 2
+    assert page.index("<h2>first</h2>") < page.index("<h2>second</h2>")
+    assert 4e6 < len(page) < 6e6  # the library is in it, once
+    assert not re.search(r"<script[^>]* src=", page)
+
+
+def figure(heights: list[int]) -> go.Figure:
+    return go.Figure(go.Bar(y=heights))
+
+
+def artifacts(client: Any, run: str | None, folder: str | None = None) -> set[str]:
+    return {file.path for file in client.list_artifacts(run, folder)}
 
 
 def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
@@ -138,7 +164,12 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     assert "upstream.other" not in tags
     assert tags["mlflow.parentRunId"] == parent
 
+    reported = tracking.start_stage_run("report", {}, "hash-r", {}, "cpu")
+    reported.figures({"first": figure([1, 2])})
+    reported.end("FINISHED")
+
     (store / "reports").mkdir(exist_ok=True)
+    (store / "reports/report.html").write_text("<p>all is well</p>")
     (store / "reports/metrics.json").write_text('{"prune": {"accuracy": 0.75}, "distill": {"accuracy": 0.5}}')
     shutil.copy(PROJECT / "params.yaml", store)  # ship.candidate is prune
     claim = "prune agrees with distill on 98 % of images"
@@ -150,6 +181,7 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
             "prepare": {"state": "Cached", "hash": "hash-p"},
             "scratch": {"state": "NotReady", "hash": ""},
             "prune_also@finetune": {"state": "Completed", "hash": "hash-a"},
+            "report": {"state": "Cached", "hash": "hash-r"},
         },
     )
     closed = client.get_run(parent)
@@ -165,7 +197,9 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     assert closed.data.params["ship.candidate"] == "prune"
     assert closed.data.tags["claim.1"] == f"proven: {claim}"
     assert closed.data.metrics["claims/proven"] == 1
-    assert {file.path for file in client.list_artifacts(parent)} >= {"metrics.json", "claims.json", "params.yaml"}
+    assert artifacts(client, parent) >= {"metrics.json", "claims.json", "params.yaml", "report.html"}
+    assert artifacts(client, parent, "tables") == {"tables/candidates.json", "tables/claims.json"}
+    assert artifacts(client, parent, "figures") == {"figures/all.html", "figures/first.json"}
     # not by load_table, which looks where other tests of this process have pointed MLflow
     table = json.loads(Path(client.download_artifacts(parent, "tables/candidates.json", str(store))).read_text())
     assert pd.DataFrame(table["data"], columns=table["columns"])["accuracy"].tolist() == [0.75, 0.5]

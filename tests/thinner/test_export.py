@@ -145,6 +145,20 @@ def test_int8_is_close_smaller_in_type_and_keeps_the_metadata(
     assert 0 < np.abs(full - int8).max() < 0.05 * np.ptp(full) + 0.02
 
 
+def test_int8_is_in_qdq_form(exported: Path, images: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "int8.onnx"
+    quantise_onnx(exported, path, [images])
+    nodes = onnx.load(path).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert {"QuantizeLinear", "DequantizeLinear"} <= set(kinds)
+    assert not [kind for kind in kinds if kind.startswith("QLinear") or kind in ("ConvInteger", "MatMulInteger")]
+    made_by = {name: node.op_type for node in nodes for name in node.output}
+    # each convolution computes on what was 8 bits: image and kernel
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    assert len(convolutions) == 2
+    assert all(made_by[name] == "DequantizeLinear" for node in convolutions for name in node.input[:2])
+
+
 def test_int8_weights_have_a_scale_per_channel(exported: Path, images: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "int8.onnx"
     quantise_onnx(exported, path, [images])

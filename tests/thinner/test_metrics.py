@@ -21,6 +21,13 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
     assert accuracy(LABELS, PREDICTED) == 4 / 6
 
 
+def test_accuracy_is_the_count_divided_once() -> None:
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(0, 10, (2, 9973))
+    assert accuracy(labels, predictions) == int((labels == predictions).sum()) / 9973
+    assert accuracy(np.array([-1, 0]), np.array([0, 0])) == 0.5  # a label that is no class is missed, not refused
+
+
 def test_macro_f1_is_the_mean_over_classes_worked_by_hand() -> None:
     # cat: TP 2, FP 0, FN 1 -> 4/5; dog: TP 1, FP 1, FN 1 -> 1/2; owl: TP 1, FP 1, FN 0 -> 2/3
     assert macro_f1(LABELS, PREDICTED) == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3, rel=1e-15)
@@ -133,6 +140,10 @@ def test_nll_is_pytorchs_cross_entropy_and_scikit_learns_log_loss() -> None:
     assert metrics.nll(labels, logits) == pytest.approx(float(expected), rel=1e-12)
     probabilities = torch.from_numpy(logits).double().softmax(1).numpy()
     assert metrics.nll(labels, logits) == pytest.approx(log_loss(labels, probabilities), rel=1e-9)
+
+
+def test_nll_of_a_hopeless_answer_is_not_clipped() -> None:
+    assert metrics.nll(np.array([1]), np.array([[2000.0, 0.0]])) == 2000.0
 
 
 def test_brier_worked_by_hand() -> None:

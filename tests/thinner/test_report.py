@@ -30,7 +30,9 @@ from thinner.report import (
     read_metrics,
     render_html,
     render_markdown,
+    render_pull_request,
     si,
+    speed,
     times,
     update_readme,
 )
@@ -116,7 +118,7 @@ def evidence() -> Evidence:
         classes=CLASSES,
         data={"source": "folder:data/raw", "counts": {"labelled": 5, "test": 10}},
         integrity=INTEGRITY,
-        params={"run": {"seed": 7}, "prune": {"source": "distill"}},
+        params={"run": {"seed": 7}, "prune": {"source": "distill"}, "ship": {"candidate": "prune"}},
         verdicts=[{"claim": "distill beats <prune>", "outcome": "not shown", "numbers": "+1.00 points"}],
         hashes={"reports/metrics.json": "c0ffee"},
     )
@@ -168,6 +170,37 @@ def test_headline_tells_the_truth_about_a_small_model_that_is_larger_and_slower(
     assert "2.0x slower" in text
 
 
+def test_faster_is_said_only_where_the_intervals_do_not_meet() -> None:
+    def timed(low: float, median: float, high: float) -> dict[str, float]:
+        return {"latency_ms_b64": median, "latency_ms_b64_low": low, "latency_ms_b64_high": high}
+
+    source = timed(9.0, 10.0, 11.0)
+    assert speed(timed(4.0, 5.0, 6.0), source, 64) == "2.0x faster"
+    assert speed(timed(8.0, 9.0, 9.5), source, 64) == "not faster (1.11x)"
+    assert speed(timed(10.5, 12.5, 13.0), source, 64) == "not faster (0.80x)"
+    assert speed(timed(12.0, 12.5, 13.0), source, 64) == "1.2x slower"
+    meets = {**METRICS, "prune": {**METRICS["prune"], **timed(110.0, 115.0, 125.0)}}
+    meets["finetune"] = {**METRICS["finetune"], **timed(118.0, 120.0, 121.0)}
+    assert "it is not faster (1.04x) (115 ms against 120 ms, 1 thread)" in headline(meets, 10)
+
+
+def test_weights_set_to_zero_are_counted_where_channels_are_not_removed(evidence: Evidence) -> None:
+    masked = ROUNDS.assign(macs=600_000, params=60_000, nonzero=[60_000, 24_000], compressed_bytes=[250_000, 120_000])
+    page = replace(evidence, rounds={"prune": masked})
+    html = render_html(page, 3)
+    assert "1 (chosen) 600 k 60,000 24,000 120 kB" in Page(html).words
+    assert "with weights set to zero" in html and "channels removed" not in html
+    (chart,) = report._pruning_curve(page)
+    assert list(chart.figure.data[0].x) == [60_000, 24_000]
+    assert "not zero" in chart.figure.layout.xaxis.title.text
+    lines = render_pull_request(page)
+    assert "| round | MACs | parameters | not zero | file, gzip | before recovery | after recovery |" in lines
+    assert "| 1 (chosen) | 600 k | 60,000 | 24,000 | 120 kB |" in lines
+    assert "not zero" not in render_pull_request(evidence)
+    measured = {**METRICS, "prune": {**METRICS["prune"], "params_nonzero": 12_000}}
+    assert "12,000 of its parameters are not zero" in headline(measured, 10)
+
+
 @pytest.mark.parametrize(
     ("large", "small", "text"), [(99.6, 1, "100x"), (12.34, 1, "12.3x"), (3, 2, "1.5x"), (5, 5, "1.0x")]
 )
@@ -203,15 +236,15 @@ def test_points_have_a_sign_and_no_negative_zero() -> None:
 def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:
     verdict = {"claim": "distill beats prune on accuracy", "outcome": "proven", "numbers": "+9 points"}
     assert "| **proven** | distill beats prune on accuracy | +9 points |" in render_markdown(
-        METRICS, ENVIRONMENT, [verdict]
+        METRICS, ENVIRONMENT, "prune", [verdict]
     )
-    lines = render_markdown(METRICS, ENVIRONMENT).splitlines()
+    lines = render_markdown(METRICS, ENVIRONMENT, "prune").splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
     assert [line.split("|")[1].strip() for line in rows[2:]] == [
         "finetune",
         "distill",
-        "**prune**",
+        "**prune** (to ship)",
         "prune_onnx",
     ]
     assert [cell.strip() for cell in rows[4].split("|")[2:-1]] == [
@@ -226,6 +259,128 @@ def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:
         "4",
         "PyTorch",
     ]
+
+
+def with_candidates(evidence: Evidence, **rows: dict[str, Any]) -> Evidence:
+    """With further candidates that predict what the small one does."""
+    return replace(
+        evidence,
+        metrics={**evidence.metrics, **rows},
+        predictions={**evidence.predictions, **dict.fromkeys(rows, SMALL)},
+        confidences={**evidence.confidences, **dict.fromkeys(rows, CONFIDENCE)},
+    )
+
+
+def row_of(html: str, table: str, name: str) -> str:
+    """The words of one row of the table with that label."""
+    body = html.partition(f'aria-label="{table}"')[2].partition("</table>")[0]
+    (found,) = (row for row in body.split("<tr") if f'data-value="{name}"' in row)
+    return Page("<tr" + found).words
+
+
+@pytest.mark.parametrize("shipped", ["prune", "prune_onnx_int8"])
+def test_what_is_to_be_shipped_is_named_below_the_headline_and_marked(evidence: Evidence, shipped: str) -> None:
+    verdicts = [{"claim": f"claim {n}", "outcome": outcome, "numbers": ""} for n, outcome in enumerate(
+        ("proven", "refuted", "proven")
+    )]  # fmt: skip
+    told = replace(
+        with_candidates(evidence, prune_onnx_int8=row(0.7, 20_000, 2.0, "onnxruntime")),
+        params={**evidence.params, "ship": {"candidate": shipped}},
+        verdicts=verdicts,
+    )
+    line = {
+        "prune": "To ship: prune (2 of 3 claims proven). It is right on 70.0 %, its file has 120 kB, and a batch of 64 "
+        "takes 4 ms in PyTorch.",
+        "prune_onnx_int8": "To ship: prune_onnx_int8 (2 of 3 claims proven). It is right on 70.0 %, its file has 80 kB, "
+        "and a batch of 64 takes 2 ms in ONNX Runtime.",
+    }[shipped]
+    html = render_html(told, 0)
+    assert f"{headline(told.metrics, 10)} {line} Verdicts" in Page(html).words
+    for name in told.metrics:
+        for table in ("Table of candidates", "Table of costs"):  # a person who hears the page is told as well
+            assert ("to ship" in row_of(html, table, name)) == (name == shipped)
+    marked = re.findall(r'<tr class="chosen">\s*<th scope="row" data-value="(\w+)">', html)
+    assert marked == [shipped, shipped]
+    text = report.render_pull_request(told)
+    assert text.split("\n\n")[1] == f"**{line}**"
+    assert [cell for cell in re.findall(r"^\| (.+?) \|", text, re.MULTILINE) if "to ship" in cell] == [
+        f"**{shipped}** (to ship)"
+    ]
+
+
+def test_without_claims_nothing_is_said_to_be_proven() -> None:
+    assert "To ship: prune (no claims were made)." in report.ship_line(METRICS, "prune", [])
+    assert report.ship_line(METRICS, "other", []).endswith("which was not evaluated.")
+
+
+def test_what_prune_also_may_name_has_its_folder() -> None:
+    from typing import get_args
+
+    from thinner.config import Prunable
+
+    assert report.ALSO == {f"prune_{name}": f"prune_also/{name}" for name in get_args(Prunable)}
+
+
+def test_top_5_has_a_column_where_it_was_measured(evidence: Evidence) -> None:
+    five = {name: {**row, "accuracy_top5": 0.95 + n / 100} for n, (name, row) in enumerate(METRICS.items())}
+    told = replace(evidence, metrics=five)
+    assert "70.0 % −20.0" in row_of(render_html(told, 0), "Table of candidates", "prune")
+    assert "97.0 %" in row_of(render_html(told, 0), "Table of candidates", "prune")
+    text = report.render_pull_request(told)
+    assert "| candidate | accuracy | vs teacher | top-5 | macro-F1 |" in text
+    assert "| **prune** (to ship) | 70.0 % | −20.0 | 97.0 % | 0.700 |" in text
+    assert "top" not in Page(render_html(evidence, 0)).words.replace("top-5", "top").split("Trade-offs")[1].split()
+    assert "top-5" not in report.render_pull_request(evidence)
+
+
+def test_a_latency_has_its_interval_and_what_it_is_against_the_teacher(fuller: Evidence) -> None:
+    html = render_html(fuller, 0)
+    assert "4 [3.9, 4.2] p95 8 30.0x faster" in row_of(html, "Table of candidates", "prune")
+    assert "faster" not in row_of(html, "Table of candidates", "finetune")
+    slower = replace(fuller, metrics={**fuller.metrics, "distill": row(0.8, 60_000, 480.0)})
+    assert "4.0x slower" in row_of(render_html(slower, 0), "Table of candidates", "distill")
+    assert "4 [3.9, 4.2] 8 30.0x faster 16,000 2.5 MB 30,000" in row_of(html, "Table of costs", "prune")
+
+
+def test_the_pareto_front_is_of_those_that_nobody_beats_in_both(evidence: Evidence) -> None:
+    # as cheap as distill and worse; dearer than all and the worst
+    worse = with_candidates(evidence, scratch=row(0.65, 60_000, 9.0), other=row(0.6, 4_000_000, 130.0))
+    charts = {chart.key: chart for chart in report._charts(worse)}
+    for key, front in (
+        ("macs", [(300_000, 0.7), (600_000, 0.8), (30_000_000, 0.9)]),
+        ("latency-ms-b64", [(3.0, 0.7), (8.0, 0.8), (120.0, 0.9)]),
+    ):
+        (trace,) = (trace for trace in charts[key].figure.data if trace.name == "Pareto front")
+        assert list(zip(trace.x, trace.y, strict=True)) == front
+    assert "as cheap): finetune, distill, prune_onnx." in charts["latency-ms-b64"].text
+
+
+RUNS = {
+    "prepare": None,
+    "finetune": {"commit": "0123456789abcdef0123", "dirty": False, "seconds": 125.2, "joules": 4_200.0},
+    "distill": {"commit": "fedcba9876543210ffff", "dirty": True, "seconds": 7.4, "joules": None},
+}
+
+
+def test_what_was_run_tells_duration_commit_and_energy_of_each_stage(evidence: Evidence) -> None:
+    told = replace(evidence, runs=RUNS)
+    html = render_html(told, 0)
+    assert row_of(html, "Table of stages", "prepare") == "prepare not recorded here"
+    assert row_of(html, "Table of stages", "finetune") == "finetune 0123456789ab 2 min 05 s 4.2 kJ"
+    assert row_of(html, "Table of stages", "distill") == "distill fedcba987654 and changes 7 s not told"
+    text = report.render_pull_request(told)
+    assert "| prepare | not recorded here |  |  |\n| finetune | 0123456789ab | 2 min 05 s | 4.2 kJ |" in text
+    assert html == render_html(replace(evidence, runs={**RUNS}), 0)
+    assert "How long the stages took is not recorded here." in Page(render_html(evidence, 0)).words
+    assert "Stages: not recorded here." in report.render_pull_request(evidence)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.6, "1 h 00 min"), (3725, "1 h 02 min")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
 
 
 def test_page_is_the_same_for_the_same_evidence(evidence: Evidence) -> None:
@@ -482,7 +637,7 @@ def test_a_fuller_evaluation_has_calibration_risk_robustness_and_cost(fuller: Ev
     assert "prune's calibration error is 8.1 %, and 1.2 % after temperature scaling" in words
     assert "Wrong among the surest 80 %: prune 12.5 %." in words
     assert "Mean of 2 severities. Points against clean images, over all kinds: prune −15.0." in words
-    for cell in ("0.512", "0.0456", "16,000", "2.5 MB", "95 %: from", "3.9", "4.2", "Calibration", "Robustness"):
+    for cell in ("0.512", "0.0456", "16,000", "2.5 MB", "95 %, batch 64", "[3.9, 4.2]", "Calibration", "Robustness"):
         assert cell in words
     keys = {div["id"] for div in page.all("div") if div.get("class") == "plot"}
     assert {"plot-reliability", "plot-risk-coverage", "plot-corruptions", "plot-class-changes"} <= keys
@@ -516,6 +671,48 @@ def test_the_change_of_a_class_has_an_interval(evidence: Evidence) -> None:
     assert coat["difference"] == pytest.approx(-1 / 3)
 
 
+def test_the_accuracy_of_a_class_has_wilsons_limits_on_the_page(evidence: Evidence) -> None:
+    def wilson(right: int, images: int) -> list[float]:  # (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
+        z, p = 1.959964, right / images
+        half = z * (p * (1 - p) / images + z**2 / (4 * images**2)) ** 0.5
+        return [(p + z**2 / (2 * images) + sign * half) / (1 + z**2 / images) for sign in (-1, 1)]
+
+    bag = report._class_rows(evidence)[0]
+    assert bag["teacher_limits"] == pytest.approx(wilson(3, 4), abs=1e-6)
+    assert bag["small_limits"] == pytest.approx(wilson(2, 4), abs=1e-6)
+    words = row_of(render_html(evidence, 0), "Table of accuracy by class", "bag")
+    assert words.startswith("bag 4 75.0 % [30.1, 95.4] 50.0 % [15.0, 85.0] −25.0 [")
+    assert "| bag | 4 | 75.0 % [30.1, 95.4] | 50.0 % [15.0, 85.0] | −25.0 |" in report.render_pull_request(evidence)
+
+
+def test_what_charts_show_is_in_tables_as_well(fuller: Evidence) -> None:
+    tables = {chart.key: chart.table for chart in report._charts(fuller)}
+    # the second round of pruning goes on where the first one ended
+    assert [row for row in tables["val-accuracy"].rows if row[0] == "prune"] == [
+        ["prune", "10", "50.0 %"], ["prune", "20", "75.0 %"], ["prune", "30", "50.0 %"], ["prune", "40", "75.0 %"],
+    ]  # fmt: skip
+    assert tables["loss"].rows[0] == ["finetune", "10", "1"]
+    assert tables["reliability"].rows[4:6] == [
+        ["prune, as it is", "70.0 %", "50.0 %", "5"], ["prune, as it is", "95.0 %", "90.0 %", "5"],
+    ]  # fmt: skip
+    assert len(tables["reliability"].rows) == len(RELIABILITY)
+    (risks,) = tables["risk-coverage"].rows
+    assert risks == ["prune", *["1.0 %"] * 5, *["12.5 %"] * 3, *["30.0 %"] * 2]
+    assert tables["corruptions"].headings == ["candidate", "not corrupted", "noise", "blur"]
+    assert tables["corruptions"].rows == [["prune", "70.0 %", "50.0 %", "60.0 %"]]
+    assert tables["confusion-prune"].rows[0] == ["bag", "2", "2", "0"]
+    html = render_html(fuller, 0)
+    for key, table in tables.items():
+        if table is not None:
+            below = html.split(f'id="d-{key}"')[1].split("</figure>")[0]
+            assert "<details>" in below
+            assert all(cell in Page(below).words for row in table.rows for cell in row)
+    assert "ten coverages." in Page(html).words
+    many = replace(fuller, classes=[*CLASSES, *(f"class {k}" for k in range(17))])
+    assert {chart.table for chart in report._charts(many) if chart.section == "confusion"} == {None}
+    assert "of confusion matrices the most frequent mistakes." in Page(render_html(many, 0)).words
+
+
 def test_markdown_for_a_pull_request_says_what_the_page_says(fuller: Evidence) -> None:
     text = report.render_pull_request(fuller)
     assert text.startswith(headline(METRICS, 10))
@@ -524,6 +721,11 @@ def test_markdown_for_a_pull_request_says_what_the_page_says(fuller: Evidence) -
     assert any(line.startswith("| prune | −20.0 | [") for line in rows)
     assert "| prune | 0.512 | 0.200 | 8.1 % | 1.50 | 0.400 | 0.190 | 1.2 % | 0.0456 |" in rows
     assert "| 1 (chosen) | 300 k | 30,000 | 50.0 % | 75.0 % |" in rows
+    (cost,) = (line for line in rows if line.startswith("| prune | 0.5 |"))
+    assert cost == (
+        "| prune | 0.5 | 0.571 | 30.0x faster | 4 | [3.9, 4.2] | 8 | 30.0x faster | 16,000 | 2.5 MB | 30,000 | 30,000 |"
+    )
+    assert "| prune | 70.0 % | 50.0 % | 60.0 % |" in rows  # corrupted
     assert any(line.startswith("| \\</script\\>\\<b\\>coat | 3 |") for line in rows)
     assert "git log -1 --format=%H -S c0ffee -- dvc.lock" in text
     assert "ab" * 32 in text
@@ -590,6 +792,8 @@ def test_a_real_browser_draws_every_chart_and_has_nothing_to_complain_of(
         assert browser.run("document.documentElement.scrollWidth") <= width  # wide tables scroll by themselves
         paper = browser.run("getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
+        browser.run("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+        assert browser.run("document.documentElement.scrollWidth") <= width  # nor do those that were folded in
         browser.screenshot(tmp_path / "page.png", whole=True)
         assert (tmp_path / "page.png").stat().st_size > 50_000
         assert not browser.complaints
@@ -601,7 +805,7 @@ def test_the_table_is_sorted_by_the_keyboard_alone(fuller: Evidence, tmp_path: P
     page = tmp_path / "page.html"
     page.write_text(render_html(fuller, 0))
     names = "[...document.querySelectorAll('table.wide tbody th')].map(cell => cell.dataset.value).join()"
-    with Browser(tmp_path) as browser:
+    with Browser(tmp_path, dark=True) as browser:
         browser.open(page.as_uri())
         assert browser.run(names) == "finetune,distill,prune,prune_onnx"
         for _ in range(60):
@@ -615,8 +819,24 @@ def test_the_table_is_sorted_by_the_keyboard_alone(fuller: Evidence, tmp_path: P
         assert browser.run("document.activeElement.closest('th').getAttribute('aria-sort')") == "ascending"
         browser.press("Enter")
         assert browser.run(names) == "finetune,distill,prune,prune_onnx"
-        # on paper nothing is folded away, and pages are white
-        browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+        # costs are sorted by numbers, 0.375 < 0.5 < 1 < 15, and what has none stands last, whichever way
+        costs = "[...document.querySelectorAll('#tradeoff ~ details tbody th')].map(cell => cell.dataset.value).join()"
+        press = (
+            "[...document.querySelectorAll('#tradeoff ~ details th button')].find(b => b.textContent === '{}').click()"
+        )
+        browser.run(press.format("ms, batch 1"))
+        assert browser.run(costs) == "prune_onnx,prune,distill,finetune"
+        browser.run(press.format("images/s, batch 64"))
+        assert browser.run(costs).startswith("prune,")
+        browser.run(press.format("images/s, batch 64"))
+        assert browser.run(costs).startswith("prune,")
+        # on paper nothing is folded away, and pages are white, also where the screen is dark
+        body = "getComputedStyle(document.body)"
+        assert browser.run(f"{body}.backgroundColor") == "rgb(20, 23, 26)"
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        browser.call("Emulation.setEmulatedMedia", media="print", features=dark)
+        assert browser.run(f"{body}.backgroundColor") == "rgb(255, 255, 255)"
+        assert browser.run(f"{body}.color") == "rgb(0, 0, 0)"
         browser.run("dispatchEvent(new Event('beforeprint'))")
         assert browser.run("[...document.querySelectorAll('details')].every(part => part.open)")
         assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
