@@ -11,6 +11,7 @@
   training step; the two ways of benchmarks/distillation.py, which take turns
 - speed: the default student as it is, with half of its MACs and with a quarter, at batch 1 and 64, in PyTorch and in
   ONNX Runtime on one thread, all taking turns; each against its own ratio of MACs
+- widths: the student cut to half of its MACs with `round_to` 1, 8 and 16, in the same way: what odd widths cost
 
 Widths decide here, not weights: the student is the trained one of data/distill where there is one, else a fresh one.
 """
@@ -41,6 +42,7 @@ MOST_OF_PLAIN = 1.10  # of the time of plain training
 LEAST_SPEED = 1.3  # half of the MACs, batch 64, ONNX Runtime
 MACS_LEFT = (0.5, 0.25)
 BATCHES = (1, 64)
+ROUND_TO = (1, 8, 16)
 
 
 # ----------------------------------------------------------------------------------------------- one prune step
@@ -167,8 +169,8 @@ def judge_recovery(times: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure_speed(params: Any, networks: dict[float, Any], shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    """Milliseconds, {"RUNTIME/BATCH": {share of the MACs: samples}}; everything of one batch takes turns."""
+def measure_speed(params: Any, networks: dict[Any, Any], shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
+    """Milliseconds, {"RUNTIME/BATCH": {name of the network: samples}}; everything of one batch takes turns."""
     import copy
 
     import torch
@@ -199,7 +201,7 @@ def measure_speed(params: Any, networks: dict[float, Any], shape: tuple[int, int
     return found
 
 
-def judge_speed(samples: dict[str, Any], macs_left: dict[float, float]) -> dict[str, Any]:
+def judge_speed(samples: dict[str, Any], macs_left: dict[Any, float]) -> dict[str, Any]:
     """Times as fast as the student that was not pruned, with a 95 % interval, beside what its MACs promise."""
     import numpy as np
 
@@ -214,8 +216,22 @@ def judge_speed(samples: dict[str, Any], macs_left: dict[float, float]) -> dict[
                 row |= {"times_as_fast": speed.effect, "low": speed.low, "high": speed.high}
                 row["verdict"] = "faster" if speed.low > 1 else "slower" if speed.high < 1 else "not faster"
             found.setdefault(place, {})[str(share)] = row
-    half = found["onnxruntime/64"]["0.5"]
-    return {"places": found, "holds": half["times_as_fast"] >= LEAST_SPEED and half["low"] > 1}
+    half = found["onnxruntime/64"].get("0.5")
+    return {"places": found, "holds": half is not None and half["times_as_fast"] >= LEAST_SPEED and half["low"] > 1}
+
+
+def of_widths(student: Any, shape: tuple[int, int, int]) -> dict[Any, Any]:
+    """The student (1.0), and by what its widths are multiples of what is left of it at half of its MACs or less."""
+    import torch
+
+    from thinner import pruning
+    from thinner.profiling import count_macs
+
+    macs, example = count_macs(student, shape) // 2, torch.zeros(1, *shape)
+    return {1.0: student} | {
+        f"round_to {unit}": pruning.cut(student, example, macs=macs, criterion="l2", round_to=unit)[0]
+        for unit in ROUND_TO
+    }
 
 
 # ----------------------------------------------------------------------------------------------------- all of it
@@ -234,6 +250,9 @@ def measure_all(params: Any, rounds: int, repeats: int) -> dict[str, Any]:
     whole = count_macs(networks[1.0], shape)
     macs_left = {share: count_macs(network, shape) / whole for share, network in networks.items()}
     results["speed"] = judge_speed(measure_speed(params, networks, shape, repeats), macs_left)
+    cut = of_widths(networks[1.0], shape)
+    macs_left = {name: count_macs(network, shape) / whole for name, network in cut.items()}
+    results["widths"] = judge_speed(measure_speed(params, cut, shape, repeats), macs_left)["places"]
     with tempfile.TemporaryDirectory() as folder:
         times = measure_recovery(params, networks[MACS_LEFT[0]], rounds, Path(folder))
     results["recovery"] = judge_recovery(times)
@@ -252,18 +271,26 @@ def show(results: dict[str, Any], device: str) -> None:
     interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
     print(f"{row['time_of_plain']:.2f} {interval}   must: <= {MOST_OF_PLAIN:.2f}: {verdict}")
     print("\nthe pruned student, one thread, with 95 % intervals\n")
-    print(f"{'runtime, batch':<20}{'MACs left':>12}{'MACs say':>10}{'ms':>9}{'times as fast':>24}")
-    for place, rows in results["speed"]["places"].items():
-        for share, row in rows.items():
-            cells = (
-                f"{place.replace('/', ', '):<20}{row['macs_left']:12.2f}{1 / row['macs_left']:10.2f}{row['ms']:9.2f}"
-            )
-            if share != "1.0":
+    _show_speeds(results["speed"]["places"])
+    print("\nby what its widths are multiples of, at half of the MACs or less\n")
+    _show_speeds(results["widths"], named=True)
+    verdict = "holds" if results["speed"]["holds"] else "NO"
+    print(f"\nmust: half of the MACs >= {LEAST_SPEED} times as fast, batch 64, ONNX Runtime: {verdict}")
+
+
+def _show_speeds(places: dict[str, Any], *, named: bool = False) -> None:
+    print(
+        f"{'runtime, batch':<20}{'widths' if named else '':<12}{'MACs left':>10}{'MACs say':>10}{'ms':>9}"
+        f"{'times as fast':>24}"
+    )
+    for place, rows in places.items():
+        for name, row in rows.items():
+            label = f"{place.replace('/', ', '):<20}{name if named and name != '1.0' else '':<12}"
+            cells = f"{label}{row['macs_left']:10.2f}{1 / row['macs_left']:10.2f}{row['ms']:9.2f}"
+            if name != "1.0":
                 interval = f"{row['times_as_fast']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
                 cells += f"{interval:>24}   {row['verdict']}"
             print(cells)
-    verdict = "holds" if results["speed"]["holds"] else "NO"
-    print(f"\nmust: half of the MACs >= {LEAST_SPEED} times as fast, batch 64, ONNX Runtime: {verdict}")
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import torchvision
 from benchmarks import coverage
 
 ROOT = Path(__file__).parents[2]
-GOOD = {"macs_left": 0.5, "params_left": 0.5, "step": True, "loads": True, "onnx_difference": 1e-7}
+GOOD = {"macs_left": 0.4, "params_left": 0.5, "step": True, "loads": True, "onnx_difference": 1e-7}
 
 
 @pytest.mark.integration
@@ -30,7 +30,6 @@ GOOD = {"macs_left": 0.5, "params_left": 0.5, "step": True, "loads": True, "onnx
 def test_a_network_of_each_kind_prunes(name):
     result = coverage.judge(name, coverage.family_of(name).size, limit_gb=6, timeout_s=600)
     assert coverage.verdict({"params": 0, **result}) == "prunes"
-    assert all(row["macs_left"] < 0.75 for row in result["ratios"].values())
 
 
 def eat(gigabytes):
@@ -64,7 +63,7 @@ def test_a_process_ends_with_its_result_or_with_the_reason():
         ({"loads": False}, "FAILS: 0.6: loads"),
         ({"step": False}, "FAILS: 0.6: step"),
         ({"onnx_difference": 3e-3}, "FAILS: 0.6: ONNX 3e-03"),
-        ({"macs_left": 1.0}, "FAILS: 0.6: nothing was cut"),
+        ({"macs_left": 0.46}, "FAILS: 0.6: 46% of the MACs are left"),
     ],
 )
 def test_one_thing_amiss_is_a_failure_that_names_it(change, said):

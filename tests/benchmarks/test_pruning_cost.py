@@ -77,9 +77,14 @@ def test_the_whole_benchmark_measures_and_shows_what_its_musts_are(monkeypatch, 
     monkeypatch.setattr(pruning, "NETWORKS", (("SqueezeNet", "torchvision:squeezenet1_1", 32),))
     monkeypatch.setattr(distillation, "jobs", lambda params: [replace(TINY, student=tiny, policy={})])
     results = pruning.measure_all(PARAMS, rounds=10, repeats=10)
-    assert set(results) == {"step", "source", "recovery", "speed"}
+    assert set(results) == {"step", "source", "recovery", "speed", "widths"}
     half = results["speed"]["places"]["onnxruntime/64"]["0.5"]
     assert 0.3 < half["macs_left"] <= 0.5
+    cut = results["widths"]["onnxruntime/64"]
+    assert set(cut) == {"1.0", "round_to 1", "round_to 8", "round_to 16"}
+    assert all(0 < row["macs_left"] <= 0.5 for name, row in cut.items() if name != "1.0")
+    # multiples of 1 come closest to what is asked for
+    assert cut["round_to 1"]["macs_left"] > max(cut["round_to 8"]["macs_left"], cut["round_to 16"]["macs_left"])
     pruning.show(results, "cpu")
     shown = capsys.readouterr().out
     assert "SqueezeNet" in shown
