@@ -28,6 +28,7 @@ STUDY = {
         "hot": {"set": {"distill.temperature": 20.0}},
     },
 }
+ONE_SEED = {**STUDY, "seeds": [0]}
 # a curve whose best row is in the middle; what it shows depends on the seed and, in distill, on the temperature
 HISTORY = """
     value = 0.5 + 0.1 * stage.params.run.seed
@@ -111,32 +112,33 @@ def test_a_study_runs_once_and_says_what_it_found(toy: Toy) -> None:
 @pytest.mark.integration
 def test_what_is_shared_runs_once_and_only_what_changed_runs_again(toy: Toy) -> None:
     # a variant that fails keeps the worktrees, which then tell what ran
-    broken = {**STUDY, "variants": {**STUDY["variants"], "broken": {"set": {"distill.losses": []}}}}
+    broken = {**ONE_SEED, "variants": {**STUDY["variants"], "broken": {"set": {"distill.losses": []}}}}
     write(toy, broken)
     text = run(toy, check=False)
     assert "distill.losses" in text  # refused before anything ran
     assert not (toy.root / "docs" / "studies" / "small.csv").exists()
 
-    write(toy, STUDY)
+    write(toy, ONE_SEED)
     said = run(toy, "--workers", "2", check=False, TOY_FAIL="scratch")
-    assert "2 of 6 failed" not in said  # distill needs scratch in this graph: all fail
-    assert "6 of 6 failed" in said and "asked to fail" in said
+    assert "1 of 3 failed" not in said  # distill needs scratch in this graph: all fail
+    assert "3 of 3 failed" in said and "asked to fail" in said
     assert sorted(set(ran(toy))) == ["finetune", "prepare", "scratch"]
     assert not (toy.root / "docs" / "studies" / "small.csv").exists()
 
     run(toy, "--only", "warm", "--only", "scratch")
-    assert len(table(toy)) == 4
+    assert len(table(toy)) == 2
 
-    changed = yaml.safe_load(yaml.safe_dump(STUDY))
+    changed = yaml.safe_load(yaml.safe_dump(ONE_SEED))
     changed["variants"]["warm"]["set"]["distill.temperature"] = 5.0
     write(toy, changed)
     said = run(toy)
-    assert said.count("up to date") == 2  # scratch
+    assert said.count("up to date") == 1  # scratch
     assert table(toy).set_index(["variant", "seed"])["value"].round(4).to_dict()["warm", 0] == 0.55
 
 
 @pytest.mark.integration
 def test_a_study_that_is_stopped_goes_on(toy: Toy) -> None:
+    write(toy, ONE_SEED)
     process = toy.start(sys.executable, "-m", "flows.sweep", "studies/small.yaml", TOY_SLOW="distill:20")
     csv = toy.root / "docs" / "studies" / "small.csv"
     eventually(lambda: any("distill" in path.read_text() for path in toy.root.rglob("worker-*/ran.txt")), 120)
@@ -146,7 +148,7 @@ def test_a_study_that_is_stopped_goes_on(toy: Toy) -> None:
     eventually(lambda: not toy.stage_processes(), 30)
     assert not csv.exists()
     run(toy)
-    assert len(table(toy)) == 6
+    assert len(table(toy)) == 3
 
 
 def load(toy: Toy, **changes: object) -> sweep.Study:
