@@ -241,7 +241,8 @@ class Knife:
     ) -> None:
         self._section, self._seed, self._examples = params.prune, params.run.seed, examples
         self._example = torch.zeros(1, *shape)
-        self._clock = pruning.Clock(params.prune.latency_batch, learning.memory_format_of(params))
+        # as the rounds are measured in the end: beside the source
+        self._clock = pruning.Clock(params.prune.latency_batch, learning.memory_format_of(params), beside=model)
         self._how: dict[str, Any] = {
             "criterion": params.prune.criterion,
             "scope": params.prune.scope,

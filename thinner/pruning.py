@@ -76,11 +76,16 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {  # size at the 
 
 @dataclass(frozen=True)
 class Clock:
-    """How a latency is measured: images at once, layout of memory, on one thread."""
+    """How a latency is measured: images at once, layout of memory, on one thread.
+
+    ``beside``: a network that takes turns with the one that is measured. Alone in a loop a network finds its weights in
+    the caches, and looks faster than it will be where others run as well.
+    """
 
     batch: int
     memory_format: torch.memory_format = torch.channels_last
     repeats: int = 30
+    beside: nn.Module | None = None
 
 
 def size_of(
@@ -93,10 +98,15 @@ def size_of(
         return count_params(model)
     if clock is None:
         raise PruningError("latency_ms: needs a clock. Say how it is measured: clock=Clock(batch=64)")
-    model = copy.deepcopy(model).eval().cpu().to(memory_format=clock.memory_format)
+    networks = {"": copy.deepcopy(model)} | (
+        {"beside": copy.deepcopy(clock.beside)} if clock.beside is not None else {}
+    )
+    for network in networks.values():
+        network.eval().cpu().to(memory_format=clock.memory_format)
     x = example.expand(clock.batch, -1, -1, -1).contiguous(memory_format=clock.memory_format)
     with torch.inference_mode(), pinned_threads(1):
-        samples = measure_latency({"": lambda: model(x)}, repeats=clock.repeats)
+        calls = {name: (lambda network=network: network(x)) for name, network in networks.items()}
+        samples = measure_latency(calls, repeats=clock.repeats)
     return summarise_latency(samples[""])[0]
 
 

@@ -168,7 +168,7 @@ def test_a_latency_can_be_the_limit(monkeypatch):
 
     def ms_of(call):
         (x,) = [c.cell_contents for c in call.__closure__ if isinstance(c.cell_contents, torch.Tensor)]
-        (found,) = [c.cell_contents for c in call.__closure__ if isinstance(c.cell_contents, nn.Module)]
+        (found,) = call.__defaults__
         assert x.shape[0] == 64
         return macs(found) / 1e6
 
@@ -438,3 +438,16 @@ def test_what_rounds_can_reach_is_less_than_what_one_cut_can():
 def test_a_network_that_is_small_enough_is_an_error_of_its_own():
     with pytest.raises(pruning.NothingToPruneError, match="nothing to prune: the network has"):
         pruning.cut(network(), EXAMPLE, macs=10**9, criterion="l2")
+
+
+def test_a_latency_is_measured_beside_another_network(monkeypatch):
+    seen = []
+    measure = pruning.measure_latency
+    monkeypatch.setattr(
+        pruning, "measure_latency", lambda calls, **how: (seen.append(list(calls)), measure(calls, **how))[1]
+    )
+    small, large = network(), nn.Sequential(network(), nn.Identity())
+    clock = pruning.Clock(1, repeats=3, beside=large)
+    assert 0 < pruning.size_of("latency_ms", small, EXAMPLE, clock)
+    assert 0 < pruning.size_of("latency_ms", small, EXAMPLE, pruning.Clock(1, repeats=3))
+    assert seen == [["", "beside"], [""]]
