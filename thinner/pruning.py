@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from thinner import architectures, models
 from thinner.criteria import ChannelScores, Criterion, Examples, GroupImportance, look_up, score_channels
 from thinner.errors import UserError
-from thinner.profiling import count_macs, count_params, measure_latency, pinned_threads, summarise_latency
+from thinner.profiling import count_macs, count_params, measure_latency, median_interval, pinned_threads
 
 
 class PruningError(UserError):
@@ -91,7 +91,11 @@ class Clock:
 def size_of(
     unit: Unit, model: nn.Module, example: Float[Tensor, "one channels size size"], clock: Clock | None = None
 ) -> float:
-    """MACs per image, parameters, or the median milliseconds of a batch, measured now on this machine's CPU."""
+    """MACs per image, parameters, or the milliseconds of a batch, measured now on this machine's CPU.
+
+    Of several networks the one that looks just fast enough has often been lucky, so a latency is the upper limit of the
+    median's 95 % interval, and not the median itself.
+    """
     if unit == "macs":
         return count_macs(model, tuple(example.shape[1:]))
     if unit == "params":
@@ -107,7 +111,7 @@ def size_of(
     with torch.inference_mode(), pinned_threads(1):
         calls = {name: (lambda network=network: network(x)) for name, network in networks.items()}
         samples = measure_latency(calls, repeats=clock.repeats)
-    return summarise_latency(samples[""])[0]
+    return median_interval(samples[""])[1]
 
 
 def cut(
@@ -164,12 +168,17 @@ def cut(
             f"prune.target: {sized(unit, limit)} of {sized(unit, now)} are asked for; "
             + out_of_reach(unit, now, reached, round_to, keep)
         )
+    if count_params(best) == count_params(model):  # only a clock can say that less is reached
+        raise NothingToPruneError(
+            f"nothing to prune: no channel can go, and measured again it takes {sized(unit, reached)}"
+        )
     for _ in range(_BISECTIONS):
         if reached >= _NEAR_ENOUGH * limit:
             break
         middle = (low + high) / 2
         candidate, size = smaller(middle)
-        if size <= limit:
+        # where a share takes nothing away, a clock may find the very same network to be fast enough
+        if size <= limit and count_params(candidate) < count_params(model):
             high = middle
             if size >= reached:
                 best, reached = candidate, size

@@ -163,7 +163,7 @@ def test_parameters_can_be_the_limit(share):
 def test_a_latency_can_be_the_limit(monkeypatch):
     # a clock that says one microsecond per 1,000 MACs: what is asked of the network is then known exactly
     monkeypatch.setattr(
-        pruning, "measure_latency", lambda calls, repeats: {n: np.full(3, ms_of(call)) for n, call in calls.items()}
+        pruning, "measure_latency", lambda calls, repeats: {n: np.full(6, ms_of(call)) for n, call in calls.items()}
     )
 
     def ms_of(call):
@@ -185,7 +185,7 @@ def test_a_latency_is_measured_in_milliseconds_of_a_whole_batch():
             time.sleep(0.002 + 0.0001 * len(x))
             return x
 
-    measured = pruning.size_of("latency_ms", Slow(), EXAMPLE, pruning.Clock(batch=80, repeats=3))
+    measured = pruning.size_of("latency_ms", Slow(), EXAMPLE, pruning.Clock(batch=80, repeats=6))
     assert 10 <= measured < 30
     with pytest.raises(pruning.PruningError, match="needs a clock"):
         pruning.size_of("latency_ms", Slow(), EXAMPLE)
@@ -447,7 +447,29 @@ def test_a_latency_is_measured_beside_another_network(monkeypatch):
         pruning, "measure_latency", lambda calls, **how: (seen.append(list(calls)), measure(calls, **how))[1]
     )
     small, large = network(), nn.Sequential(network(), nn.Identity())
-    clock = pruning.Clock(1, repeats=3, beside=large)
+    clock = pruning.Clock(1, repeats=6, beside=large)
     assert 0 < pruning.size_of("latency_ms", small, EXAMPLE, clock)
-    assert 0 < pruning.size_of("latency_ms", small, EXAMPLE, pruning.Clock(1, repeats=3))
+    assert 0 < pruning.size_of("latency_ms", small, EXAMPLE, pruning.Clock(1, repeats=6))
     assert seen == [["", "beside"], [""]]
+
+
+def test_a_clock_that_finds_the_same_network_faster_the_next_time_cuts_all_the_same(monkeypatch):
+    # round_to 16 leaves the network whole at small shares; each measurement is a little faster than the one before
+    paces = itertools.chain([1.0], itertools.repeat(0.9))
+    measure = pruning.size_of
+    monkeypatch.setattr(
+        pruning,
+        "size_of",
+        lambda unit, model, example, clock=None: (
+            macs(model) * next(paces) if unit == "latency_ms" else measure(unit, model, example)
+        ),
+    )
+    model, clock = network(), pruning.Clock(1)
+    smaller, found = pruning.cut(
+        model, EXAMPLE, latency_ms=0.95 * macs(model), criterion="l2", round_to=16, clock=clock
+    )
+    assert found.params_after < found.params_before
+    assert macs(smaller) < macs(model)
+    paces = itertools.chain([1.0], itertools.repeat(0.9))
+    with pytest.raises(pruning.NothingToPruneError, match="no channel can go"):
+        pruning.cut(model, EXAMPLE, latency_ms=0.95 * macs(model), criterion="l2", keep=[".*"], clock=clock)
