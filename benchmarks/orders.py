@@ -62,9 +62,10 @@ def trainings(params: Params) -> list[Training]:
         found.append(Training("the student", model, shape, _steps(budget.steps), budget.batch_size))
     knife = Knife(params, model, shape, None)
     for number in range(1, params.prune.rounds + 1):
-        if knife.size(model) <= knife.allowed(number):
+        allowed = knife.allowed(number, model)
+        if knife.size(model) <= allowed:
             continue
-        model, _ = knife.cut(model, knife.allowed(number), number, None)
+        model, _ = knife.cut(model, allowed, number, None)
         what = f"round {number} of {params.prune.rounds} of {'the student' if name == 'distill' else 'the teacher'}"
         found.append(Training(what, model, shape, steps, plan.batch_size))
     return found

@@ -65,6 +65,10 @@ def prune(stage: Stage) -> None:
     model = source.model
     early = checkpoint.load(f"data/{source_name}/{learning.EARLY}").model if section.rewind else None
 
+    def lost(row: Row) -> float:
+        """Points of validation accuracy, against the source."""
+        return 100 * float(accuracy - row["accuracy_after"])
+
     def recover(number: int, model: nn.Module, held: masks.Masks) -> tuple[float, list[training.Row]]:
         """Re-estimate statistics, then train; (accuracy in between, learning curve)."""
         batches = learning.batches_of(
@@ -116,7 +120,7 @@ def prune(stage: Stage) -> None:
             rows.append(json.loads((folder / "row.json").read_text()))
             networks.append(model)
         else:
-            allowed = knife.allowed(number)
+            allowed = knife.allowed(number, model)
             size = fabric.broadcast(knife.size(model))
             was_cut = stage.resume / f"round-{number}" / "cut"
             # widths come in multiples of round_to: the round before may have gone further than it had to
@@ -127,9 +131,8 @@ def prune(stage: Stage) -> None:
                 )
                 continue
             try:
-                if (
-                    knife.measures
-                ):  # once, for all processes and for a run that goes on: the next time it is other widths
+                # once, for all processes and for a run that goes on: measured again it would be other widths
+                if knife.measures:
                     failure = None
                     if fabric.global_rank == 0 and not (was_cut / checkpoint.SPEC).exists():
                         try:
@@ -167,7 +170,7 @@ def prune(stage: Stage) -> None:
             rows.append(json.loads((folder / "row.json").read_text()))
             networks.append(model)
         _record_curve(stage, folder / "history.csv", (number - 1) * plan_steps(params, len(pool)))
-        if _is_enough(stage, number, 100 * (accuracy - rows[-1]["accuracy_after"])):
+        if _is_enough(stage, number, lost(rows[-1])):
             break
 
     if len(rows) == 1:
@@ -177,10 +180,9 @@ def prune(stage: Stage) -> None:
         )
     tolerance = section.goal[1] / 100 if section.goal[0] == "max_drop" else section.tolerance
     chosen = pruning.choose_round(rows[1:], accuracy, tolerance)
-    drop = 100 * (accuracy - next(row for row in rows if row["round"] == chosen)["accuracy_after"])
+    drop = lost(next(row for row in rows if row["round"] == chosen))
     if section.goal[0] == "max_drop" and drop > section.goal[1] + _POINTS_ROUNDING:
-        lost = {row["round"]: f"{100 * (accuracy - row['accuracy_after']):.2f}" for row in rows[1:]}
-        each = "; ".join(f"round {r['round']}: {knife.sized(r[knife.column])}, {lost[r['round']]}" for r in rows[1:])
+        each = "; ".join(f"round {r['round']}: {knife.sized(r[knife.column])}, {lost(r):.2f}" for r in rows[1:])
         raise pruning.PruningError(
             f"prune.target: max_drop {section.goal[1]} points, but the best round lost {drop:.2f} ({each}). "
             "Give prune.rounds more (smaller cuts), prune.training.steps more, or max_drop more"
@@ -190,7 +192,7 @@ def prune(stage: Stage) -> None:
     if section.granularity == "channels":  # masks give no speed, so none is shown
         _add_latencies(stage, rows, networks, shape)
     for row in rows:
-        row["target_met"] = knife.is_met(row, 100 * (accuracy - row["accuracy_after"]))
+        row["target_met"] = knife.is_met(row, lost(row))
     _tell_target(stage, rows, chosen, knife)
     with stage.output(f"data/{place}") as out:
         for path in (kept / str(chosen)).glob("model.*"):
@@ -281,7 +283,7 @@ class Knife:
             masked = copy.deepcopy(model)
             masks.apply(masked, pattern)
             return profiling.count_params(model, nonzero=True), profiling.count_params(masked, nonzero=True)
-        return self._reachable(model, 1, 1 if section.schedule == "one_shot" or self.measures else section.rounds)
+        return self._reachable(model, 1, pruning.cuts_in_a_row(self._unit, section.schedule, section.rounds))
 
     def _reachable(self, model: nn.Module, number: int, rounds: int) -> tuple[float, float]:
         """(size now, smallest size) of so many cuts of ``model``, scored as those of round ``number`` onwards are."""
@@ -300,10 +302,13 @@ class Knife:
             seed=self._seed + number,
         )
 
-    def allowed(self, number: int) -> float:
-        """The size that round ``number`` may have."""
+    def allowed(self, number: int, model: nn.Module) -> float:
+        """The size that round ``number`` may leave of ``model``; what one cut cannot do is left for the next rounds."""
         size = pruning.size_after(self._now, self._final, self._section.schedule, number, self._section.rounds)
-        return size if self._unit == "latency_ms" else int(size)
+        if self.measures:
+            return size
+        last = number == self._section.rounds
+        return int(size if last or not self._channels else max(size, self._reachable(model, number, 1)[1]))
 
     def size(self, model: nn.Module) -> float:
         if not self._channels:
@@ -328,7 +333,7 @@ class Knife:
 
     def limits(self, allowed: float) -> dict[str, float]:
         """What the saved network is held to; a latency is a measurement and is reported instead."""
-        return {} if self._unit == "latency_ms" else {self._unit if self._channels else "nonzero": allowed}
+        return {} if self.measures else {self.column: allowed}
 
     def cut(
         self, model: nn.Module, allowed: float, number: int, early: nn.Module | None
@@ -337,9 +342,7 @@ class Knife:
         it has instead."""
         section = self._section
         if self._channels:
-            limit: Any = allowed if self.measures else int(allowed)
-            if not self.measures and number < self._section.rounds:  # what one cut cannot do is left for the next
-                limit = max(limit, int(self._reachable(model, number, 1)[1]))
+            limit: Any = allowed
             smaller, _ = pruning.cut(
                 model,
                 self._example,

@@ -397,7 +397,7 @@ def _reach(params: Params, model: nn.Module, example: Tensor, unit: Any) -> tupl
             clock=pruning.Clock(
                 prune.latency_batch, torch.channels_last if params.run.channels_last else torch.contiguous_format
             ),
-            rounds=1 if prune.schedule == "one_shot" or unit == "latency_ms" else prune.rounds,
+            rounds=pruning.cuts_in_a_row(unit, prune.schedule, prune.rounds),
         )
     for parameter in model.parameters():  # a fresh network has biases of 0, a trained one has not
         if parameter.ndim == 1:

@@ -238,6 +238,11 @@ def reachable(
     return size_of(unit, model, example, clock), size_of(unit, smallest, example, clock)
 
 
+def cuts_in_a_row(unit: Unit, schedule: str, rounds: int) -> int:
+    """How many cuts one after another a target may count on: of a clock one, since each is measured anew."""
+    return 1 if schedule == "one_shot" or unit == "latency_ms" else rounds
+
+
 def cut_share(
     model: nn.Module,
     example: Float[Tensor, "batch channels size size"],

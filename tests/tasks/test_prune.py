@@ -423,6 +423,17 @@ def test_rounds_reach_what_one_cut_cannot(project):
 
 
 @pytest.mark.integration
+def test_a_round_of_which_too_much_is_asked_goes_as_far_as_it_can_and_is_held_to_that(project, monkeypatch):
+    source, example = checkpoint.load("data/distill").model, torch.zeros(1, *SHAPE)
+    _, one = pruning.reachable("macs", source, example, round_to=8)
+    _, two = pruning.reachable("macs", source, example, round_to=8, rounds=2)
+    monkeypatch.setattr(pruning, "size_after", lambda now, final, *_: final)  # all of it, in every round
+    rounds, _ = run(target={"macs": int((one + two) / 2)}, round_to=8, rounds=2)
+    assert rounds["macs"].iloc[1] == one
+    assert list(rounds["target_met"]) == [False, False, True]
+
+
+@pytest.mark.integration
 def test_each_round_has_an_optimiser_of_the_channels_that_are_left(project):
     run()
     for number in (1, 2):
