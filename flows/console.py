@@ -19,6 +19,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from tasks.stage import bar_columns, numbers_text, progress_text
+from thinner import shipping
+from thinner.config import load_params
 
 QUIET = {"quiet": True}  # `extra` of a log record that Prefect keeps and the console leaves out
 LINE_SECONDS = 10.0  # how often a running stage is worth a line of a log
@@ -119,13 +121,18 @@ def few(texts: Sequence[str], most: int = 4) -> str:
 
 
 def print_results(root: Path) -> None:
-    """The candidates as evaluate measured them, where to look, and what to do next."""
-    path = root / "reports" / "metrics.json"
-    if path.is_file():
-        console.print(results_table(json.loads(path.read_text())))
-    claims = root / "reports" / "claims.json"
-    if claims.is_file():
-        print_verdicts(json.loads(claims.read_text()))
+    """Whether targets were met, the candidates as evaluate measured them, what was proven, where to look, what next."""
+    measured, verdicts = (_read(root / "reports" / f"{name}.json") for name in ("metrics", "claims"))
+    targets = shipping.read_targets(root / "reports")
+    for target in targets:
+        for number, line in enumerate(target["lines"]):
+            console.print(line, style="bold green" if target["met"] and number == 0 else "bold red")
+    if measured:
+        console.print(results_table(measured))
+    print_verdicts(verdicts)
+    if measured:
+        line = shipping.ship_line(measured, load_params().ship.candidate, list(verdicts.values()), targets)
+        console.print(f"\n{line}", style="bold" if line.startswith("To ship") else "bold yellow")
     report = root / "reports" / "report.html"
     if report.is_file():
         console.print(f"\nReport   {report.relative_to(root)}  (open it in a browser)", markup=False)
@@ -136,6 +143,10 @@ def print_results(root: Path) -> None:
         "         dvc metrics diff             what changed since the last commit",
         markup=False,
     )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def results_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import candidates, lineage, tracking
-from thinner import statistics
+from thinner import shipping, statistics
 from thinner.config import Params
 from thinner.errors import UserError
 
@@ -156,6 +156,8 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
             bar = _bar(client, champion, mine, other_images)
         promoted, reason = decide(
             list(json.loads(Path("reports/claims.json").read_text()).values()),
+            shipping.read_targets(Path("reports")),
+            params.ship.candidate,
             bar,
             str(champion.version) if champion else None,
             params.ship.margin_points,
@@ -204,13 +206,18 @@ def _right(found: Mapping[str, Any]) -> Any:
 
 
 def decide(
-    verdicts: list[Mapping[str, Any]], bar: Any, champion: str | None, margin_points: float, seed: int
+    verdicts: list[dict[str, Any]],
+    targets: list[dict[str, Any]],
+    candidate: str,
+    bar: Any,
+    champion: str | None,
+    margin_points: float,
+    seed: int,
 ) -> tuple[bool, str]:
     """Whether to promote, and the reason in a sentence. ``bar``: who was right, challenger's and champion's images."""
-    open_ = [verdict for verdict in verdicts if verdict["outcome"] != "proven"]
-    if open_:
-        return False, "; ".join(f"claim {v['outcome']}: {v['claim']}" for v in open_)
-    claims = f"all {len(verdicts)} claims are proven" if verdicts else "there are no claims"
+    if missing := shipping.open_points(candidate, verdicts, targets):
+        return False, f"{candidate} is not ready to ship: {'; '.join(missing)}"
+    claims = f"all {len(verdicts)} claims are proven"
     if bar is None:
         why = "nothing was champion before" if champion is None else f"version {champion} was tested on other images"
         return True, f"{claims}; {why}"

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from tasks.environment import FLOW, PARENT, home_root, set_environment
+from thinner import shipping
 from thinner.errors import UserError
 
 if TYPE_CHECKING:
@@ -510,7 +511,9 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
                 recorder.figures_of(made_by)
             link = f"[{made_by[:8]}](#/experiments/{experiment}/runs/{made_by})" if made_by else "not recorded"
             lines.append(f"| {name} | {stage['state']} | {link} | {_cost(client, made_by)} |")
-    recorder.tags({"mlflow.note.content": "\n".join(lines)})
+    targets = shipping.read_targets(Path("reports")) if status == "FINISHED" else []
+    first = [part for line in shipping.target_lines(targets) for part in (f"**{line}**", "")]
+    recorder.tags({"mlflow.note.content": "\n".join([*first, *lines])})
     if status == "FINISHED":
         _record_results(recorder)
         for file in map(
@@ -561,6 +564,8 @@ def _record_results(recorder: Recorder) -> None:
         measured = json.loads(Path("reports/metrics.json").read_text())
         recorder.metrics(candidate_metrics(measured, params.ship.candidate))
         recorder.tags({"ship.candidate": params.ship.candidate})
+        for target in shipping.read_targets(Path("reports")):
+            recorder.metrics({f"{target['candidate']}/target_met": float(target["met"])})
         recorder.table("candidates", [{"candidate": name, **row} for name, row in measured.items()])
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         verdicts = list(json.loads(Path("reports/claims.json").read_text()).values())

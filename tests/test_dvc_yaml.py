@@ -149,7 +149,7 @@ def test_changing_the_pruning_target_concerns_only_what_comes_after() -> None:
         more = {name for name, stage in STAGES.items() if any(makers.get(dep) in concerned for dep in stage["deps"])}
         grown = not more <= concerned
         concerned |= more
-    assert concerned == {"prune", "prune_also", "export", "evaluate", "report"}
+    assert concerned == {"prune", "prune_also", "small", "export", "evaluate", "report"}
 
 
 def test_curves_in_the_plots_are_written_by_a_stage() -> None:

@@ -199,8 +199,8 @@ class Student(Network):
     training: Budget
 
 
-class Scratch(Section):
-    """The control has the student's network, views and number of steps; what follows is its own."""
+class Control(Section):
+    """A control has the network, views and number of steps of what it is compared with; what follows is its own."""
 
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
     mixup: NonNegative
@@ -289,6 +289,7 @@ class Prune(Section):
     keep: list[str]
     latency_batch: Count
     tolerance: Ratio | None
+    on_miss: Literal["fail", "keep"]
     stop_drop: Positive | None
     rewind: bool
     training: Budget
@@ -366,11 +367,12 @@ class Params(Section):
     data: Data
     finetune: Finetune
     student: Student
-    scratch: Scratch
+    scratch: Control
     teach: Teach
     distill: Distill
     prune: Prune
     prune_also: list[Prunable]
+    small: Control
     export: Export
     evaluate: Evaluate
     report: Report
@@ -380,7 +382,7 @@ class Params(Section):
     @property
     def networks(self) -> dict[str, str]:
         """The networks that stages train, in the order in which tables show them, and the folders where they lie."""
-        folders = {name: f"data/{name}" for name in ("finetune", "scratch", "distill", "prune")}
+        folders = {name: f"data/{name}" for name in ("finetune", "scratch", "distill", "small", "prune")}
         return folders | {f"prune_{source}": f"data/prune_also/{source}" for source in self.prune_also}
 
     @property

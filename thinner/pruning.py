@@ -337,15 +337,3 @@ def reestimate_statistics(model: nn.Module, batches: Callable[[int], Tensor], co
     for norm, momentum in zip(norms, old, strict=True):
         norm.momentum = momentum
     model.eval()
-
-
-def choose_round(rounds: Sequence[dict[str, Any]], source_accuracy: float, tolerance: float | None) -> int:
-    """The last round (its ``round``; rounds shrink) whose validation accuracy is within ``tolerance`` (a ratio) of the
-    source's; where none is, the one with the best accuracy. Without a tolerance the last."""
-    good = [r for r in rounds if tolerance is None or r["accuracy_after"] >= source_accuracy - tolerance - _ROUNDING]
-    if good:
-        return int(max(good, key=lambda r: r["round"])["round"])
-    return int(max(rounds, key=lambda r: r["accuracy_after"])["round"])
-
-
-_ROUNDING = 1e-9  # 0.90 - 0.89 is more than 0.01

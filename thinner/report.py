@@ -36,12 +36,15 @@ from PIL import Image
 from thinner import metrics, statistics
 from thinner.errors import UserError
 from thinner.profiling import pareto_front
+from thinner.shipping import RUNTIMES, Metrics, latency_batches, open_points, read_targets, ship_line, target_lines
+from thinner.words import duration, interval, limits, milliseconds, milliseconds_limits, percent, points, si, times
 
 TEACHER, SMALLEST = "finetune", "prune"
 WHAT = {
     "finetune": "the pretrained network, fine-tuned: the baseline and the teacher",
     "scratch": "the student's network, trained without the teacher: the control",
     "distill": "the student, trained on the teacher's outputs",
+    "small": "the control at prune's size: cut as far, trained on the labels alone",
     "prune": "the network that prune.source names, with channels removed",
 }
 # candidate -> its folder in reports: what prune_also may name
@@ -60,8 +63,6 @@ MOST_CLASSES_IN_A_CHART = 40
 MOST_CLASSES_IN_A_TABLE = 15  # of a confusion matrix: as many columns, and their numbers in the chart's cells
 COVERAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the risk-coverage curve's table
 SAMPLE_SIDE_PX = 96  # a larger picture is shown reduced, so that the page stays small
-
-Metrics = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Evidence:
     integrity: Mapping[str, Any]  # reports/prepare.json
     params: Mapping[str, Any]  # params.yaml
     verdicts: Sequence[Mapping[str, Any]]  # reports/claims.json
+    targets: Sequence[Mapping[str, Any]] = ()  # target.json of every pruning stage
     # what an evaluation may leave out, or an older one did not know
     reliability: pd.DataFrame | None = None  # reports/evaluate/reliability.csv
     risk_coverage: pd.DataFrame | None = None  # reports/evaluate/risk_coverage.csv
@@ -93,6 +95,11 @@ class Evidence:
     @property
     def shipped(self) -> str:
         return str(self.params["ship"]["candidate"])
+
+    @property
+    def ready(self) -> bool:
+        """Whether that one may be called the one to ship."""
+        return not open_points(self.shipped, self.verdicts, self.targets)
 
 
 def read_evidence(
@@ -124,6 +131,7 @@ def read_evidence(
         data=data,
         params=params,
         verdicts=verdicts,
+        targets=read_targets(reports),
         integrity=json.loads((reports / "prepare.json").read_text()),
         reliability=_table(reports / "evaluate" / "reliability.csv"),
         risk_coverage=_table(reports / "evaluate" / "risk_coverage.csv"),
@@ -159,67 +167,6 @@ def read_metrics(path: Path) -> Metrics:
 # --- words and numbers ---
 
 
-def percent(ratio: float) -> str:
-    return f"{100 * ratio:.1f} %"
-
-
-def points(difference: float) -> str:
-    """A difference of ratios in percentage points, with its sign (a typographic minus, which lines up)."""
-    text = f"{round(100 * difference, 9):+.1f}"  # 0.55 points are 0.55, however they were subtracted
-    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
-
-
-def times(large: float, small: float) -> str:
-    """How often ``small`` goes into ``large``, to two or three digits."""
-    ratio = large / small
-    return f"{ratio:.0f}x" if ratio >= 99.5 else f"{ratio:.1f}x"
-
-
-def si(count: float, unit: str = "") -> str:
-    """1,234,567 as ``1.23 M``."""
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
-            return (
-                f"{count / limit:.3g} {letter}{unit}"
-                if count / limit < 999.5
-                else f"{count / limit:.0f} {letter}{unit}"
-            )
-    return f"{count:.0f} {unit}".rstrip()
-
-
-def interval(low: float, high: float) -> str:
-    """Of a difference of ratios, in points: ``[+0.1, +1.3]``."""
-    return f"[{points(low)}, {points(high)}]"
-
-
-def limits(low: float, high: float) -> str:
-    """Of a ratio, in percent: ``[88.0, 90.1]``."""
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def milliseconds(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def milliseconds_limits(low: float, high: float) -> str:
-    return f"[{milliseconds(low)}, {milliseconds(high)}]"
-
-
-def duration(seconds: float) -> str:
-    """``7 s``, ``2 min 05 s``, ``1 h 02 min``."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest} s"
-    hours, left = divmod(minutes, 60)
-    return f"{minutes} min {rest:02d} s" if hours < 1 else f"{hours} h {left:02d} min"
-
-
-def latency_batches(measured: Metrics) -> list[int]:
-    keys = next(iter(measured.values()))
-    found = (key.removeprefix("latency_ms_b") for key in keys if key.startswith("latency_ms_b"))
-    return sorted(int(batch) for batch in found if batch.isdigit())
-
-
 def headline(measured: Metrics, test_images: int) -> str:
     """What came out, in one or two sentences that hold whatever the numbers are."""
     small, big = measured[SMALLEST], measured[TEACHER]
@@ -244,20 +191,6 @@ def headline(measured: Metrics, test_images: int) -> str:
 _NONE_ZERO = 0.98  # of the parameters: a trained network has a few zeros of its own
 
 
-def ship_line(measured: Metrics, shipped: str, verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """Which candidate is to be shipped (`ship.candidate`), how sure that is, and what it is in three numbers."""
-    proven = sum(verdict["outcome"] == "proven" for verdict in verdicts)
-    claims = f"{proven} of {len(verdicts)} claims proven" if verdicts else "no claims were made"
-    if shipped not in measured:
-        return f"To ship: {shipped} ({claims}), which was not evaluated."
-    row, batch = measured[shipped], latency_batches(measured)[-1]
-    return (
-        f"To ship: {shipped} ({claims}). It is right on {percent(row['accuracy'])}, its file has "
-        f"{si(row['file_bytes'], 'B')}, and a batch of {batch} takes {milliseconds(row[f'latency_ms_b{batch}'])} ms "
-        f"in {RUNTIMES[row['runtime']]}."
-    )
-
-
 def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count > 1)}"
 
@@ -275,9 +208,18 @@ def _verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def render_markdown(
-    measured: Metrics, environment: Mapping[str, Any], shipped: str, verdicts: Sequence[Mapping[str, Any]] = ()
+    measured: Metrics,
+    environment: Mapping[str, Any],
+    shipped: str,
+    verdicts: Sequence[Mapping[str, Any]] = (),
+    targets: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """What was proven, and the candidates as a table, for a README or a pull request."""
+    """What was proven, and the candidates as a table, for a README or a pull request. What was asked of pruning stands
+    in the first lines: a missed target and a loss that is shown before all else."""
+    marked = None if open_points(shipped, verdicts, targets) else shipped
+    told = [part for line in target_lines(targets) for part in (f"**{line}**", "")]
+    loud = any(not target["met"] or len(target["lines"]) > 1 for target in targets)
+    first = [headline(measured, environment["test_images"]), ""]
     batches = latency_batches(measured)
     top5 = has_top5(measured)
     header = [
@@ -300,7 +242,7 @@ def render_markdown(
     teacher = measured[TEACHER]
     for name, row in measured.items():
         cells = [
-            f"**{name}** (to ship)" if name == shipped else name,
+            f"**{name}** (to ship)" if name == marked else name,
             percent(row["accuracy"]),
             "" if name == TEACHER else points(row["accuracy"] - teacher["accuracy"]),
             *[percent(row["accuracy_top5"]) if "accuracy_top5" in row else ""] * top5,
@@ -316,9 +258,8 @@ def render_markdown(
     return (
         "\n".join(
             [
-                headline(measured, environment["test_images"]),
-                "",
-                f"**{ship_line(measured, shipped, verdicts)}**",
+                *(told + first if loud else first + told),
+                f"**{ship_line(measured, shipped, verdicts, targets)}**",
                 "",
                 *_verdict_lines(verdicts),
                 *lines,
@@ -336,7 +277,10 @@ def render_markdown(
 
 def render_pull_request(evidence: Evidence) -> str:
     """All that the page says in words and tables, as Markdown for a pull request; pictures are the page's."""
-    parts = [render_markdown(evidence.metrics, evidence.environment, evidence.shipped, evidence.verdicts)]
+    first = render_markdown(
+        evidence.metrics, evidence.environment, evidence.shipped, evidence.verdicts, evidence.targets
+    )
+    parts = [first]
     deltas = differences(evidence)
     parts += [
         "### Differences of accuracy",
@@ -592,9 +536,6 @@ def differences(evidence: Evidence) -> dict[str, statistics.Estimate]:
     }
 
 
-RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-
-
 def update_readme(path: Path, table: str) -> bool:
     """Put ``table`` between the two marks in ``path``; True if that changed the file.
 
@@ -652,8 +593,9 @@ def render_html(evidence: Evidence, samples: int) -> str:
         batches=latency_batches(evidence.metrics),
         verdicts=evidence.verdicts,
         headline=headline(evidence.metrics, len(evidence.labels)),
-        shipped=evidence.shipped,
-        ship_line=ship_line(evidence.metrics, evidence.shipped, evidence.verdicts),
+        shipped=evidence.shipped if evidence.ready else None,
+        ship_line=ship_line(evidence.metrics, evidence.shipped, evidence.verdicts, evidence.targets),
+        targets=evidence.targets,
         top5=has_top5(evidence.metrics),
         deltas=differences(evidence),
         calibration=_columns(evidence.metrics, CALIBRATION),
@@ -1208,6 +1150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             json.loads((options.reports / "evaluate" / "environment.json").read_text()),
             yaml.safe_load(options.params.read_text(encoding="utf-8"))["ship"]["candidate"],
             list(json.loads((options.reports / "claims.json").read_text()).values()),
+            read_targets(options.reports),
         )
         if options.check:
             current = f"{BEGIN}\n{table.strip()}\n{END}" in options.readme.read_text(encoding="utf-8")

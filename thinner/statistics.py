@@ -17,6 +17,7 @@ itself.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from thinner.errors import UserError
 
-Kind = Literal["beats", "within", "faster", "smaller", "agrees"]
+Kind = Literal["beats", "within", "faster", "smaller", "at_most", "agrees"]
 Outcome = Literal["proven", "refuted", "not shown"]
 
 T = TypeVar("T")
@@ -56,6 +57,8 @@ claim: NAME BEATS NAME ON METRIC (BY NUMBER POINTS)?                      -> bea
      | NAME IS WITHIN NUMBER POINTS OF NAME ON METRIC                     -> within
      | NAME IS FASTER THAN NAME (BY NUMBER X)? AT BATCH NUMBER (IN RUNTIME)? -> faster
      | NAME IS SMALLER THAN NAME (BY NUMBER X)? IN SIZE                   -> smaller
+     | NAME HAS AT MOST NUMBER PERCENT OF THE SIZE OF NAME                -> at_most
+     | NAME HAS AT MOST NUMBER PERCENT OF THE MILLISECONDS OF NAME AT BATCH NUMBER (IN RUNTIME)? -> at_most
      | NAME AGREES WITH NAME ON NUMBER PERCENT OF IMAGES                  -> agrees
 
 BEATS: /beats\b/
@@ -65,6 +68,9 @@ FASTER: /faster\b/
 SMALLER: /smaller\b/
 THAN: /than\b/
 AGREES: /agrees\b/
+HAS: /has\b/
+MOST: /most\b/
+THE: /the\b/
 WITH: /with\b/
 ON: /on\b/
 OF: /of\b/
@@ -78,7 +84,8 @@ X: /x\b/
 PERCENT: "%"
 METRIC: /accuracy\b/
 RUNTIME: /(pytorch|onnxruntime)\b/
-SIZE: /(parameters|macs|bytes)\b/
+SIZE: /(parameters|macs|bytes)\b/i
+MILLISECONDS: /milliseconds\b/
 NUMBER: /\d+(\.\d+)?/
 NAME: /[A-Za-z_][\w-]*/
 
@@ -101,8 +108,8 @@ _WORDS = {
 class Claim:
     """One sentence, understood.
 
-    `amount` is a difference or share as a ratio (beats, within, agrees) or a factor (faster, smaller).
-    `metric`: accuracy, latency, parameters, macs, bytes or agreement. `batch` and `runtime` belong to faster
+    `amount` is a difference or share as a ratio (beats, within, agrees, at_most) or a factor (faster, smaller).
+    `metric`: accuracy, latency, parameters, macs, bytes or agreement. `batch` and `runtime` belong to latency
     alone.
     """
 
@@ -170,18 +177,24 @@ def _understand(text: str, tree: Tree[Token], names: list[Token]) -> Claim:
         if not 0 < amount < 1:
             raise _pointed(text, numbers[0].start_pos or 0, "a share above 0 % and below 100 % is needed")
         return Claim(text, "agrees", first, second, amount, "agreement")
-    factor = float(numbers[0]) if _tokens(tree, "BY") else 1.0
-    if factor < 1:
-        raise _pointed(text, numbers[0].start_pos or 0, "a factor of 1 or more is needed")
-    if tree.data == "smaller":
-        return Claim(text, "smaller", first, second, factor, str(_tokens(tree, "SIZE")[0]))
+    kind: Kind = "faster" if tree.data == "faster" else "smaller" if tree.data == "smaller" else "at_most"
+    if kind == "at_most":
+        factor = float(numbers[0]) / 100
+        if factor == 0:
+            raise _pointed(text, numbers[0].start_pos or 0, "a share above 0 % is needed")
+    else:
+        factor = float(numbers[0]) if _tokens(tree, "BY") else 1.0
+        if factor < 1:
+            raise _pointed(text, numbers[0].start_pos or 0, "a factor of 1 or more is needed")
+    if sizes := _tokens(tree, "SIZE"):
+        return Claim(text, kind, first, second, factor, str(sizes[0]).lower())
     batch = numbers[-1]
     if not batch.isdigit() or int(batch) < 1:
         raise _pointed(text, batch.start_pos or 0, "a whole number of images, 1 or more, is needed")
     runtime = _tokens(tree, "RUNTIME")
     return Claim(
         text,
-        "faster",
+        kind,
         first,
         second,
         factor,
@@ -268,8 +281,8 @@ def _stacked(tables: Sequence[Mapping[str, NDArray[Any]]], what: str) -> dict[st
 class Estimate:
     """An effect with its 95 % interval and the p-value of "the effect is exactly what is claimed".
 
-    Differences and shares are ratios (0.03 = 3 points), speeds and sizes factors. `p_value` is None for
-    sizes: they are counted, not sampled. `count` is images for predictions, rounds for times, 1 for sizes.
+    Differences and shares are ratios (0.03 = 3 points), speeds and sizes factors (shares for at_most). `p_value`
+    is None for sizes: they are counted, not sampled. `count` is images for predictions, rounds for times, 1 for sizes.
     """
 
     effect: float
@@ -297,13 +310,15 @@ class Verdict:
         e = self.estimate
         if self.claim.kind in ("faster", "smaller"):
             numbers = f"{e.effect:.2f}x [{e.low:.2f}, {e.high:.2f}], asked {self.threshold:.2f}x"
+        elif self.claim.kind == "at_most":
+            numbers = f"{e.effect:.2%} [{e.low:.2%}, {e.high:.2%}], asked at most {self.threshold:.2%}"
         elif self.claim.kind == "agrees":
             numbers = f"{e.effect:.2%} [{e.low:.2%}, {e.high:.2%}], asked {self.threshold:.2%}"
         else:
             points = [100 * x for x in (e.effect, e.low, e.high, self.threshold)]
             numbers = "{:+.2f} points [{:+.2f}, {:+.2f}], asked {:+.2f}".format(*points)
         p = "" if self.p_value is None else f", p = {self.p_value:.2g}"
-        unit = {"faster": "rounds", "smaller": None}.get(self.claim.kind, "images")
+        unit = {"latency": "rounds", "accuracy": "images", "agreement": "images"}.get(self.claim.metric)
         sample = "" if unit is None else f", {e.count} {unit}"
         if unit is not None or e.seeds > 1:
             sample += f", {e.seeds} seed{'s' if e.seeds > 1 else ''}"
@@ -329,12 +344,12 @@ def judge(
     for number, (claim, (estimate, threshold)) in enumerate(zip(claims, measured, strict=True)):
         p_value = adjusted.get(number)
         outcome: Outcome = "not shown"
+        beyond = estimate.effect - threshold if claim.kind != "at_most" else threshold - estimate.effect
         if p_value is None:
-            strictly = claim.amount == 1.0  # "smaller", without a factor
-            holds = estimate.effect > threshold if strictly else estimate.effect >= threshold
-            outcome = "proven" if holds else "refuted"
-        elif p_value <= alpha and estimate.effect != threshold:
-            outcome = "proven" if estimate.effect > threshold else "refuted"
+            strictly = claim.kind == "smaller" and claim.amount == 1.0  # without a factor
+            outcome = "proven" if beyond > 0 or (beyond == 0 and not strictly) else "refuted"
+        elif p_value <= alpha and beyond != 0:
+            outcome = "proven" if beyond > 0 else "refuted"
         verdicts.append(Verdict(claim, outcome, estimate, threshold, p_value))
     return verdicts
 
@@ -350,7 +365,14 @@ def _measure(claim: Claim, evidence: Evidence, *, seed: int, resamples: int) -> 
         return Estimate(
             low, low, high, None, 1, seeds, "exact" if seeds == 1 else "exact, least of seeds"
         ), claim.amount
-    if claim.kind == "faster":
+    if claim.kind == "at_most" and claim.metric != "latency":
+        own, theirs = (np.atleast_1d(_find(claim, name, evidence.sizes)[claim.metric]) for name in names)
+        shares = own / theirs
+        low, high, seeds = float(shares.min()), float(shares.max()), shares.size
+        # the largest of them is the effect: what is claimed has to hold for every seed
+        method = "exact" if seeds == 1 else "exact, largest of seeds"
+        return Estimate(high, low, high, None, 1, seeds, method), claim.amount
+    if claim.metric == "latency":
         table = evidence.latency_ms.get((str(claim.runtime), int(claim.batch or 0)))
         if table is None:
             known = ", ".join(f"batch {batch} in {runtime}" for runtime, batch in evidence.latency_ms) or "nothing"
@@ -358,7 +380,11 @@ def _measure(claim: Claim, evidence: Evidence, *, seed: int, resamples: int) -> 
                 f"{claim.text}\nno times at batch {claim.batch} in {claim.runtime}; measured were: {known}"
             )
         times = [_find(claim, name, table) for name in names]
-        return speed_ratio(*times, factor=claim.amount, seed=seed, resamples=resamples), claim.amount
+        if claim.kind == "faster":
+            return speed_ratio(*times, factor=claim.amount, seed=seed, resamples=resamples), claim.amount
+        found = speed_ratio(*times, factor=1 / claim.amount, seed=seed, resamples=resamples)
+        share = dataclasses.replace(found, effect=1 / found.effect, low=1 / found.high, high=1 / found.low)
+        return share, claim.amount
     if claim.kind == "agrees":
         own, other = (_find(claim, name, evidence.predictions) for name in names)
         return agreement_share(own, other, share=claim.amount, seed=seed, resamples=resamples), claim.amount

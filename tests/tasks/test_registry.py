@@ -175,10 +175,10 @@ def test_the_first_champion_has_to_pass_the_claims_alone_and_files_are_registere
     measure(project, outcome="not shown")
     refused = registry.promote(project, PARAMS)
     assert not refused.promoted
-    assert refused.reason == "claim not shown: distill beats scratch on accuracy"
+    assert refused.reason == "prune is not ready to ship: not shown: distill beats scratch on accuracy"
     (row,) = registry.versions(PARAMS)
     assert (row["version"], row["alias"]) == ("1", "challenger")
-    assert row["reason"] == "not promoted: claim not shown: distill beats scratch on accuracy"
+    assert row["reason"] == "not promoted: prune is not ready to ship: not shown: distill beats scratch on accuracy"
 
     measure(project)  # measured anew, the same files: DVC restores, someone runs evaluate again
     assert registry.register(project, PARAMS) == (NAME, "1")
@@ -190,7 +190,7 @@ def test_the_first_champion_has_to_pass_the_claims_alone_and_files_are_registere
     client, _ = tracking.connect()
     text = client.get_model_version(NAME, "1").description
     assert text.startswith("prune: accuracy 33.33%")
-    assert text.index("not promoted: claim not shown") < text.index("champion: all 1 claims are proven")
+    assert text.index("not promoted: prune is not ready") < text.index("champion: all 1 claims are proven")
     assert "already" in registry.promote(project, PARAMS).reason
 
 

@@ -406,22 +406,6 @@ def test_statistics_are_the_plain_mean_over_the_batches():
     assert norm.momentum == 0.1
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "chosen"),
-    [([0.90, 0.90, 0.90], 3), ([0.90, 0.895, 0.88], 2), ([0.80, 0.82, 0.81], 2)],
-)
-def test_the_smallest_round_within_the_tolerance_is_chosen(accuracies, chosen):
-    rounds = [{"round": n + 1, "macs": 100 - 10 * n, "accuracy_after": a} for n, a in enumerate(accuracies)]
-    assert pruning.choose_round(rounds, source_accuracy=0.90, tolerance=0.01) == chosen
-    assert pruning.choose_round(rounds, source_accuracy=0.90, tolerance=None) == 3
-
-
-def test_a_drop_of_exactly_the_tolerance_is_within_it():
-    rounds = [{"round": 1, "accuracy_after": 1.0}, {"round": 2, "accuracy_after": 0.47}]
-    assert 0.52 - 0.05 > 0.47  # in floating point
-    assert pruning.choose_round(rounds, source_accuracy=0.52, tolerance=0.05) == 2
-
-
 def test_what_rounds_can_reach_is_less_than_what_one_cut_can():
     model = network()
     now, one = pruning.reachable("macs", model, EXAMPLE, round_to=16)

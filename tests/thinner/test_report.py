@@ -238,7 +238,8 @@ def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:
     assert "| **proven** | distill beats prune on accuracy | +9 points |" in render_markdown(
         METRICS, ENVIRONMENT, "prune", [verdict]
     )
-    lines = render_markdown(METRICS, ENVIRONMENT, "prune").splitlines()
+    lines = render_markdown(METRICS, ENVIRONMENT, "prune", [{**verdict, "claim": "c"}]).splitlines()
+    lines = [line for line in lines if "verdict" not in line and "proven" not in line and line != "|---|---|---|"]
     rows = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
     assert [line.split("|")[1].strip() for line in rows[2:]] == [
@@ -281,7 +282,7 @@ def row_of(html: str, table: str, name: str) -> str:
 @pytest.mark.parametrize("shipped", ["prune", "prune_onnx_int8"])
 def test_what_is_to_be_shipped_is_named_below_the_headline_and_marked(evidence: Evidence, shipped: str) -> None:
     verdicts = [{"claim": f"claim {n}", "outcome": outcome, "numbers": ""} for n, outcome in enumerate(
-        ("proven", "refuted", "proven")
+        ("proven", "proven", "proven")
     )]  # fmt: skip
     told = replace(
         with_candidates(evidence, prune_onnx_int8=row(0.7, 20_000, 2.0, "onnxruntime")),
@@ -289,9 +290,9 @@ def test_what_is_to_be_shipped_is_named_below_the_headline_and_marked(evidence: 
         verdicts=verdicts,
     )
     line = {
-        "prune": "To ship: prune (2 of 3 claims proven). It is right on 70.0 %, its file has 120 kB, and a batch of 64 "
+        "prune": "To ship: prune (3 of 3 claims proven). It is right on 70.0 %, its file has 120 kB, and a batch of 64 "
         "takes 4 ms in PyTorch.",
-        "prune_onnx_int8": "To ship: prune_onnx_int8 (2 of 3 claims proven). It is right on 70.0 %, its file has 80 kB, "
+        "prune_onnx_int8": "To ship: prune_onnx_int8 (3 of 3 claims proven). It is right on 70.0 %, its file has 80 kB, "
         "and a batch of 64 takes 2 ms in ONNX Runtime.",
     }[shipped]
     html = render_html(told, 0)
@@ -308,9 +309,23 @@ def test_what_is_to_be_shipped_is_named_below_the_headline_and_marked(evidence: 
     ]
 
 
-def test_without_claims_nothing_is_said_to_be_proven() -> None:
-    assert "To ship: prune (no claims were made)." in report.ship_line(METRICS, "prune", [])
-    assert report.ship_line(METRICS, "other", []).endswith("which was not evaluated.")
+def test_a_missed_target_and_a_shown_loss_stand_before_all_else(evidence: Evidence) -> None:
+    verdicts = [{"claim": "claim", "outcome": "proven", "numbers": ""}]
+    met = {"candidate": "prune", "met": True, "lines": ["Target met: half."]}
+    missed = {"candidate": "prune", "met": False, "lines": ["TARGET MISSED: two thirds."]}
+    lost = {"candidate": "prune", "met": True, "lines": ["Target met: half.", "LOSS SHOWN: 3 points."]}
+    told = {key: replace(evidence, verdicts=verdicts, targets=[target]) for key, target in
+            {"met": met, "missed": missed, "lost": lost}.items()}  # fmt: skip
+    text = {key: report.render_pull_request(one).splitlines() for key, one in told.items()}
+    assert text["met"][2] == "**Target met: half.**"
+    assert text["missed"][0] == "**TARGET MISSED: two thirds.**"
+    assert text["lost"][:3] == ["**Target met: half.**", "", "**LOSS SHOWN: 3 points.**"]
+    assert "Nothing is ready to ship (1 of 1 claims proven). prune missed its target." in "".join(text["missed"])
+    assert "(to ship)" not in "".join(text["missed"])
+    for key, one in told.items():
+        words = Page(render_html(one, 0)).words
+        assert words.index(" ".join(one.targets[0]["lines"])) < words.index(headline(one.metrics, 10)), key
+        assert ("to ship" in row_of(render_html(one, 0), "Table of candidates", "prune")) == (key != "missed")
 
 
 def test_what_prune_also_may_name_has_its_folder() -> None:
@@ -328,7 +343,7 @@ def test_top_5_has_a_column_where_it_was_measured(evidence: Evidence) -> None:
     assert "97.0 %" in row_of(render_html(told, 0), "Table of candidates", "prune")
     text = report.render_pull_request(told)
     assert "| candidate | accuracy | vs teacher | top-5 | macro-F1 |" in text
-    assert "| **prune** (to ship) | 70.0 % | −20.0 | 97.0 % | 0.700 |" in text
+    assert "| prune | 70.0 % | −20.0 | 97.0 % | 0.700 |" in text
     assert "top" not in Page(render_html(evidence, 0)).words.replace("top-5", "top").split("Trade-offs")[1].split()
     assert "top-5" not in report.render_pull_request(evidence)
 

@@ -60,6 +60,11 @@ CANDIDATES = ["finetune", "scratch", "distill", "prune", "prune_onnx_int8"]
             ("smaller", "prune", "finetune", 50.0, "parameters", None, None),
         ),
         ("prune is smaller than distill in bytes", ("smaller", "prune", "distill", 1.0, "bytes", None, None)),
+        ("prune has at most 50 % of the MACs of distill", ("at_most", "prune", "distill", 0.5, "macs", None, None)),
+        (
+            "prune has at most 60% of the milliseconds of distill at batch 1 in onnxruntime",
+            ("at_most", "prune", "distill", 0.6, "latency", 1, "onnxruntime"),
+        ),
         (
             "prune_onnx_int8 agrees with prune on 98 % of images",
             ("agrees", "prune_onnx_int8", "prune", 0.98, "agreement", None, None),
@@ -75,7 +80,7 @@ def test_each_kind_of_claim_is_understood(text: str, expected: tuple[object, ...
 @pytest.mark.parametrize(
     ("text", "word", "message"),
     [
-        ("distill beat scratch on accuracy", "beat", "expected one of: agrees, beats, is"),
+        ("distill beat scratch on accuracy", "beat", "expected one of: agrees, beats, has, is"),
         ("prune is quicker than distill", "quicker", "expected one of: faster, smaller, within"),
         ("distill beats scratch on accurcy by 3 points", "accurcy", "expected accuracy"),
         ("distill beats scratch on accuracy by x points", "x points", "expected a number"),
@@ -499,6 +504,13 @@ def evidence() -> Evidence:
         ("finetune is smaller than prune in macs", "refuted"),
         ("prune is smaller than twin in macs", "refuted"),
         ("prune is smaller than twin in bytes", "proven"),
+        ("prune has at most 1 % of the parameters of finetune", "proven"),  # exactly 1 %
+        ("prune has at most 0.9 % of the parameters of finetune", "refuted"),
+        ("prune has at most 6 % of the MACs of finetune", "proven"),
+        ("twin has at most 100 % of the bytes of prune", "refuted"),
+        ("prune has at most 75 % of the milliseconds of distill at batch 64 in onnxruntime", "proven"),
+        ("prune has at most 40 % of the milliseconds of distill at batch 64 in onnxruntime", "refuted"),
+        ("prune has at most 100 % of the milliseconds of twin at batch 64 in onnxruntime", "not shown"),
         ("prune agrees with finetune on 98 % of images", "proven"),
         ("prune agrees with finetune on 99.9 % of images", "refuted"),
     ],
@@ -510,7 +522,7 @@ def test_verdicts(text: str, outcome: str) -> None:
     assert e.low <= e.effect <= e.high
     if verdict.p_value is not None and outcome == "proven":
         assert verdict.p_value <= 0.05
-        assert e.low > verdict.threshold
+        assert e.high < verdict.threshold if verdict.claim.kind == "at_most" else e.low > verdict.threshold
 
 
 def test_more_claims_make_each_harder_to_prove_but_sizes_do_not_count() -> None:
@@ -571,6 +583,7 @@ def test_the_docs_sentences_parse() -> None:
         "within",
         "faster",
         "smaller",
+        "at_most",
         "agrees",
     }
     assert all(isinstance(claim, Claim) for claim in parse_claims(sentences))

@@ -1,0 +1,67 @@
+"""What is said first: targets, and whether there is something to ship."""
+
+import json
+from typing import Any
+
+from thinner import shipping
+
+PROVEN = {"claim": "distill beats scratch on accuracy", "outcome": "proven"}
+OPEN = {"claim": "prune is within 1.0 points of distill on accuracy", "outcome": "not shown"}
+
+
+def row(accuracy: float, macs: int, runtime: str = "pytorch") -> dict[str, Any]:
+    return {
+        "accuracy": accuracy,
+        "macs": macs,
+        "file_bytes": 4 * macs,
+        "latency_ms_b64": macs / 1e6,
+        "runtime": runtime,
+    }
+
+
+METRICS = {
+    "finetune": row(0.83, 30_000_000),
+    "scratch": row(0.73, 3_000_000),
+    "distill": row(0.71, 3_000_000),
+    "prune": row(0.70, 1_500_000),
+    "prune_onnx": row(0.99, 1_500_000, "onnxruntime"),
+}
+MET = {"candidate": "prune", "met": True, "lines": ["Target met: a."]}
+MISSED = {"candidate": "prune", "met": False, "lines": ["TARGET MISSED: b."]}
+
+
+def test_a_network_is_to_ship_when_every_claim_is_proven_and_its_target_met() -> None:
+    line = shipping.ship_line(METRICS, "prune", [PROVEN, PROVEN], [MET])
+    assert line == (
+        "To ship: prune (2 of 2 claims proven). It is right on 70.0 %, its file has 6 MB, and a batch of 64 takes "
+        "1.5 ms in PyTorch."
+    )
+
+
+def test_where_a_claim_is_open_nothing_is_and_the_best_networks_are_named_with_their_costs() -> None:
+    line = shipping.ship_line(METRICS, "prune", [PROVEN, OPEN], [MET])
+    assert line == (
+        "Nothing is ready to ship (1 of 2 claims proven). not shown: prune is within 1.0 points of distill on accuracy. "
+        "The most accurate is finetune. It is right on 83.0 %, its file has 120 MB, and a batch of 64 takes 30 ms in "
+        "PyTorch. Of those with the student's MACs or fewer it is scratch. It is right on 73.0 %, its file has 12 MB, "
+        "and a batch of 64 takes 3 ms in PyTorch."
+    )
+
+
+def test_a_missed_target_no_claims_and_what_was_not_evaluated_are_not_to_ship() -> None:
+    assert shipping.open_points("prune_onnx_int8", [PROVEN], [MISSED]) == ["prune missed its target"]
+    other = {**MISSED, "candidate": "prune_finetune"}
+    assert shipping.open_points("prune_onnx_int8", [PROVEN], [other]) == []
+    assert shipping.open_points("prune_finetune_pt2", [PROVEN], [other]) == ["prune_finetune missed its target"]
+    assert shipping.open_points("prune", [], [MET]) == ["no claims were made (docs/claims.md has the grammar)"]
+    assert shipping.ship_line(METRICS, "other", [PROVEN], []) == "Nothing is ready to ship: other was not evaluated."
+
+
+def test_targets_are_read_from_every_pruning_stage_and_a_missed_one_is_told_first(tmp_path: Any) -> None:
+    assert shipping.read_targets(tmp_path) == []
+    for place, target in {"prune": MET, "prune_also/finetune": {**MISSED, "candidate": "prune_finetune"}}.items():
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "target.json").write_text(json.dumps(target))
+    found = shipping.read_targets(tmp_path)
+    assert [target["candidate"] for target in found] == ["prune", "prune_finetune"]
+    assert shipping.target_lines(found) == ["TARGET MISSED: b.", "Target met: a."]

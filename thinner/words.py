@@ -1,0 +1,58 @@
+"""Numbers as people read them: the same in the page, in Markdown and in the terminal. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+
+def percent(ratio: float) -> str:
+    return f"{100 * ratio:.1f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of ratios in percentage points, with its sign (a typographic minus, which lines up)."""
+    text = f"{round(100 * difference, 9):+.1f}"  # 0.55 points are 0.55, however they were subtracted
+    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def times(large: float, small: float) -> str:
+    """How often ``small`` goes into ``large``, to two or three digits."""
+    ratio = large / small
+    return f"{ratio:.0f}x" if ratio >= 99.5 else f"{ratio:.1f}x"
+
+
+def si(count: float, unit: str = "") -> str:
+    """1,234,567 as ``1.23 M``."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return (
+                f"{count / limit:.3g} {letter}{unit}"
+                if count / limit < 999.5
+                else f"{count / limit:.0f} {letter}{unit}"
+            )
+    return f"{count:.0f} {unit}".rstrip()
+
+
+def interval(low: float, high: float) -> str:
+    """Of a difference of ratios, in points: ``[+0.1, +1.3]``."""
+    return f"[{points(low)}, {points(high)}]"
+
+
+def limits(low: float, high: float) -> str:
+    """Of a ratio, in percent: ``[88.0, 90.1]``."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def milliseconds_limits(low: float, high: float) -> str:
+    return f"[{milliseconds(low)}, {milliseconds(high)}]"
+
+
+def duration(seconds: float) -> str:
+    """``7 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    hours, left = divmod(minutes, 60)
+    return f"{minutes} min {rest:02d} s" if hours < 1 else f"{hours} h {left:02d} min"
