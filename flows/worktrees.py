@@ -30,7 +30,7 @@ from thinner.config import load_params
 from thinner.errors import UserError
 
 # What a person keeps outside of git and stages read: worktrees see the repository's own.
-OUTSIDE = ("data/teachers",)
+OUTSIDE = ("data/teachers", "data/weights")
 # Changes to these concern no result.
 HARMLESS = ("reports", "docs", "studies", "tests", "dvc.lock")
 
