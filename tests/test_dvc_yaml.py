@@ -123,6 +123,24 @@ def test_stages_that_read_all_pruned_networks_depend_on_which_there_are(stage: s
     assert (ROOT / folder / "README.md").is_file()
 
 
+def test_stages_that_start_from_weights_watch_their_folder_and_no_others_do() -> None:
+    starting = {name for name in STAGES if {"learning.started(", "learning.new_student("} & set(_calls(PROGRAMS[name]))}
+    assert starting == {name for name, stage in STAGES.items() if "data/weights" in stage["deps"]}
+    assert starting == {"finetune", "scratch", "distill"}
+    assert (ROOT / "data/weights/README.md").is_file()
+
+
+def _calls(program: str) -> list[str]:
+    nodes = ast.walk(ast.parse((ROOT / "tasks" / f"{program}.py").read_text()))
+    return [f"{ast.unparse(node.func)}(" for node in nodes if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_that_may_build_a_network_of_ones_own_watch_its_code(stage: str) -> None:
+    assert ("nets" in STAGES[stage]["deps"]) == ("thinner/own.py" in STAGES[stage]["deps"])
+    assert (ROOT / "nets/README.md").is_file()
+
+
 def test_small_results_are_in_git_and_large_ones_in_dvc() -> None:
     for name, stage in STAGES.items():
         for kind in ("metrics", "plots"):

@@ -149,8 +149,12 @@ def _unpickled(path: Path, where: str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle's, zip's, its own and Python's errors for files that are not whole
         text = str(error)
-        named = re.search(r"GLOBAL (\S+) was not an allowed global", text)
-        if named:
+        if blocked := re.search(r"GLOBAL (\S+) whose module \S+ is blocked", text):
+            raise NetworkError(
+                f"{where} would run {blocked[1]} when it is opened, which weights never need: it may be an attack. "
+                "Take the weights from elsewhere"
+            ) from error
+        if named := re.search(r"GLOBAL (\S+) was not an allowed global", text):
             raise NetworkError(
                 f"{where} has a {named[1]} beside its tensors, which only running code from the file could read. If "
                 "you trust it, save the tensors alone: torch.save(torch.load('FILE', weights_only=False)['state_dict'],"
