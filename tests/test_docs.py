@@ -144,7 +144,15 @@ def known(path: str, page: Path) -> bool:
     path = path.rstrip("/")
     if (ROOT / path).exists() or (page.parent / path).exists():
         return True
-    own = {*written_by_stages(), *ignored_by_git(), PARAMS["data"]["root"], "data/teachers", "data/weights", "nets", "dvc.lock"}
+    own = {
+        *written_by_stages(),
+        *ignored_by_git(),
+        PARAMS["data"]["root"],
+        "data/teachers",
+        "data/weights",
+        "nets",
+        "dvc.lock",
+    }
     if any(path == place or path.startswith(f"{place}/") for place in own):
         return True
     # a bare name of a file that code writes or reads somewhere
