@@ -69,6 +69,12 @@ def deep(params: Params) -> Iterator[str]:
         teacher = _teacher(params, built)
     except UserError as error:
         yield f"teach.teachers[0]: {error}"
+    for number, name in enumerate(params.teach.teachers[1:], 1):
+        if name != "finetune" and not name.endswith(".npz") and Path(name).exists():
+            try:
+                models.skeleton(checkpoint.read_spec(name)["network"])
+            except UserError as error:
+                yield f"teach.teachers[{number}]: {error}"
     yield from _features(params, teacher)
     yield from _losses(params, built, teacher)
     yield from _pruning(params, built)

@@ -80,10 +80,10 @@ def read(network: str, weights: str) -> Given:
             weights, dict(_downloaded(weights, lambda: timm.create_model(inner, pretrained=True).state_dict()))
         )
     path = file_of(weights)
-    tensors, notes = read_file(path)
+    tensors, ordered, notes = read_file(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Given(weights, tensors, path.suffix != ".safetensors", digest, notes)
+    return Given(weights, tensors, ordered, digest, notes)
 
 
 def file_of(weights: str) -> Path:
@@ -106,11 +106,11 @@ def _line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
-def read_file(path: Path) -> tuple[Tensors, tuple[str, ...]]:
-    """(tensors, what to say of them) of a ``.safetensors`` file or of one that ``torch.save`` wrote.
+def read_file(path: Path) -> tuple[Tensors, bool, tuple[str, ...]]:
+    """(tensors, whether they are in the network's order, what to say of them) of a weights file.
 
-    Nothing in it is executed: other objects beside the tensors are refused, but for plain containers.
-    Raises NetworkError.
+    That is one of safetensors, or one that ``torch.save`` wrote. Nothing in it is executed: other objects beside the
+    tensors are refused, but for plain containers. Raises NetworkError.
     """
     where = f"weights: '{path}'"
     with path.open("rb") as file:
@@ -121,7 +121,8 @@ def read_file(path: Path) -> tuple[Tensors, tuple[str, ...]]:
         raise NetworkError(f"{where} is a pointer of git-lfs and not the file. Fetch it where it is from: git lfs pull")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise NetworkError(f"{where} is a web page, not weights. Download the file itself, not the page around it")
-    if head[8:9] == b"{":
+    ordered = head[8:9] != b"{"  # then it is safetensors, whatever it is called
+    if not ordered:
         try:
             loaded: Any = load_file(path)
         except Exception as error:  # safetensors has one error for all; MemoryError and the like pass as damaged too
@@ -139,7 +140,7 @@ def read_file(path: Path) -> tuple[Tensors, tuple[str, ...]]:
                 f"{where} has numbers that are not finite (NaN or infinity) in {name}: the training that wrote it had "
                 "failed. Choose an earlier checkpoint"
             )
-    return tensors, notes
+    return tensors, ordered, notes
 
 
 def _unpickled(path: Path, where: str) -> Any:
@@ -425,7 +426,7 @@ def _by_order(given: Given, own: Mapping[str, Tensor], heads: Sequence[str]) -> 
     counted = any(_leaf(name) == _COUNTER for name in theirs)
     ours = [name for name in own if counted or _leaf(name) != _COUNTER]
     if not given.ordered:
-        return "a .safetensors file keeps none (save it as .pth to try)"
+        return "safetensors keep none (save them as .pth to try)"
     if len(ours) != len(theirs):
         return f"there are {len(theirs)} tensors for {len(ours)}"
     modules: dict[str, str] = {}
@@ -497,8 +498,13 @@ def remarks(network: str, weights: str | None, preprocessing: Mapping[str, Any])
         return
     whose, mean, std, side = trained
     given = {key: [round(float(v), 3) for v in preprocessing[key]] for key in ("mean", "std")}
-    if len(given["mean"]) != 3:  # refused elsewhere
-        return
+    if len(given["mean"]) != 3:
+        if weights == "timm":
+            raise NetworkError(
+                f"weights: {whose} take images of 3 channels, and mean has one value. Give mean and std three values "
+                "each: grey images fill all three"
+            )
+        return  # of a file the first convolution says it
     if network in _TRANSFORM_INPUT and whose.startswith("torchvision"):
         # With these weights torchvision's network turns images normalised like ImageNet's into ones with mean and std
         # of 0.5, in its first lines. Ours is given the latter.
@@ -536,8 +542,10 @@ def _trained_with(network: str, weights: str | None) -> tuple[str, list[float], 
         return whose, list(seen.mean), list(seen.std), int(seen.crop_size[0]) if member else None
     import timm
 
-    if ":" in inner:  # a hub's repository
-        inner = inner.rpartition("/")[2].partition("@")[0]
+    if ":" in inner:
+        owner, _, inner = inner.rpartition(":")[2].partition("/")
+        if owner != "timm" or inner not in timm.list_pretrained():
+            return None  # anybody's repository on a hub
     config = timm.models.get_pretrained_cfg(inner, allow_unregistered=True)
     if config is None or not config.has_weights:
         return None

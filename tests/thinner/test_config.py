@@ -399,6 +399,18 @@ def test_what_is_not_wrong_and_yet_worth_knowing_is_said_by_the_check(tmp_path, 
     assert "finetune.mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], which torchvision's" in capsys.readouterr().err  # fmt: skip
 
 
+def test_a_teacher_whose_code_params_yaml_does_not_name_is_found_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("data/teachers/strange")
+    folder.mkdir(parents=True)
+    network = {"name": "python:nets/evil.py:make", "classes": 10, "channels": 1}
+    sees = {"channels": 1, "image_size": 32, "mean": [0.3], "std": [0.3]}
+    (folder / "model.json").write_text(json.dumps({"network": network, "classes": [], "preprocessing": sees}))
+    for number, teachers in enumerate(([str(folder)], ["finetune", str(folder)])):
+        lines = mistakes(tmp_path, {"teach.teachers": teachers}, deep=True)
+        assert any(line.startswith(f"teach.teachers[{number}]: 'python:nets/evil.py:make' is code") for line in lines)
+
+
 MAKE = """
 from torch import nn
 

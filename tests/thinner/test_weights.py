@@ -78,6 +78,7 @@ TAKEN = {
     "several.bin": prefixed("module.model._orig_mod."),
     "within.pth": lambda ref: {name.replace("stages.", "stages._orig_mod."): t for name, t in ref.items()},
     "prefix.safetensors": prefixed("model."),
+    "safetensors-by-another-ending.bin": prefixed("model."),
     "lightning.ckpt": lightning,
     "deit.pth": with_namespace,
     "tutorial.tar": lambda ref: {"epoch": 2, "model_state_dict": ref, "loss": 0.5},
@@ -95,7 +96,7 @@ TAKEN = {
 
 
 def write(path, content):
-    save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+    save_file(content, path) if "safetensors" in path.name else torch.save(content, path)
     return str(path)
 
 
@@ -180,7 +181,8 @@ def ported_as_it_was(ref):
 
 REFUSED = {
     "swapped.pth": (ported_as_it_was, "the same shapes and may be"),
-    "port.safetensors": (ported, "by order, a .safetensors file keeps none (save it as .pth to try)"),
+    "port.safetensors": (ported, "by order, safetensors keep none (save them as .pth to try)"),
+    "port-in-safetensors.bin": (ported, "by order, safetensors keep none"),
     "half-renamed.pth": (lambda ref: {n.replace("stages.0", "body.0"): t for n, t in twisted(ref, "stages.0.0.conv1", "stages.0.0.conv2").items()}, "the same shapes and may be"),
     "deeper.pth": (state_of(name="resnet14"), "tensors more than network 'resnet8', such as stages.0.1.conv1.weight"),
     "shallower.pth": (lambda ref: {n: t for n, t in ref.items() if not n.startswith("stages.2")}, "first missing: stages.2.0.conv1.weight"),
@@ -463,6 +465,13 @@ HALVES, IMAGENET = {"mean": [0.5] * 3, "std": [0.5] * 3}, {"mean": [0.485, 0.456
 )  # fmt: skip
 def test_other_preprocessing_than_the_published_is_said_with_the_line_to_write(network, given, sees, lines):
     assert list(weights.remarks(network, given, sees)) == lines
+
+
+def test_a_grey_network_is_refused_before_timms_weights_are_downloaded():
+    with pytest.raises(
+        models.NetworkError, match="take images of 3 channels, and mean has one value. Give mean and std"
+    ):
+        list(weights.remarks("timm:resnet18", "timm", {"mean": [0.3], "std": [0.3], "image_size": 224}))
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
