@@ -265,13 +265,23 @@ def fit(
     """
     body = [n for n in own if _leaf(n) != _COUNTER and not _within(n, heads)]
     stripped = _strip(given, body)
+    other: NetworkError | None = None
     for rename in (dict, _old_torchvision_names, *filters):
         try:
             named: Tensors = {str(k): v for k, v in rename(dict(stripped)).items() if isinstance(v, Tensor)}
         except Exception:  # noqa: BLE001 - a library's filter may stumble over weights of another network
             continue
         if all(name in named for name in body):
-            return _by_name(given, named, own, body, heads, network)
+            try:
+                found = _by_name(given, named, own, body, heads, network)
+            except NetworkError as error:
+                other = other or error  # unless a filter mends it: timm's resize tables of positions
+                continue
+            resized = [n for n in body if n in stripped and named[n].shape != stripped[n].shape]
+            notes = [f"{len(resized)} tensors were resized as timm does: {_some(resized)}"] if resized else []
+            return Fit(found.tensors, found.fresh, (*found.notes, *notes))
+    if other is not None:
+        raise other
     if isinstance(order := _by_order(given, own, heads), dict):
         matched = {name: given.tensors[order[name]] if name in order else tensor for name, tensor in own.items()}
         fresh = tuple(h for h in heads if any(matched[n].shape != own[n].shape for n in own if _within(n, [h])))
@@ -282,7 +292,8 @@ def fit(
     missing = [name for name in body if name not in stripped]
     raise NetworkError(
         f"weights: '{given.source}' has {len(given.tensors)} tensors, network '{network}' has {len(own)}; "
-        f"first missing: {', '.join(missing[:3])}; and by order, {order}. {OTHER}"
+        f"first missing: {', '.join(missing[:3])}; and by order, {order}. "
+        f"{OTHER}, or the network of the library that they are from"
     )
 
 

@@ -1,6 +1,7 @@
 """A folder of other people's weights: what PyTorch, timm and torchvision take is taken, the rest refused in one line."""
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -260,6 +261,20 @@ def test_no_pickle_is_ever_executed(zipped, reference, tmp_path):
     assert not trace.exists()
 
 
+def test_no_two_layers_of_one_shape_that_come_the_other_way_round_are_taken(reference):
+    """Of all pairs in the network, in a port whose names only count."""
+    modules = {}
+    for name, tensor in reference.items():
+        modules.setdefault(name.rpartition(".")[0], []).append((name.rpartition(".")[2], tuple(tensor.shape)))
+    pairs = [(a, b) for a, b in itertools.combinations(modules, 2) if modules[a] == modules[b]]
+    assert len(pairs) == 10
+    names = dict(zip(reference, ported(reference), strict=True))
+    for one, two in pairs:
+        given = weights.Given("w.pth", {names[n]: t for n, t in twisted(reference, one, two).items()})
+        with pytest.raises(models.NetworkError, match="the same shapes and may be"):
+            weights.fit(given, reference, network="n", heads=["fc"])
+
+
 def test_words_tell_two_layers_of_one_shape_apart_or_nothing_does():
     own = {f"{name}.weight": torch.zeros(4, 4) for name in ("query", "key", "value", "fc")}
 
@@ -335,6 +350,18 @@ def test_names_that_timm_renames_for_its_own_checkpoints_are_renamed(tmp_path):
     x = torch.rand(2, 3, 64, 64)
     assert model.eval()(x).equal(theirs(x))
     assert not any("order" in note for note in start.notes)
+
+
+def test_positions_of_another_image_size_are_resized_as_timm_does(tmp_path):
+    torch.manual_seed(0)
+    theirs = timm.create_model("test_vit", num_classes=7, img_size=224)
+    network = {"name": "timm:test_vit", "classes": 7, "channels": 3}
+    model, start = filled(network, write(tmp_path / "w.pth", theirs.state_dict()))
+    wanted = timm.layers.resample_abs_pos_embed(theirs.pos_embed, model.patch_embed.grid_size, num_prefix_tokens=1)
+    assert model.pos_embed.shape != theirs.pos_embed.shape
+    assert model.pos_embed.equal(wanted)
+    assert "1 tensors were resized as timm does: pos_embed" in start.notes
+    assert model.blocks[0].mlp.fc1.weight.equal(theirs.blocks[0].mlp.fc1.weight)
 
 
 def test_both_heads_of_a_distilled_network_are_learnt_anew(tmp_path):
