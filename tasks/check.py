@@ -1,5 +1,6 @@
 """`python -m tasks.check`: is params.yaml one that can be run? Says all that is wrong at once and ends with
-2.
+2. What is not wrong and yet worth knowing is said as notes: other preprocessing than published weights were
+trained with, tensors that were taken by their order or left out.
 
 Looks names of networks, weights, losses and criteria up, which needs torch; the flow runs it as a process of
 its own, before the first stage, and only when a stage is out of date.
@@ -23,15 +24,16 @@ def main() -> int:
     set_environment()
     try:
         params = load_params(deep=not listing)
-        if listing:
-            from thinner import checks
+        from thinner import checks
 
+        if listing:
             print("\n".join(checks.layers(params)))
             return 0
+        remarks = list(checks.remarks(params))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print("params.yaml: nothing wrong")
+    print("\n".join(["params.yaml: nothing wrong", *(f"  note: {line}" for line in remarks)]))
     return 0
 
 

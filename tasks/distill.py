@@ -9,7 +9,7 @@ def distill(stage: Stage) -> None:
     params, plan = stage.params, stage.params.student.training
     data = store.open_store(learning.PREPARED)
     fabric = learning.fabric_of(params)
-    model, network = learning.new_student(params, data)
+    model, network, parents = learning.new_student(stage, data)
     preprocessing = learning.preprocessing_of(params.student)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
@@ -38,7 +38,8 @@ def distill(stage: Stage) -> None:
         head=models.head_of(model)[0],
         extra=lesson.extra,
     )
-    spec = learning.spec_of("distill", network, preprocessing, data, {"finetune": learning.parent("data/finetune")})
+    parents |= {"finetune": learning.parent("data/finetune")}
+    spec = learning.spec_of("distill", network, preprocessing, data, parents)
     learning.finish(stage, model, spec, history)
 
 

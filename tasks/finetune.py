@@ -1,7 +1,5 @@
 """finetune: the pretrained network, with a new head, adapted to the labelled images: the baseline and the teacher."""
 
-import torch
-
 from tasks import learning
 from tasks.stage import Stage, run_stage
 from thinner import models, store, training
@@ -11,14 +9,11 @@ def finetune(stage: Stage) -> None:
     params, section = stage.params, stage.params.finetune
     data = store.open_store(learning.PREPARED)
     fabric = learning.fabric_of(params)
-    network = learning.network_of(section, len(data.classes))
     preprocessing = learning.preprocessing_of(section)
 
-    torch.manual_seed(params.run.seed)
-    model = models.create(network)
-    source = models.load_pretrained(model, network, section.weights)
+    model, network, start = learning.started(stage, section, len(data.classes))
     frozen = models.freeze(model, section.freeze)
-    stage.say(f"finetune: {section.network}, weights {source}, {len(frozen)} frozen parts")
+    stage.say(f"finetune: {section.network}, weights {start.source}, {len(frozen)} frozen parts")
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
     batches = learning.batches_of(
@@ -41,7 +36,7 @@ def finetune(stage: Stage) -> None:
         resume=stage.resume,
         head=models.head_of(model)[0],
     )
-    spec = learning.spec_of("finetune", network, preprocessing, data, {"weights": source})
+    spec = learning.spec_of("finetune", network, preprocessing, data, start.parents)
     learning.finish(stage, model, spec, history)
 
 

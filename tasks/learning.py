@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.stage import Stage
-from thinner import checkpoint, models, store, training, views
+from thinner import checkpoint, models, own, store, training, views, weights
 from thinner.config import Augmentation, Budget, Network, Params
 
 PREPARED = "data/prepared"
@@ -28,6 +28,8 @@ def network_of(section: Network, classes: int) -> dict[str, Any]:
     network: dict[str, Any] = {"name": section.network, "classes": classes, "channels": section.channels}
     if section.width is not None:
         network |= {"width": section.width, "stem_stride": section.stem_stride}
+    if own.is_own(section.network):
+        network["code_sha256"] = own.code_sha256(section.network)
     return network
 
 
@@ -221,13 +223,22 @@ def training_pool(data: store.Store) -> npt.NDArray[np.int64]:
     return np.sort(np.concatenate([data.splits["labelled"], data.splits["unlabelled"]]))
 
 
-def new_student(params: Params, data: store.Store) -> tuple[nn.Module, dict[str, Any]]:
-    """The student's network as it starts, the same for scratch and distill."""
-    network = network_of(params.student, len(data.classes))
-    torch.manual_seed(params.run.seed)
+def started(stage: Stage, section: Network, classes: int) -> tuple[nn.Module, dict[str, Any], models.Start]:
+    """(network, its entry in a spec, where its weights are from) as training begins; what is to be said is said."""
+    network = network_of(section, classes)
+    torch.manual_seed(stage.params.run.seed)
     model = models.create(network)
-    models.load_pretrained(model, network, params.student.weights)
-    return model, network
+    start = models.load_pretrained(model, network, section.weights)
+    for note in (*start.notes, *weights.remarks(section.network, section.weights, preprocessing_of(section))):
+        stage.say(f"{stage.name}: {note}")
+    return model, network, start
+
+
+def new_student(stage: Stage, data: store.Store) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
+    """The student's network as it starts, the same for scratch and distill; and what it was made from, for the spec."""
+    section = stage.params.student
+    model, network, start = started(stage, section, len(data.classes))
+    return model, network, {} if section.weights is None else start.parents
 
 
 def parent(folder: str) -> str:

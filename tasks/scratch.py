@@ -9,7 +9,7 @@ def scratch(stage: Stage) -> None:
     params, section, plan = stage.params, stage.params.scratch, stage.params.student.training
     data = store.open_store(learning.PREPARED)
     fabric = learning.fabric_of(params)
-    model, network = learning.new_student(params, data)
+    model, network, parents = learning.new_student(stage, data)
     preprocessing = learning.preprocessing_of(params.student)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
@@ -33,7 +33,7 @@ def scratch(stage: Stage) -> None:
         resume=stage.resume,
         head=models.head_of(model)[0],
     )
-    learning.finish(stage, model, learning.spec_of("scratch", network, preprocessing, data, {}), history)
+    learning.finish(stage, model, learning.spec_of("scratch", network, preprocessing, data, parents), history)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,15 @@ def known(path: str, page: Path) -> bool:
     path = path.rstrip("/")
     if (ROOT / path).exists() or (page.parent / path).exists():
         return True
-    own = {*written_by_stages(), *ignored_by_git(), PARAMS["data"]["root"], "data/teachers", "dvc.lock"}
+    own = {
+        *written_by_stages(),
+        *ignored_by_git(),
+        PARAMS["data"]["root"],
+        "data/teachers",
+        "data/weights",
+        "nets",
+        "dvc.lock",
+    }
     if any(path == place or path.startswith(f"{place}/") for place in own):
         return True
     # a bare name of a file that code writes or reads somewhere
@@ -420,3 +428,18 @@ def test_the_example_of_logits_from_elsewhere_is_read_again(tmp_path: Path, monk
     index, logits = signals.read_given(Path("data/teachers/large.npz"), names, ["dog", "cat"], np.array([1, 2]))
     assert index.tolist() == [1, 2]
     np.testing.assert_allclose(logits, [[-2.0, 4.1], [2.2, -1.3]])
+
+
+def test_the_example_of_a_network_of_ones_own_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from thinner import models
+
+    (block,) = fences(ROOT / "docs" / "weights.md", "python")
+    (changes,) = (yaml.safe_load(text) for text in fences(ROOT / "docs" / "weights.md", "yaml"))
+    monkeypatch.chdir(tmp_path)
+    Path("nets").mkdir()
+    Path("nets/mine.py").write_text(block)
+    Path("params.yaml").write_text(yaml.safe_dump(merged(PARAMS, changes)))
+    model = models.create({"name": changes["student"]["network"], "classes": 5, "channels": 1})
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 5)

@@ -1,6 +1,10 @@
 """dvc.yaml says what is true: stages, programs, code, parameters; one word per thing."""
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +127,24 @@ def test_stages_that_read_all_pruned_networks_depend_on_which_there_are(stage: s
     assert (ROOT / folder / "README.md").is_file()
 
 
+def test_stages_that_start_from_weights_watch_their_folder_and_no_others_do() -> None:
+    starting = {name for name in STAGES if {"learning.started(", "learning.new_student("} & set(_calls(PROGRAMS[name]))}
+    assert starting == {name for name, stage in STAGES.items() if "data/weights" in stage["deps"]}
+    assert starting == {"finetune", "scratch", "distill"}
+    assert (ROOT / "data/weights/README.md").is_file()
+
+
+def _calls(program: str) -> list[str]:
+    nodes = ast.walk(ast.parse((ROOT / "tasks" / f"{program}.py").read_text()))
+    return [f"{ast.unparse(node.func)}(" for node in nodes if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_that_may_build_a_network_of_ones_own_watch_its_code(stage: str) -> None:
+    assert ("nets" in STAGES[stage]["deps"]) == ("thinner/own.py" in STAGES[stage]["deps"])
+    assert (ROOT / "nets/README.md").is_file()
+
+
 def test_small_results_are_in_git_and_large_ones_in_dvc() -> None:
     for name, stage in STAGES.items():
         for kind in ("metrics", "plots"):
@@ -158,3 +180,44 @@ def test_curves_in_the_plots_are_written_by_a_stage() -> None:
         ((title, options),) = plot.items()
         for path in options["y"]:
             assert any(path == out or path.startswith(f"{out}/") for out in written), title
+
+
+@pytest.mark.integration
+def test_dvc_sees_a_byte_of_a_weights_file_and_of_a_network_of_ones_own(tmp_path: Path) -> None:
+    """The real dvc.yaml, with a line in place of everything that stages read and write."""
+
+    def run(*command: str) -> str:
+        bin_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = os.environ | {"PATH": bin_first, "DVC_NO_ANALYTICS": "1"}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+
+    graph = {**GRAPH, "stages": {name: stage for name, stage in GRAPH["stages"].items() if name != "prune_also"}}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    for stage in graph["stages"].values():
+        entries = [*stage["deps"], *stage["outs"], *stage.get("plots", []), *stage.get("metrics", [])]
+        for entry in [next(iter(e)) if isinstance(e, dict) else e for e in entries]:
+            path = tmp_path / entry.replace("${data.root}", "data/raw").replace("${prune.source}", "distill")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix:
+                path.write_text("a line")
+            else:
+                path.mkdir(exist_ok=True)
+                (path / "file").write_text("a line")
+    run("dvc", "init", "--no-scm", "--quiet")
+    run("dvc", "commit", "--force", "--quiet")
+
+    def changed() -> set[str]:
+        return {
+            name for name, what in json.loads(run("dvc", "status", "--json")).items() if "changed deps" in str(what)
+        }
+
+    assert changed() == set()
+    (tmp_path / "data/weights/mine.pth").write_text("weights")
+    assert changed() == {"finetune", "scratch", "distill"}
+    run("dvc", "commit", "--force", "--quiet")
+    (tmp_path / "data/weights/mine.pth").write_text("weightz")
+    assert changed() == {"finetune", "scratch", "distill"}
+    run("dvc", "commit", "--force", "--quiet")
+    (tmp_path / "nets/mine.py").write_text("# code")
+    assert changed() == {"finetune", "scratch", "teach", "distill", "prune", "export", "evaluate"}

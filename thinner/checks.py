@@ -19,7 +19,8 @@ import yaml
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from thinner import architectures, checkpoint, criteria, losses, masks, models, pruning, training
+from thinner import architectures, checkpoint, criteria, losses, masks, models, own, pruning, training
+from thinner import weights as published
 from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params
 
@@ -43,10 +44,10 @@ def deep(params: Params) -> Iterator[str]:
         except UserError as error:
             text = str(error)
             yield f"{name}.{text}" if text.startswith("network:") else f"{name}.network: {text}"
-            if not str(section.weights).startswith("torchvision:"):  # those belong to a network
+            if not str(section.weights).startswith(("torchvision:", "timm")):  # those belong to a network
                 yield from _weights(name, section)
             continue
-        yield from _weights(name, section)
+        yield from _weights(name, section, model)
         try:
             count_macs(model, _shape(section))
         except _NO_WAY_THROUGH as error:
@@ -55,6 +56,9 @@ def deep(params: Params) -> Iterator[str]:
                 f"({str(error).splitlines()[0]}). Choose the size that the network was made for"
             )
             built.pop(name)
+            continue
+        if own.is_own(section.network):
+            yield from _answers(name, section, model)
     if "finetune" in built:
         parts = [n for n, _ in models.stages_of(built["finetune"])]
         if params.finetune.freeze > len(parts):
@@ -65,6 +69,12 @@ def deep(params: Params) -> Iterator[str]:
         teacher = _teacher(params, built)
     except UserError as error:
         yield f"teach.teachers[0]: {error}"
+    for number, name in enumerate(params.teach.teachers[1:], 1):
+        if name != "finetune" and not name.endswith(".npz") and Path(name).exists():
+            try:
+                models.skeleton(checkpoint.read_spec(name)["network"])
+            except UserError as error:
+                yield f"teach.teachers[{number}]: {error}"
     yield from _features(params, teacher)
     yield from _losses(params, built, teacher)
     yield from _pruning(params, built)
@@ -116,20 +126,54 @@ def _teacher(params: Params, built: Mapping[str, nn.Module]) -> Seeing | None:
     return model, (sees["channels"], sees["image_size"], sees["image_size"])
 
 
-def _weights(name: str, section: Network) -> Iterator[str]:
-    weights = section.weights
-    if weights is None or weights == "timm":
-        return
-    kind, _, what = weights.partition(":")
+def _answers(name: str, section: Network, model: nn.Module) -> Iterator[str]:
+    """Whether a network of the user's own, which may be anything, gives a logit for each class."""
+    with torch.no_grad():
+        logits = copy.deepcopy(model).eval()(torch.empty(2, *_shape(section), device="meta"))
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, _CLASSES):
+        what = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        yield (
+            f"{name}.network: '{section.network}' gives {what} for 2 images and {_CLASSES} classes. "
+            f"Return logits of shape [2, {_CLASSES}]"
+        )
+
+
+def _weights(name: str, section: Network, model: nn.Module | None = None) -> Iterator[str]:
+    """Whether the weights can be read and belong to ``model``; of those that are downloaded, whether there are any."""
     try:
-        if kind == "package":
-            models.package_file(what)
-        elif kind == "torchvision":
-            models.check_torchvision_weights(section.network, what)
-        else:
-            models.check_weights_file(weights)
+        if model is None and section.weights is not None:
+            published.read_file(published.file_of(section.weights))
+        elif model is not None:
+            list(_started(section, model))
     except UserError as error:
         yield f"{name}.{error}"
+
+
+def _started(section: Network, model: nn.Module) -> Iterator[str]:
+    """What is to be said of the weights that a section names. Raises UserError where they cannot be had."""
+    weights = section.weights
+    if weights is None:
+        return
+    kind, _, what = weights.partition(":")
+    if kind == "torchvision":
+        published.check_torchvision_weights(section.network, what)
+    elif weights == "timm":
+        published.check_timm_weights(section.network)
+    else:
+        yield from models.fit_weights(model, _network(section), published.read(section.network, weights)).notes
+    preprocessing = {"mean": section.mean, "std": section.std, "image_size": section.image_size}
+    yield from published.remarks(section.network, weights, preprocessing)
+
+
+def remarks(params: Params) -> Iterator[str]:
+    """What is not wrong and yet worth knowing, for params that ``deep`` finds nothing wrong with."""
+    for name in ("finetune", "student"):
+        section: Network = getattr(params, name)
+        for line in _started(section, models.skeleton(_network(section))):
+            yield f"{name}.{line}" if line.startswith(_PREPROCESSING) else f"{name}.weights: {line}"
+
+
+_PREPROCESSING = ("mean: ", "std: ", "image_size: ")
 
 
 def _losses(params: Params, built: Mapping[str, nn.Module], teacher: Seeing | None) -> Iterator[str]:

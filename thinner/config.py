@@ -475,6 +475,7 @@ def _contradictions(params: Params) -> Iterable[str]:
                 f"{name}.mean: one value (grey), but data.channels is 3. "
                 f"Give {name}.mean and {name}.std three values, or set data.channels: 1"
             )
+        yield from _watched(name, network)
     yield from _pruned_also(params)
     for number, name in enumerate(params.export.candidates):
         if name not in params.networks:
@@ -507,7 +508,33 @@ def _pruned_also(params: Params) -> Iterable[str]:
         yield f"prune_also: {also} names one twice. Name each once; the choices are: {others}"
 
 
-TEACHERS = Path("data/teachers")  # DVC watches this folder
+TEACHERS, WEIGHTS = Path("data/teachers"), Path("data/weights")  # DVC watches these folders
+
+
+def _watched(name: str, network: Network) -> Iterable[str]:
+    """A weights file lies where DVC sees it change."""
+    weights = network.weights
+    if weights is None or weights == "timm" or weights.startswith(("package:", "torchvision:")):
+        return
+    path = Path(weights)
+    if ".." in path.parts or WEIGHTS not in path.parents:
+        if not path.is_file():
+            yield (
+                f"{name}.weights: unknown '{weights}'. Choose one of: null, package:DISTRIBUTION, torchvision:ENUM, "
+                f"timm, {WEIGHTS}/NAME.safetensors, {WEIGHTS}/NAME.pth"
+            )
+            return
+        yield (
+            f"{name}.weights: '{weights}' lies where DVC would not notice a change. Put it below {WEIGHTS}: "
+            f"mkdir -p {WEIGHTS} && cp '{weights}' {WEIGHTS}/ and set {name}.weights: {WEIGHTS / path.name}"
+        )
+    elif not path.is_file():
+        yield f"{name}.weights: no weights file '{weights}'. Put it there, or set {name}.weights: null"
+    elif not path.resolve().is_relative_to(WEIGHTS.resolve()):  # itself it may be one
+        yield (
+            f"{name}.weights: '{weights}' is a link to {path.resolve()}, which DVC does not watch. Copy the file: "
+            f"cp --remove-destination '{path.resolve()}' {path}"
+        )
 
 
 def _teachers(params: Params) -> Iterable[str]:

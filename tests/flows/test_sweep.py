@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows import sweep
+from flows import sweep, worktrees
 from tests.toy import GRAPH, PROGRAM, Toy, eventually
 from thinner.errors import UserError
 
@@ -52,6 +52,24 @@ def toy(tmp_path: Path) -> Toy:
     made.write_graph(graph)
     write(made, STUDY)
     return made
+
+
+def test_worktrees_see_all_that_stages_read_and_git_does_not_keep() -> None:
+    stages = [stage.get("do", stage) for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()]
+    written = {out.partition("/$")[0] for stage in stages for out in stage["outs"]}
+    read = {dep for stage in stages for dep in stage["deps"] if dep.startswith("data/") and "$" not in dep}
+    assert read - written == set(worktrees.OUTSIDE)
+
+
+def test_a_study_with_a_network_that_is_not_in_git_is_refused(toy: Toy) -> None:
+    (toy.root / "notes.txt").write_text("nobody's")
+    worktrees.refuse_changes(toy.root, "A study is of a commit")
+    (toy.root / "nets").mkdir()
+    (toy.root / "nets/README.md").write_text("networks")
+    toy.commit()
+    (toy.root / "nets/mine.py").write_text("def make(classes, channels): ...")
+    with pytest.raises(UserError, match=r"nets/mine\.py: changed since the last commit\. A study is of a commit"):
+        worktrees.refuse_changes(toy.root, "A study is of a commit")
 
 
 def write(toy: Toy, study: dict) -> None:

@@ -320,3 +320,121 @@ def test_every_key_is_documented():
 
 def test_the_shipped_file_names_every_section_of_the_model():
     assert list(GOOD) == list(Params.model_fields)
+
+
+def _place(tmp_path, monkeypatch, **network):
+    """A weights file of the student's network, where DVC sees it."""
+    monkeypatch.chdir(tmp_path)
+    path = "data/weights/w.pth"
+    Path(path).parent.mkdir(parents=True)
+    student = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 10, "channels": 1}
+    torch.save(models.create(student | network).state_dict(), path)
+    return path
+
+
+def test_a_weights_file_lies_where_dvc_sees_it_change(tmp_path, monkeypatch):
+    name = _place(tmp_path, monkeypatch)
+    assert passes(tmp_path, {"student.weights": name})
+    Path("elsewhere").mkdir()
+    Path("elsewhere/w.pth").write_bytes(Path(name).read_bytes())
+    Path("data/weights/link.pth").symlink_to(tmp_path / "elsewhere/w.pth")
+    for weights, line in {
+        "elsewhere/w.pth": "student.weights: 'elsewhere/w.pth' lies where DVC would not notice a change. Put it below "
+        "data/weights: mkdir -p data/weights && cp 'elsewhere/w.pth' data/weights/ and set student.weights: "
+        "data/weights/w.pth",
+        str(tmp_path / name): f"student.weights: '{tmp_path / name}' lies where DVC would not notice a change.",
+        "data/weights/../../elsewhere/w.pth": "lies where DVC would not notice a change",
+        "data/weights/none.pth": "student.weights: no weights file 'data/weights/none.pth'. Put it there, or set",
+        "data/weights/link.pth": f"is a link to {tmp_path}/elsewhere/w.pth, which DVC does not watch. Copy the file: cp",
+        "imagenet": "student.weights: unknown 'imagenet'. Choose one of: null, package:DISTRIBUTION, torchvision:ENUM",
+    }.items():
+        (found,) = mistakes(tmp_path, {"student.weights": weights})
+        assert line in found
+
+
+def test_the_folder_of_weights_may_itself_be_a_link_as_in_worktrees(tmp_path, monkeypatch):
+    name = _place(tmp_path, monkeypatch)
+    Path("data").rename("shared")
+    Path("data").mkdir()
+    Path("data/weights").symlink_to(tmp_path / "shared/weights")
+    assert passes(tmp_path, {"student.weights": name})
+
+
+@pytest.mark.parametrize(
+    ("network", "line"),
+    [
+        ({"width": 8}, "student.weights: 'data/weights/w.pth' has stem.0.weight of shape (8, 1, 3, 3)"),
+        ({"channels": 3}, "student.weights: 'data/weights/w.pth' take images of 3 channels, and network 'resnet8' is given 1"),
+        ({"name": "resnet14"}, "student.weights: 'data/weights/w.pth' has 30 tensors more than network 'resnet8'"),
+    ],
+)  # fmt: skip
+def test_weights_of_another_network_are_found_before_anything_runs(tmp_path, monkeypatch, network, line):
+    name = _place(tmp_path, monkeypatch, **network)
+    assert any(line in found for found in mistakes(tmp_path, {"student.weights": name}, deep=True))
+
+
+def test_damaged_weights_are_found_also_where_the_network_is_unknown(tmp_path, monkeypatch):
+    name = _place(tmp_path, monkeypatch)
+    Path(name).write_bytes(b"")
+    lines = mistakes(tmp_path, {"student.weights": name, "student.network": "resnet9"}, deep=True)
+    assert any("w.pth' is empty" in line for line in lines)
+
+
+def test_what_is_not_wrong_and_yet_worth_knowing_is_said_by_the_check(tmp_path, monkeypatch, capsys):
+    raw = copy.deepcopy(GOOD)
+    raw["finetune"] |= {"network": "torchvision:squeezenet1_1", "weights": "torchvision:IMAGENET1K_V1", "freeze": 0}
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.setattr(sys, "argv", ["check"])
+    monkeypatch.setattr(check, "set_environment", lambda: None)
+    assert check.main() == 0
+    first, *notes = capsys.readouterr().out.splitlines()
+    assert first == "params.yaml: nothing wrong"
+    assert "  note: finetune.mean: [0.5, 0.5, 0.5], but torchvision's IMAGENET1K_V1 of 'squeezenet1_1' were trained" in notes[0]  # fmt: skip
+    assert notes[0].endswith("Unless that is meant: mean: [0.485, 0.456, 0.406]")
+    assert [note.split(":")[1].strip() for note in notes] == ["finetune.mean", "finetune.std", "finetune.image_size"]
+    raw["finetune"] |= {"network": "torchvision:googlenet", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert check.main() == 2
+    assert "finetune.mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], which torchvision's" in capsys.readouterr().err  # fmt: skip
+
+
+def test_a_teacher_whose_code_params_yaml_does_not_name_is_found_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("data/teachers/strange")
+    folder.mkdir(parents=True)
+    network = {"name": "python:nets/evil.py:make", "classes": 10, "channels": 1}
+    sees = {"channels": 1, "image_size": 32, "mean": [0.3], "std": [0.3]}
+    (folder / "model.json").write_text(json.dumps({"network": network, "classes": [], "preprocessing": sees}))
+    for number, teachers in enumerate(([str(folder)], ["finetune", str(folder)])):
+        lines = mistakes(tmp_path, {"teach.teachers": teachers}, deep=True)
+        assert any(line.startswith(f"teach.teachers[{number}]: 'python:nets/evil.py:make' is code") for line in lines)
+
+
+MAKE = """
+from torch import nn
+
+def make(classes, channels):
+    return nn.Sequential(nn.Conv2d(channels, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "classes", "line"),
+    [
+        ("mine.py", "classes", None),
+        ("mine.py", "7", "student.network: 'python:nets/mine.py:make' gives [2, 7] for 2 images and 10 classes"),
+        ("mine.py", "clases", "student.network: 'python:nets/mine.py:make': make(classes, channels) failed: NameError"),
+        ("other.py", "classes", "student.network: 'python:nets/mine.py:make': no file 'nets/mine.py' here. Write it"),
+    ],
+)
+def test_a_network_of_ones_own_is_checked_like_others(tmp_path, monkeypatch, file, classes, line):
+    monkeypatch.chdir(tmp_path)
+    Path("nets").mkdir()
+    Path("nets", file).write_text(MAKE.replace("CLASSES", classes))
+    changes = student(network="python:nets/mine.py:make", width=None, stem_stride=None)
+    if line is None:
+        assert passes(tmp_path, changes)
+    else:
+        assert any(line in found for found in mistakes(tmp_path, changes, deep=True))

@@ -29,7 +29,7 @@ def test_the_default_student_has_about_80_000_parameters():
 
 def test_imagenet_weights_recognise_a_daisy():
     model = models.create(LITE)
-    assert models.load_pretrained(model, LITE, PACKAGE) == PACKAGE
+    assert models.load_pretrained(model, LITE, PACKAGE).source == PACKAGE
     flower = load_sample_image("flower.jpg")[None, :, 106:533]
     x = views.preprocess(flower, {"image_size": 224, "mean": [0.5] * 3, "std": [0.5] * 3})
     with torch.inference_mode():

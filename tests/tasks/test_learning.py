@@ -1,0 +1,67 @@
+"""What training starts from is said in the log and stands in the checkpoint."""
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from tasks import learning
+from tasks.stage import Stage
+from thinner import models
+from thinner.config import Params
+
+GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """Weights of the student's network in another port."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(5)
+    state = models.create(learning.network_of(Params.model_validate(GOOD).student, 10)).state_dict()
+    numbers = {}
+    ported = {
+        f"m{numbers.setdefault(n.rpartition('.')[0], len(numbers))}.{n.rpartition('.')[2]}": t for n, t in state.items()
+    }
+    Path("data/weights").mkdir(parents=True)
+    torch.save({"state_dict": ported}, "data/weights/port.pth")
+    return "data/weights/port.pth", state
+
+
+def params_of(**student):
+    return Params.model_validate(GOOD | {"student": GOOD["student"] | student})
+
+
+def test_the_log_says_what_was_mapped_and_the_spec_which_file_it_was(file, capsys):
+    path, state = file
+    stage = Stage("scratch", params_of(weights=path))
+    model, _, parents = learning.new_student(stage, SimpleNamespace(classes=list("0123456789")))
+    assert all(t.equal(state[n]) for n, t in model.state_dict().items())
+    assert parents == {"weights": path, "weights_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+    assert (
+        f"scratch: {len(state)} tensors taken by their order, since their names are others: m0"
+        in capsys.readouterr().out
+    )
+
+
+def test_the_log_says_where_preprocessing_is_another_than_the_weights_had(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("data/weights").mkdir(parents=True)
+    name = "torchvision:squeezenet1_1"
+    torch.save(models.create({"name": name, "classes": 1000, "channels": 3}).state_dict(), "data/weights/w.pth")
+    changes = {"network": name, "width": None, "stem_stride": None, "mean": [0.5] * 3, "std": [0.25] * 3}
+    stage = Stage("distill", params_of(weights="data/weights/w.pth", **changes))
+    learning.started(stage, stage.params.student, 10)
+    said = capsys.readouterr().out
+    assert "distill: learnt anew: the head classifier.1" in said
+    assert (
+        "distill: mean: [0.5, 0.5, 0.5], but the library's weights of 'squeezenet1_1' were trained with other." in said
+    )
+
+
+def test_a_student_from_nothing_names_no_weights():
+    stage = Stage("scratch", params_of())
+    assert learning.new_student(stage, SimpleNamespace(classes=list("ab")))[2] == {}
