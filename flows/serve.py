@@ -1,6 +1,7 @@
 """Servers on this machine: `ui` to look at runs, `serve` for the nightly schedule. Both end with Ctrl-C.
 
-Everything listens on loopback only: neither MLflow nor Prefect asks who you are.
+Everything listens on loopback only. Prefect asks for this working copy's secret (flows/__init__.py): loopback alone
+does not keep out a web page in a browser on this machine. MLflow asks nobody, and refuses foreign origins and hosts.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def ui() -> int:
     with _Servers(root) as servers:
         mlflow_url = servers.mlflow()
         prefect_url = servers.prefect()
-        print(f"\n  MLflow    {mlflow_url}\n  Prefect   {prefect_url}\n\nCtrl-C ends both.", flush=True)
+        print(f"\n  MLflow    {mlflow_url}\n  Prefect   {prefect_url}{_login()}\n\nCtrl-C ends both.", flush=True)
         return servers.wait()
 
 
@@ -62,8 +63,8 @@ def serve() -> int:
             "thinner-worker",
         )
         print(
-            f"\n  Prefect   {url}\n\nThe deployment thinner/nightly runs by the schedule in prefect.yaml. "
-            f"At once:\n  PREFECT_API_URL={url}/api .venv/bin/prefect deployment run thinner/nightly\n"
+            f"\n  Prefect   {url}{_login()}\n\nThe deployment thinner/nightly runs by the schedule in prefect.yaml. "
+            f"At once:\n  {_client(url)}.venv/bin/prefect deployment run thinner/nightly\n"
             "Ctrl-C ends the server and the worker.",
             flush=True,
         )
@@ -156,7 +157,11 @@ class _Servers:
             return known
         port = _free_port(PREFECT_PORT)
         url = f"http://{HOST}:{port}"
-        env = child_environment(PREFECT_SERVER_UI_API_URL=f"{url}/api", PREFECT_API_URL=f"{url}/api")
+        env = child_environment(
+            PREFECT_SERVER_UI_API_URL=f"{url}/api",
+            PREFECT_API_URL=f"{url}/api",
+            PREFECT_SERVER_CORS_ALLOWED_ORIGINS=url,
+        )
         child = self.start(
             "Prefect",
             env,
@@ -193,6 +198,18 @@ class _Servers:
         except KeyboardInterrupt:
             print("\nStopping.", flush=True)
             return 0
+
+
+def _login() -> str:
+    """What the browser asks for the first time, or nothing where the server is somebody's own."""
+    secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    return f"\n            asks once for {secret}" if secret else ""
+
+
+def _client(url: str) -> str:
+    """The variables that a command of Prefect's needs to reach the server."""
+    secret = "PREFECT_API_AUTH_STRING=$(cat .thinner/prefect-secret) " if _login() else ""
+    return f"PREFECT_API_URL={url}/api {secret}"
 
 
 def _prepare() -> Path:

@@ -45,6 +45,9 @@ TORCH = {
 }
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 def set_environment(root: Path | None = None) -> None:
     """Put the settings above into `os.environ`, for this process and those it starts.
 
@@ -54,6 +57,10 @@ def set_environment(root: Path | None = None) -> None:
     """
     for name, value in {**TELEMETRY_OFF, **MLFLOW_PATIENCE, **TORCH}.items():
         os.environ.setdefault(name, value)
+    # A company's proxy is for the world outside; our servers are on this machine. Libraries read either spelling.
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host.strip()]
+        os.environ[name] = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
     if root is not None and "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
 

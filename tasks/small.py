@@ -1,6 +1,6 @@
 """small: the control at prune's size. What people do without a teacher: cut as far, then train on the labels alone.
 
-The network is `finetune` where that is what prune cuts, else `scratch`: the student with its own start and no teacher.
+The network is the pretrained one, fine-tuned, or `scratch`: the student with its own start and no teacher.
 Criterion, scope, widths, rounds of cutting, views, optimiser and number of steps are those of `prune`.
 """
 
@@ -22,7 +22,7 @@ def small(stage: Stage) -> None:
     params, section = stage.params, stage.params.small
     data = store.open_store(learning.PREPARED)
     fabric = learning.fabric_of(params)
-    name = "finetune" if params.prune.source == "finetune" else "scratch"
+    name = section.source
     source, goal = checkpoint.load(f"data/{name}"), checkpoint.load("data/prune")
     preprocessing = source.spec["preprocessing"]
     shape = (preprocessing["channels"], preprocessing["image_size"], preprocessing["image_size"])

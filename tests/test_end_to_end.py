@@ -5,6 +5,7 @@ must end with the same weights. Then what a person does next: change a number, c
 ask for a prediction.
 """
 
+import base64
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -354,10 +356,10 @@ def test_plots_are_rendered(finished, tmp_path):
     assert "val_accuracy" in page
 
 
-def ask(url, what, **filters):
-    request = urllib.request.Request(
-        f"{url}/api/{what}/filter", json.dumps(filters).encode(), {"Content-Type": "application/json"}
-    )
+def ask(url, what, secret, **filters):
+    token = base64.b64encode(secret.encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {token}"}
+    request = urllib.request.Request(f"{url}/api/{what}/filter", json.dumps(filters).encode(), headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)
 
@@ -384,10 +386,13 @@ def test_the_schedule_fires_runs_and_at_the_second_firing_finds_everything_up_to
             if note.exists():
                 url = json.loads(note.read_text())["url"]
                 scheduled = {"deployment_id": {"is_null_": False}, "state": {"type": {"any_": ["COMPLETED"]}}}
-                done = ask(url, "flow_runs", flow_runs=scheduled, sort="START_TIME_ASC")
+                secret = (root / ".thinner" / "prefect-secret").read_text()
+                with pytest.raises(urllib.error.HTTPError, match="401"):
+                    ask(url, "flow_runs", "thinner:guessed")
+                done = ask(url, "flow_runs", secret, flow_runs=scheduled, sort="START_TIME_ASC")
         ended = []
         for flow_run in done[:2]:
-            runs = ask(url, "task_runs", task_runs={"flow_run_id": {"any_": [flow_run["id"]]}})
+            runs = ask(url, "task_runs", secret, task_runs={"flow_run_id": {"any_": [flow_run["id"]]}})
             ended.append({run["name"]: run["state_name"] for run in runs})
             assert set(ended[-1]) == set(STAGES)
         assert ended[0]["report"] == "Completed"

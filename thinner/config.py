@@ -207,6 +207,10 @@ class Control(Section):
     cutmix: NonNegative
 
 
+class Small(Control):
+    source: Literal["finetune", "scratch"]
+
+
 class Feature(Section):
     """A layer of the teacher whose output is kept for losses that compare features."""
 
@@ -372,7 +376,7 @@ class Params(Section):
     distill: Distill
     prune: Prune
     prune_also: list[Prunable]
-    small: Control
+    small: Small
     export: Export
     evaluate: Evaluate
     report: Report

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,11 +94,70 @@ def export_pt2(
 def open_pt2(path: str | Path) -> nn.Module:
     """The network that ``export_pt2`` wrote: callable on float images, of operators only.
 
-    For files of one's own: torch.export.load would unpickle what a foreign archive may hold.
+    An archive that holds anything else is refused before PyTorch looks at it. Raises ExportError.
     """
+    refuse_code(path)
     # the checks of input shapes are generated code that runs before every inference; the shapes are ours
     module: nn.Module = torch.export.load(path).module(check_guards=False)
     return module
+
+
+def refuse_code(path: str | Path) -> None:
+    """Raise ExportError unless the pt2 archive holds plain tensors, JSON and text alone.
+
+    torch.export.load unpickles example inputs and constants, and has SymPy evaluate sizes, which is Python's ``eval``:
+    whoever made the file would run what they like. So nothing of the kind may be in it: no member that is not on the
+    list below, none twice (readers differ in which they take), no example inputs, no tensor marked as pickled, and
+    sizes made of numbers, symbols and arithmetic only.
+    """
+
+    def refuse(what: str) -> ExportError:
+        return ExportError(
+            f"{path}: {what}. Opening it could run code of whoever made it. Take the network's model.safetensors or "
+            "ONNX file instead, or export it here: thinner stage export"
+        )
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename for info in archive.infolist()]
+            if len(set(names)) < len(names):
+                raise refuse("has two members of one name")
+            for info in archive.infolist():
+                inner = info.filename.partition("/")[2]
+                if info.file_size == 0 and _EXAMPLES.fullmatch(inner):
+                    continue
+                if not _PLAIN.fullmatch(inner):
+                    raise refuse(f"holds '{inner}', which may be a pickle")
+                if inner.endswith(".json") and not inner.startswith("extra/"):
+                    _refuse_values(json.loads(archive.read(info)), refuse)
+    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ExportError(f"{path}: is no pt2 archive ({error}). Export it again: thinner stage export") from None
+
+
+_PLAIN = re.compile(
+    r"data/weights/weight_\d+|data/constants/tensor_\d+|data/(weights|constants)/\w+_config\.json|models/\w+\.json|"
+    r"extra/[\w.]+|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
+)
+_EXAMPLES = re.compile(r"data/sample_inputs/\w+\.pt")
+# as SymPy writes it down: Mul(Integer(2), Symbol('s77', positive=True, integer=True))
+_SIZE = re.compile(
+    r"(?:Symbol\('[su]\d+'(?:, \w+=(?:True|False))*\)|[su]\d+|\d+|Integer|Add|Mul|Pow|Max|Min|Mod|FloorDiv|CleanDiv|"
+    r"[-+*/(), ])*"
+)
+
+
+def _refuse_values(value: Any, refuse: Callable[[str], ExportError]) -> None:
+    """Of the archive's JSON: tensors that are marked as pickled, and sizes that are more than arithmetic."""
+    if isinstance(value, Mapping):
+        if value.get("use_pickle"):
+            raise refuse("has a tensor that is kept as a pickle")
+        if "expr_str" in value and not _SIZE.fullmatch(str(value["expr_str"])):
+            raise refuse(f"has a size that is no arithmetic: {str(value['expr_str'])[:60]!r}")
+        for part in value.values():
+            _refuse_values(part, refuse)
+    elif isinstance(value, list):
+        for part in value:
+            _refuse_values(part, refuse)
 
 
 def add_preprocessing(
@@ -244,6 +305,7 @@ def run_session(session: onnxruntime.InferenceSession, inputs: np.ndarray) -> Lo
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What was stored beside the graph."""
     if Path(path).suffix == ".pt2":
+        refuse_code(path)
         files = {METADATA: ""}
         torch.export.load(path, extra_files=files)
         return dict(json.loads(files[METADATA]))

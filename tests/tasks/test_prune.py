@@ -503,12 +503,10 @@ def test_a_round_of_which_too_much_is_asked_goes_as_far_as_it_can_and_is_held_to
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("source", "control"), [("distill", "scratch"), ("finetune", "finetune")])
-def test_the_control_at_its_size_is_cut_as_far_and_trained_as_long_on_labels_alone(
-    project, monkeypatch, source, control
-):
+@pytest.mark.parametrize("control", ["scratch", "finetune"])
+def test_the_control_at_its_size_is_cut_as_far_and_trained_as_long_on_labels_alone(project, monkeypatch, control):
     checkpoint.save(Path("data/scratch"), network(2), spec("scratch"))
-    _, pruned = run(source=source)
+    _, pruned = run()
     shutil.rmtree("data/teach")  # no teacher
     seen, learn = {}, learning.learn
 
@@ -517,7 +515,8 @@ def test_the_control_at_its_size_is_cut_as_far_and_trained_as_long_on_labels_alo
         return learn(stage, name, model, batches, step, plan, *arguments, **more)
 
     monkeypatch.setattr(learning, "learn", watched)
-    small(Stage("small", params_of(source=source)))
+    asked = params_of()
+    small(Stage("small", asked.model_copy(update={"small": asked.small.model_copy(update={"source": control})})))
     made = checkpoint.load("data/small")
     assert seen["pool"] == set(range(16))  # the labelled ones
     assert seen["steps"] == 2 * 3  # two rounds of three

@@ -1,9 +1,15 @@
 """thinner.export: what ONNX Runtime and exported programs compute against what PyTorch's modules compute."""
 
+import json
+import os
+import pickle
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from thinner import models
 from thinner.export import (
     ExportError,
     add_preprocessing,
@@ -22,6 +29,7 @@ from thinner.export import (
     open_session,
     quantise_onnx,
     read_metadata,
+    refuse_code,
     run_session,
 )
 
@@ -298,3 +306,75 @@ def test_a_program_holds_metadata_and_no_pickle_and_no_path(program: Path) -> No
 def test_equal_networks_give_equal_programs(program: Path, tmp_path: Path) -> None:
     export_pt2(small(), tmp_path / "model.pt2", (1, 12, 12), METADATA)
     assert (tmp_path / "model.pt2").read_bytes() == program.read_bytes()
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def tampered(program: Path, folder: Path, change: Callable[[dict[str, bytes]], list[tuple[str, bytes]]]) -> Path:
+    """A copy of the archive with other members; `change` takes {name below the top folder: bytes}."""
+    with zipfile.ZipFile(program) as archive:
+        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    path = folder / "model.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile warns of a name that is there twice
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in change(members):
+                archive.writestr(f"model/{name}", content)
+    return path
+
+
+def with_size(members: dict[str, bytes], text: str) -> list[tuple[str, bytes]]:
+    graph = json.loads(members["models/model.json"])
+    graph["planted"] = [{"as_expr": {"expr_str": text}}]
+    return list((members | {"models/model.json": json.dumps(graph).encode()}).items())
+
+
+def marked(members: dict[str, bytes]) -> list[tuple[str, bytes]]:
+    name = "data/weights/model_weights_config.json"
+    config = json.loads(members[name])
+    next(iter(config["config"].values()))["use_pickle"] = True
+    return list((members | {name: json.dumps(config).encode()}).items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, c: list((m | {"data/sample_inputs/model.pt": c}).items()), "holds 'data/sample_inputs/model.pt'"),
+        (lambda m, c: list((m | {"data/constants/custom_obj_0": c}).items()), "holds 'data/constants/custom_obj_0'"),
+        (lambda m, c: [*m.items(), ("models/model.json", m["models/model.json"])], "two members of one name"),
+        (lambda m, c: marked(m), "a tensor that is kept as a pickle"),
+        (lambda m, c: with_size(m, "exec('import os')"), "a size that is no arithmetic: \"exec('import os')\""),
+        (lambda m, c: with_size(m, "s0.__class__"), "a size that is no arithmetic"),
+    ],
+)
+def test_a_program_that_could_run_code_is_not_opened(program, tmp_path, change, message) -> None:
+    mark = tmp_path / "it-ran"
+    path = tampered(program, tmp_path, lambda members: change(members, pickle.dumps(Command(mark))))
+    for opens in (open_pt2, read_metadata):
+        with pytest.raises(ExportError, match=re.escape(message)):
+            opens(path)
+    assert not mark.exists()
+
+
+def test_sizes_that_are_arithmetic_and_what_is_no_archive(program, tmp_path) -> None:
+    refuse_code(
+        tampered(program, tmp_path, lambda members: with_size(members, "Mul(Integer(2), Symbol('s77', positive=True))"))
+    )
+    (tmp_path / "model.pt2").write_text("<html>")
+    with pytest.raises(ExportError, match="is no pt2 archive"):
+        open_pt2(tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "torchvision:swin_t", "timm:vit_tiny_patch16_224"])
+def test_programs_of_large_networks_pass(tmp_path, name) -> None:
+    network = models.create({"name": name, "classes": 3, "channels": 3}).eval()
+    export_pt2(network, tmp_path / "model.pt2", (3, 224, 224) if "vit" in name else (3, 64, 64), METADATA)
+    refuse_code(tmp_path / "model.pt2")

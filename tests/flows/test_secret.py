@@ -1,0 +1,54 @@
+"""Who gets in to the servers that we start: whoever has the working copy's secret."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import flows
+
+PROJECT = Path(__file__).parents[2]
+NAMES = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
+PROGRAM = f"import flows, json, os; print(json.dumps({{n: os.environ.get(n) for n in {(*NAMES, 'NO_PROXY')!r}}}))"
+
+
+def variables(**extra: str) -> dict[str, str | None]:
+    """What a process has in its environment once it has imported `flows`."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT") and k.upper() != "NO_PROXY"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=PROJECT, env=clean | extra, text=True, capture_output=True, check=True
+    )
+    found: dict[str, str | None] = json.loads(done.stdout)
+    return found
+
+
+def test_servers_ask_for_a_secret_and_clients_have_it(tmp_path: Path) -> None:
+    found = variables(PREFECT_HOME=str(tmp_path))
+    client, server, origins = (found[name] for name in NAMES)
+    assert client == server == flows._secret(PROJECT / ".thinner" / "prefect-secret")
+    assert origins not in (None, "*")
+
+
+def test_a_server_of_the_persons_own_is_left_alone(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(NAMES)
+    assert {k: variables(PREFECT_API_URL="http://prefect.example/api")[k] for k in NAMES} == nothing
+    (tmp_path / "profiles.toml").write_text('[profiles.team]\nPREFECT_API_URL = "http://prefect.example/api"\n')
+    assert {k: variables(PREFECT_HOME=str(tmp_path))[k] for k in NAMES} == nothing
+
+
+def test_the_secret_is_long_its_owners_alone_and_stays(tmp_path: Path) -> None:
+    file = tmp_path / ".thinner" / "prefect-secret"
+    made = flows._secret(file)
+    assert len(made.removeprefix("thinner:")) >= 32
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert flows._secret(file) == made
+    assert flows._secret(tmp_path / "other" / "prefect-secret") != made
+    # where it cannot be kept the process has one of its own
+    (tmp_path / "file").write_text("")
+    assert flows._secret(tmp_path / "file" / "prefect-secret").startswith("thinner:")
+
+
+def test_a_proxy_is_not_asked_for_this_machine(tmp_path: Path) -> None:
+    hosts = str(variables(PREFECT_HOME=str(tmp_path), NO_PROXY="intranet.example,localhost")["NO_PROXY"]).split(",")
+    assert hosts == ["intranet.example", "localhost", "127.0.0.1", "::1"]
