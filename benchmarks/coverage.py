@@ -52,8 +52,7 @@ class Family:
     size: int = 64  # px, the smallest input that every member takes
 
 
-# The first that fits counts. torchvision's are all of its classifiers; of timm's thousand and of our own families, those
-# that people use.
+# The first that fits counts. torchvision's are all of its classifiers; of timm's and our own, those that people use.
 FAMILIES = (
     Family("swin v2", r"swinv2_cr", 224),
     Family("swin v2", r"swin_v2|swinv2", 256),
