@@ -52,7 +52,7 @@ class Family:
     size: int = 64  # px, the smallest input that every member takes
 
 
-# The first that fits counts. torchvision's are all of its classifiers; of timm's thousand, those that people use.
+# The first that fits counts. torchvision's are all of its classifiers; of timm's and our own, those that people use.
 FAMILIES = (
     Family("swin v2", r"swinv2_cr", 224),
     Family("swin v2", r"swin_v2|swinv2", 256),
@@ -64,6 +64,8 @@ FAMILIES = (
     Family("convnext", r"convnext"),
     Family("resnext", r"resnext"),
     Family("regnet", r"regnet"),
+    Family("resnet for small images", r"^resnet\d+(a|x4)$", 32),
+    Family("wide resnet for small images", r"^wrn-", 32),
     Family("resnet", r"resnet"),
     Family("densenet", r"densenet"),
     Family("mobilenet v2", r"mobilenet_?v2"),
@@ -80,6 +82,7 @@ FAMILIES = (
     Family("mnasnet", r"mnasnet"),
     Family("alexnet", r"alexnet"),
 )
+OURS = ("resnet20a", "resnet56a", "resnet8x4", "resnet32x4", "wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2")
 TIMM = (
     "resnet10t", "resnet18", "resnet50", "resnext26ts", "resnext50_32x4d", "regnetx_002", "regnety_002",
     "densenet121", "mobilenetv2_050", "mobilenetv2_100", "mobilenetv3_small_050", "mobilenetv3_small_100",
@@ -92,15 +95,16 @@ TIMM = (
 
 
 def family_of(name: str) -> Family:
-    inner = name.partition(":")[2]
+    inner = name.rpartition(":")[2]
     return next(family for family in FAMILIES if re.search(family.pattern, inner))
 
 
 def networks() -> list[str]:
-    """Every classifier of torchvision, and the ones of timm above."""
+    """Every classifier of torchvision, and the ones of timm and of our own above."""
     from thinner import models
 
-    return [name for name in models.names() if name.startswith("torchvision:")] + [f"timm:{name}" for name in TIMM]
+    classifiers = [name for name in models.names() if name.startswith("torchvision:")]
+    return [*classifiers, *(f"timm:{name}" for name in TIMM), *OURS]
 
 
 def parameters(name: str) -> int:

@@ -1,4 +1,4 @@
-"""What pruning must know about families of networks: attention, patch merging, channel shuffles, fixed sizes.
+"""What pruning must know about families of networks: attention, patch merging, shuffles, padded shortcuts, sizes.
 
 Torch-Pruning reads which layers hang together off the autograd graph (Fang et al. 2023, DepGraph,
 https://arxiv.org/abs/2301.12900) and keeps a channel's number through everything that is not a layer. Inside a windowed
@@ -353,6 +353,40 @@ def _shuffle_block(block: Any, handling: Handling) -> Callable[[], None]:
     return _stand_in(block, forward)
 
 
+class _PaddedShortcutPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
+    """Inputs and outputs are cut each by themselves: an output whose input goes gets zeros from then on."""
+
+    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        gone = set(idxs)
+        place = [0] * (layer.channels_in + 1)  # of each of the sources, zeros first, in what is left of the input
+        kept = [i for i in range(layer.channels_in) if i not in gone]
+        for number, i in enumerate(kept):
+            place[i + 1] = number + 1
+        layer.source = torch.tensor(place, device=layer.source.device)[layer.source]
+        layer.channels_in = len(kept)
+        return layer
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        gone = set(idxs)
+        layer.source = layer.source[[i for i in range(len(layer.source)) if i not in gone]]
+        return layer
+
+    def get_in_channels(self, layer: Any) -> int:
+        return int(layer.channels_in)
+
+    def get_out_channels(self, layer: Any) -> int:
+        return len(layer.source)
+
+
+_PADDED_SHORTCUT = _PaddedShortcutPruner()
+
+
+def _padded_shortcut(shortcut: Any, handling: Handling) -> Callable[[], None]:
+    """Option A of ResNets for small images: no weights, but a width on each side, so a layer for the graph."""
+    handling.customized_pruners[type(shortcut)] = _PADDED_SHORTCUT
+    return _stand_in(shortcut, lambda x: _opaque(x, (x.shape[0], len(shortcut.source), *x.shape[2:])))
+
+
 # To add a family: a handler that replaces what cannot be traced and returns how to undo it, and its row here.
 _HANDLERS: dict[str, Callable[[Any, Handling], Callable[[], None]]] = {
     "torch.nn.modules.activation.MultiheadAttention": _torch_attention,
@@ -364,6 +398,7 @@ _HANDLERS: dict[str, Callable[[Any, Handling], Callable[[], None]]] = {
     "torchvision.models.maxvit.WindowPartition": _partition,
     "torchvision.models.maxvit.WindowDepartition": _partition,
     "torchvision.models.shufflenetv2.InvertedResidual": _shuffle_block,
+    "thinner.resnets.PaddedShortcut": _padded_shortcut,
     "timm.layers.attention.Attention": _timm_attention,
     "timm.models.swin_transformer.WindowAttention": _attention(_Qkv),
     "timm.models.swin_transformer.PatchMerging": _patch_merging,

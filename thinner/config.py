@@ -10,6 +10,7 @@ All errors of a file are raised together, one line each: key, value, mend.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -168,7 +169,7 @@ class Network(Section):
     def _fits_itself(self) -> Network:
         if len(self.mean) != len(self.std) or len(self.mean) == 2:
             raise ValueError(f"mean: {self.mean} and std: {self.std} must both have 1 value (grey) or 3 (colour)")
-        ours = self.network.startswith("resnet") and ":" not in self.network
+        ours = re.fullmatch(r"resnet\d+", self.network)
         for key in ("width", "stem_stride"):
             if ours and getattr(self, key) is None:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Networks by name: ``torchvision:NAME``, ``timm:NAME``, ``python:FILE:FUNCTION`` and our ``resnetN`` family; heads,
+"""Networks by name: ``torchvision:NAME``, ``timm:NAME``, ``python:FILE:FUNCTION`` and those of resnets.py; heads,
 weights, freezing."""
 
 from __future__ import annotations
@@ -10,78 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from thinner import own
+from thinner import own, resnets
 from thinner import weights as published
 from thinner.errors import NetworkError as NetworkError  # noqa: PLC0414 - callers say models.NetworkError
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al. 2015, figure 2 and option B, https://arxiv.org/abs/1512.03385)."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu2 = nn.ReLU()
-        self.subsample: nn.Module = nn.Identity()
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1:
-            # Every second pixel, then a convolution of stride 1: the same numbers as one of stride 2. That one wrote
-            # beyond its memory on a CPU (torch 2.14.1, fewer than 8 channels_in, channels_last, one thread), and a
-            # pruned network may have so few.
-            self.subsample = nn.MaxPool2d(1, stride)
-        if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, bias=False), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d i j"]:
-        y = self.relu1(self.bn1(self.conv1(x)))
-        return self.relu2(self.bn2(self.conv2(y)) + self.shortcut(self.subsample(x)))
-
-
-class CifarResNet(nn.Module):
-    """ResNet for small images: depth 6n+2, three stages of n blocks with width, 2 width, 4 width channels.
-
-    He et al. 2015, section 4.2 (https://arxiv.org/abs/1512.03385) with projection shortcuts. ``stem_stride=2``
-    halves the resolution in the first convolution, which the paper does not do: a quarter of the MACs.
-    """
-
-    def __init__(self, depth: int, width: int, stem_stride: int, classes: int, channels: int) -> None:
-        super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise NetworkError(
-                f"network: 'resnet{depth}' is not of this family. Depth is 6n+2: resnet8, resnet14, resnet20, ..."
-            )
-        blocks = (depth - 2) // 6
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
-        widths = [width, 2 * width, 4 * width]
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    *(
-                        BasicBlock(([width, *widths][s] if b == 0 else out), out, 2 if s > 0 and b == 0 else 1)
-                        for b in range(blocks)
-                    )
-                )
-                for s, out in enumerate(widths)
-            )
-        )
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
-        self.fc = nn.Linear(4 * width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch classes"]:
-        return self.fc(self.flatten(self.pool(self.stages(self.stem(x)))))
 
 
 def create(network: dict[str, Any]) -> nn.Module:
@@ -96,9 +29,7 @@ def create(network: dict[str, Any]) -> nn.Module:
     check_name(name)
     family, _, inner = name.partition(":") if ":" in name else ("", "", name)
     if not family:
-        return CifarResNet(
-            int(name.removeprefix("resnet")), network["width"], network["stem_stride"], classes, channels
-        )
+        return resnets.create(network)
     if family == "timm":
         return _timm(inner, classes, channels)
     import torchvision
@@ -141,16 +72,12 @@ def skeleton(network: dict[str, Any]) -> nn.Module:
 
 
 def names() -> list[str]:
-    """Every name that ``create`` takes, but for the endless resnetN family (8, 14, 20, ... 110 are listed)."""
+    """Every name that ``create`` takes, but for deeper ones of our own families, which have no end."""
     import timm
     import torchvision
 
     classification = torchvision.models.list_models(module=torchvision.models)
-    return (
-        [f"resnet{6 * n + 2}" for n in range(1, 19)]
-        + [f"torchvision:{n}" for n in classification]
-        + [f"timm:{n}" for n in timm.list_models()]
-    )
+    return resnets.names() + [f"torchvision:{n}" for n in classification] + [f"timm:{n}" for n in timm.list_models()]
 
 
 def check_name(name: str) -> None:
@@ -160,16 +87,11 @@ def check_name(name: str) -> None:
     if name.startswith("timm:") and (name.count(":") > 1 or "." in name):
         _check_timm_name(name.removeprefix("timm:"))
         return
-    family, _, inner = name.rpartition(":")
-    if not family and inner.startswith("resnet") and inner.removeprefix("resnet").isdigit():
-        depth = int(inner.removeprefix("resnet"))
-        if depth >= 8 and (depth - 2) % 6 == 0:
-            return
-        near = 6 * max(1, round((depth - 2) / 6)) + 2
-        raise NetworkError(
-            f"unknown '{name}'. Depth is 6n+2; the nearest is resnet{near}. For the ImageNet "
-            f"network say torchvision:{name} or timm:{name}"
-        )
+    if resnets.is_ours(name):
+        if wrong := resnets.mistake(name):
+            imagenet = f". For the ImageNet network say torchvision:{name} or timm:{name}"
+            raise NetworkError(wrong + imagenet * resnets.has_width(name))
+        return
     known = names()
     if name not in known:
         near_names = difflib.get_close_matches(name, known, 5, 0.5) or ["resnet20", "torchvision:NAME", "timm:NAME"]

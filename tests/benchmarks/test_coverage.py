@@ -24,6 +24,7 @@ GOOD = {"macs_left": 0.4, "params_left": 0.5, "step": True, "loads": True, "onnx
         "timm:resnet10t",  # residual
         "timm:convnext_atto",  # layer norm, layer scale
         "timm:deit_tiny_patch16_224",  # heads, class token, table of positions
+        "resnet20a",  # shortcuts without parameters
         "timm:swin_s3_tiny_224",  # windows, patch merging, buffers that are not saved
     ],
 )
@@ -106,7 +107,7 @@ def test_the_page_is_made_of_the_results():
     text = (ROOT / coverage.PAGE).read_text()
     results = coverage.json.loads((ROOT / coverage.RESULTS).read_text())
     assert coverage.page(text, results) == text, "python -m benchmarks.coverage --write"
-    rows = re.findall(r"^\| [\w ]+ \| (?:torchvision|timm):\w+ \|.*$", text, re.MULTILINE)
+    rows = re.findall(r"^\| [\w ]+ \| (?:(?:torchvision|timm):\w+|resnet\w+|wrn[\d-]+) \|.*$", text, re.MULTILINE)
     assert len(rows) == len(results)
     assert not [row for row in rows if "FAILS" in row]
     for name in coverage.networks():

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from thinner import models, views
+from thinner import models, resnets, views
 from thinner.profiling import count_params
 
 OURS = {"name": "resnet8", "width": 16, "stem_stride": 1, "classes": 10, "channels": 3}
@@ -137,7 +137,7 @@ def test_tap_holds_the_latest_output_and_names_near_layers():
 
 def test_the_shortcut_gives_the_numbers_of_a_convolution_of_stride_2():
     torch.manual_seed(0)
-    block = models.BasicBlock(6, 8, 2).eval()
+    block = resnets.BasicBlock(6, 8, 2).eval()
     x = torch.randn(3, 6, 9, 9)
     expected = block.shortcut[1](torch.nn.functional.conv2d(x, block.shortcut[0].weight, stride=2))
     assert block.shortcut(block.subsample(x)).equal(expected)
