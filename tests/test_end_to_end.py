@@ -1,4 +1,4 @@
-"""The real pipeline, all nine stages, on a small real job: scikit-learn's 1,797 digits as a folder of pictures.
+"""The real pipeline, all ten stages, on a small real job: scikit-learn's 1,797 digits as a folder of pictures.
 
 One copy of the repository is run by Prefect, another by `dvc repro` with a `kill -9` in the middle of distill; both
 must end with the same weights. Then what a person does next: change a number, change it back, try an experiment,
@@ -32,7 +32,7 @@ from thinner.predict import open_candidate, predict_logits
 pytestmark = pytest.mark.integration
 
 PROJECT = Path(__file__).resolve().parents[1]
-STAGES = ["prepare", "finetune", "scratch", "teach", "distill", "prune", "export", "evaluate", "report"]
+STAGES = ["prepare", "finetune", "scratch", "teach", "distill", "prune", "small", "export", "evaluate", "report"]
 SMALL = {
     "run.threads": 1,
     "data.source": "folder:data/raw/digits", "data.image_size": 8, "data.labelled": 200, "data.validation": 200,
@@ -123,7 +123,7 @@ def test_every_stage_ran_and_the_end_tells_what_came_out(finished):
     root, printed = finished
     metrics = json.loads((root / "reports" / "metrics.json").read_text())
     exports = {f"{name}_{format_}" for name in ("distill", "prune") for format_ in ("onnx", "onnx_int8", "pt2")}
-    assert set(metrics) == {"finetune", "scratch", "distill", "prune"} | exports
+    assert set(metrics) == {"finetune", "scratch", "distill", "small", "prune"} | exports
     for candidate, row in metrics.items():
         assert candidate in printed
         assert 0.1 < row["accuracy"] <= row["accuracy_top5"] <= 1.0  # ten classes, so there is a top five
@@ -223,7 +223,7 @@ def run_cli(root, *words, code=0):
 def test_dvc_repro_killed_in_the_middle_of_distill_ends_with_the_same_weights(finished, tmp_path):
     # as it was before distill: what comes later is gone, and so is DVC's cache, from which it could come back
     root = Path(shutil.copytree(finished[0], tmp_path / "thinner", symlinks=True))
-    for name in ("distill", "prune", "export", "evaluate"):
+    for name in ("distill", "prune", "small", "export", "evaluate"):
         shutil.rmtree(root / "data" / name)
     shutil.rmtree(root / ".dvc" / "cache")
     command = [sys.executable, "-m", "dvc", "repro"]

@@ -60,7 +60,7 @@ def test_two_pipeline_runs_side_by_side_with_paired_tests(two: tuple[str, str]) 
     found = compare.compare([first[:12], second])
     assert [run.id for run in found.runs] == [first, second]
     by_name = {row.candidate: row.estimate for row in found.differences}
-    assert set(by_name) == {"finetune", "scratch", "distill", "prune"}
+    assert set(by_name) == {"finetune", "scratch", "distill", "small", "prune"}
     assert by_name["distill"].effect == 0
     assert by_name["distill"].p_value == 1
     # 10 won, 10 lost: McNemar's exact p is 1, but the interval is wide

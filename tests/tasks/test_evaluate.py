@@ -33,7 +33,7 @@ CLASSES = ("dark", "medium", "bright")
 TEST = 30
 PREPROCESSING = {"image_size": 12, "channels": 1, "mean": [0.5], "std": [0.25]}
 EXPORTS = {f"{name}_{format_}" for name in ("distill", "prune") for format_ in ("onnx", "onnx_int8", "pt2")}
-CANDIDATES = {"finetune", "scratch", "distill", "prune"} | EXPORTS
+CANDIDATES = {"finetune", "scratch", "distill", "small", "prune"} | EXPORTS
 REPEATS = 10
 CLAIMS = [
     "prune is smaller than finetune by 2x in parameters",
@@ -91,7 +91,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which export, evaluate and report have run."""
     root = tmp_path_factory.mktemp("project")
     write_store(root / "data" / "prepared")
-    for seed, (name, width) in enumerate({"finetune": 8, "scratch": 4, "distill": 4, "prune": 4}.items()):
+    for seed, (name, width) in enumerate({"finetune": 8, "scratch": 4, "distill": 4, "prune": 4, "small": 4}.items()):
         torch.manual_seed(seed)
         network = {"name": "resnet8", "classes": 3, "channels": 1, "width": width, "stem_stride": 1}
         checkpoint.save(

@@ -94,7 +94,7 @@ def project(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_store(tmp_path / "data" / "prepared")
     info = tmp_path / "data" / "prepared" / "info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"image_size": 10, "channels": 1, "fit": "crop"}))
-    for name in ("finetune", "scratch", "distill", "prune"):
+    for name in ("finetune", "scratch", "distill", "small", "prune"):
         write_candidate(tmp_path, name, [1.0, 0.0, 0.0])
     monkeypatch.setattr(lineage, "graph", lambda root: [])
     monkeypatch.setattr(lineage, "locked_hashes", lambda root: {"evaluate": "hash-e"})

@@ -43,7 +43,8 @@ def test_report_reads_which_runs_made_the_stages_and_what_they_took(
     found = _runs(stage)
     # in the order of dvc.yaml, and without the one that is still running
     assert list(found) == [
-        "prepare", "finetune", "scratch", "teach", "distill", "prune", "prune_also@finetune", "export", "evaluate",
+        "prepare", "finetune", "scratch", "teach", "distill", "prune", "small", "prune_also@finetune",
+        "export", "evaluate",
     ]  # fmt: skip
     info = tracking.connect()[0].get_run(made.run_id).info
     assert found.pop("distill") == {

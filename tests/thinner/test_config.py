@@ -274,7 +274,7 @@ def test_a_target_that_all_networks_reach_is_right(tmp_path):
     raw["claims"] = ["prune is within 1.0 points of prune_finetune on accuracy"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     params = load_params(tmp_path / "params.yaml", deep=True)
-    assert params.candidate_names[:6] == ["finetune", "scratch", "distill", "prune", "prune_finetune", "prune_scratch"]
+    assert params.candidate_names[:6] == ["finetune", "scratch", "distill", "small", "prune", "prune_finetune"]
     assert params.networks["prune_finetune"] == "data/prune_also/finetune"
 
 
