@@ -433,7 +433,7 @@ def _quotas(
 def _take(rng: np.random.Generator, pool: Numbers, strata: Labels, quotas: Int64[np.ndarray, " c"]) -> Numbers:
     """``quotas[c]`` images of each stratum c, at random, sorted."""
     taken = [rng.permutation(pool[strata == c])[:quota] for c, quota in enumerate(quotas)]
-    return np.sort(np.concatenate(taken))
+    return np.sort(np.concatenate([np.empty(0, dtype=pool.dtype), *taken]))  # of no class nothing is taken
 
 
 # ------------------------------------------------------------------------------- integrity

@@ -52,6 +52,8 @@ def student(**changes):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        (student(network="resnet8a"), "student.width: 16 belongs to the resnetN family; set width: null for 'resnet8a'"),
+        (student(width=None), "student.width: null, but network 'resnet8' needs one. Set for example width: 16"),
         ({"prune.roundz": 3}, "prune.roundz: unknown key (value 3). Did you mean 'rounds'?"),
         ({"finetune.augment.crop": 1.5}, "finetune.augment.crop: 1.5: should be less than or equal to 1"),
         ({"prune.tolerance": "much"}, "prune.tolerance: 'much': should be a valid number"),
@@ -190,6 +192,8 @@ SAME = {"network": "resnet14", "width": 16, "stem_stride": 2, "weights": None, "
         {"finetune.training.keep_step": 447, "prune.rewind": True, "student.training.keep_step": 999},
         {"prune.criterion": "apoz", "prune_also": ["finetune"]},  # ReLU and ReLU6
         {"prune.target": {"max_drop": 1.0}},
+        student(network="resnet8a", width=None, stem_stride=None),  # the networks of the papers have no keys
+        student(network="wrn-10-1", width=None, stem_stride=None),
     ],
 )  # fmt: skip
 def test_what_can_be_run_passes(tmp_path, changes):

@@ -362,6 +362,8 @@ def test_a_count_of_unlabelled_images_is_in_proportion() -> None:
     chosen = split(LABELS, TRAIN, ABC, **{**ASK, "unlabelled": 100})["unlabelled"]
     assert np.bincount(LABELS[chosen]).tolist() == [60, 30, 10]
     assert len(split(LABELS, TRAIN, ABC, **{**ASK, "unlabelled": 0})["unlabelled"]) == 0
+    all_labelled = {**ASK, "labelled": len(LABELS) - 250, "unlabelled": 0}  # nothing is left to draw from
+    assert split(LABELS, TRAIN, ABC, **all_labelled)["unlabelled"].tolist() == []
 
 
 def test_a_rare_class_is_in_every_split() -> None:
