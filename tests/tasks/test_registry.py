@@ -126,7 +126,14 @@ def test_each_candidate_is_a_run_with_the_same_metric_names_and_a_model_that_ans
     measure(project)
     client, experiment = tracking.connect()
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
-    assert set(runs) == {"evaluate", "finetune (test)", "scratch (test)", "distill (test)", "prune (test)"}
+    assert set(runs) == {
+        "evaluate",
+        "finetune (test)",
+        "scratch (test)",
+        "distill (test)",
+        "small (test)",
+        "prune (test)",
+    }
     measured = json.loads((project / "reports" / "metrics.json").read_text())
     for name, row in measured.items():
         run = runs[f"{name} (test)"]

@@ -95,8 +95,8 @@ def student(**changes):
         ({"prune_also": ["scratch", "finetune", "scratch"]}, "prune_also: ['scratch', 'finetune', 'scratch'] names one twice. Name each once; the choices are: finetune, scratch"),
         ({"prune_also": ["finetune", "distill"]}, "prune_also: 'distill' is prune.source, and pruned already. Choose one of: finetune, scratch"),
         ({"prune_also": None}, "prune_also: None: should be a valid list"),
-        ({"export.candidates": ["prune", "prune_finetune"]}, "export.candidates[1]: unknown 'prune_finetune'. Choose one of: finetune, scratch, distill, prune"),
-        ({"prune_also": ["scratch"], "ship.candidate": "prune_finetune"}, "ship.candidate: unknown 'prune_finetune'. Choose one of: finetune, scratch, distill, prune, prune_scratch, distill_onnx"),
+        ({"export.candidates": ["prune", "prune_finetune"]}, "export.candidates[1]: unknown 'prune_finetune'. Choose one of: finetune, scratch, distill, small, prune"),
+        ({"prune_also": ["scratch"], "ship.candidate": "prune_finetune"}, "ship.candidate: unknown 'prune_finetune'. Choose one of: finetune, scratch, distill, small, prune, prune_scratch, distill_onnx"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(tmp_path, changes, line):
