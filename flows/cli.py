@@ -49,11 +49,55 @@ def _for_people(command: Callable[..., None]) -> Callable[..., None]:
 
 @app.command()
 @_for_people
-def run(jobs: Jobs = 2) -> None:
+def run(
+    jobs: Jobs = 2,
+    recipe: Annotated[
+        str | None, typer.Option(help="Write this recipe into params.yaml first: thinner recipe.")
+    ] = None,
+) -> None:
     """Bring every stage up to date. Nothing to do takes seconds and trains nothing."""
     from flows import pipeline
 
+    if recipe is not None:
+        _apply_recipe(recipe, None)
     raise typer.Exit(pipeline.run(None, jobs))
+
+
+@app.command()
+@_for_people
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="Which; none: list them.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Your pictures instead of the recipe's, such as folder:data/raw/photos.")
+    ] = None,
+) -> None:
+    """Write a tested set of choices for other data into params.yaml; without a name, list what there is."""
+    if name is not None:
+        _apply_recipe(name, source)
+        console.print("\nNext     python -m tasks.check    what is wrong, if anything\n         thinner run")
+        return
+    if source is not None:
+        raise UserError("--source: of which recipe? Give its name, for example: thinner recipe photos --source ...")
+    from flows import recipes
+
+    root = repository_root()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("recipe", "for"):
+        table.add_column(heading)
+    for each in recipes.names(root):
+        table.add_row(each, recipes.load(root, each).title)
+    console.print(table)
+
+
+def _apply_recipe(name: str, source: str | None) -> None:
+    from flows import recipes
+
+    root = repository_root()
+    changed = recipes.apply(root, name, source=source)
+    console.print(recipes.load(root, name).note.strip())
+    console.print(
+        "\n".join(["", "params.yaml:", *(f"  {line}" for line in changed)]) if changed else "\nparams.yaml has it."
+    )
 
 
 @app.command()

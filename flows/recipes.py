@@ -1,0 +1,119 @@
+"""Recipes: what differs from the default job for other data, as files that are tested. `recipes/NAME.yaml` has
+
+    title:  one line
+    note:   what it was measured on, and what came out
+    set:    values by dotted key, as in a study
+
+A recipe is written into params.yaml, so that DVC, Git and the person see one place for each number. Comments stay.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from thinner.config import Section, load_params
+from thinner.errors import UserError
+
+FOLDER = "recipes"
+
+
+class Recipe(Section):
+    title: str
+    note: str
+    set: dict[str, Any]
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / FOLDER).glob("*.yaml"))
+
+
+def load(root: Path, name: str) -> Recipe:
+    """Raises UserError, with the choices, where there is no such recipe."""
+    path = root / FOLDER / f"{name}.yaml"
+    if name not in names(root):
+        near = difflib.get_close_matches(name, names(root), 1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"recipe: unknown '{name}'.{hint} Choose one of: {', '.join(names(root))}")
+    return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def apply(root: Path, name: str, *, source: str | None = None) -> list[str]:
+    """Write the recipe's values into params.yaml and say what changed, `key: before -> after`.
+
+    ``source``: data.source instead of the recipe's. The file is checked before it is written: raises UserError, and
+    leaves it as it was, where anything is wrong with what would come out.
+    """
+    recipe, path = load(root, name), root / "params.yaml"
+    values = recipe.set | ({"data.source": source} if source is not None else {})
+    parser = _parser()
+    params = parser.load(path.read_text(encoding="utf-8"))
+    changed = []
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = params
+        for section in sections:
+            if not isinstance(place, dict) or section not in place:
+                raise UserError(f"{FOLDER}/{name}.yaml: '{key}' is no key of params.yaml: there is no '{section}'")
+            place = place[section]
+        before = place.get(last)
+        if before != value:
+            changed.append(f"{key}: {_flat(before)} -> {_flat(value)}")
+            place[last] = _styled(value)
+    text = io.StringIO()
+    parser.dump(params, text)
+    partial = path.with_name(".partial-params.yaml")
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    try:
+        load_params(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return changed
+
+
+def _parser() -> YAML:
+    """Reads and writes params.yaml in the style that it has, so that a difference shows only what differs."""
+    parser = YAML()
+    parser.preserve_quotes = True
+    parser.width = 4096  # no line is folded
+    parser.indent(mapping=2, sequence=4, offset=2)
+    parser.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    return parser
+
+
+def _styled(value: Any) -> Any:
+    """Mappings and lists of numbers on one line, sentences one below the other."""
+    if isinstance(value, dict):
+        made: Any = CommentedMap({key: _styled(part) for key, part in value.items()})
+    elif isinstance(value, list):
+        made = CommentedSeq([_styled(part) for part in value])
+        if any(isinstance(part, str | dict) for part in value):
+            return made
+    else:
+        return value
+    made.fa.set_flow_style()
+    return made
+
+
+def _flat(value: Any) -> str:
+    text = yaml.safe_dump(yaml.safe_load(yaml.safe_dump(_plain(value))), default_flow_style=True, width=4096)
+    return text.removesuffix("\n...\n").strip()
+
+
+def _plain(value: Any) -> Any:
+    """Without what the round trip keeps beside the values."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value.real if isinstance(value, float | int) and not isinstance(value, bool) else value

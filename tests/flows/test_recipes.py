@@ -1,0 +1,71 @@
+"""Recipes: every file can be run, and writing one into params.yaml changes nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import cli, recipes
+from thinner.config import ParamsError, load_params
+from thinner.errors import UserError
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    (tmp_path / "dvc.yaml").write_text("")
+    shutil.copytree(PROJECT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", recipes.names(PROJECT))
+def test_every_recipe_can_be_run_and_says_each_value_once(root: Path, name: str) -> None:
+    found = recipes.load(root, name)
+    recipes.apply(root, name)
+    params = load_params(root / "params.yaml", deep=True).model_dump(mode="json")
+    for key, value in found.set.items():
+        place = params
+        for section in key.split("."):
+            place = place[section]
+        assert place == value, key
+    assert recipes.apply(root, name) == []  # it is there already
+
+
+@pytest.mark.parametrize("name", recipes.names(PROJECT))
+def test_comments_and_all_other_lines_stay(root: Path, name: str) -> None:
+    before = (root / "params.yaml").read_text().splitlines()
+    changed = recipes.apply(root, name)
+    after = (root / "params.yaml").read_text().splitlines()
+    kept = [line for line in before if line not in set(after)]
+    scalars = [line for line in changed if not line.startswith("claims")]
+    claims = len(yaml.safe_load((PROJECT / "params.yaml").read_text())["claims"])
+    assert len(kept) <= len(scalars) + claims
+    assert sum("#" in line for line in after) >= sum("#" in line for line in before) - 2
+
+
+def test_what_changes_is_said_and_pictures_of_ones_own_take_the_recipes_place(root: Path, capsys) -> None:
+    cli.recipe("cifar10", source="folder:data/raw/mine")
+    said = capsys.readouterr().out
+    assert "  data.source: torchvision:FashionMNIST -> folder:data/raw/mine\n" in said
+    assert "  student.training.steps: 1000 -> 6000\n" in said
+    assert load_params(root / "params.yaml").data.source == "folder:data/raw/mine"
+
+
+def test_a_recipe_that_cannot_be_run_leaves_the_file_as_it_was(root: Path) -> None:
+    before = (root / "params.yaml").read_bytes()
+    with pytest.raises(ParamsError, match="data.root"):
+        recipes.apply(root, "cifar10", source="folder:elsewhere/photos")
+    (root / "recipes" / "odd.yaml").write_text("title: a\nnote: b\nset: {distil.temperature: 2.0}\n")
+    with pytest.raises(UserError, match=r"recipes/odd.yaml: 'distil.temperature' is no key of params.yaml"):
+        recipes.apply(root, "odd")
+    assert (root / "params.yaml").read_bytes() == before
+    assert not list(root.glob(".partial*"))
+
+
+def test_an_unknown_recipe_names_the_near_one(root: Path) -> None:
+    with pytest.raises(UserError, match=r"recipe: unknown 'cifar'. Did you mean 'cifar10'\? Choose one of: "):
+        recipes.apply(root, "cifar")
