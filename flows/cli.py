@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
-from functools import wraps
+from dataclasses import asdict
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from flows.console import console, few, print_comparison, print_results, print_verdicts
 from tasks import lineage
@@ -28,7 +31,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 Jobs = Annotated[int, typer.Option(min=1, help="How many stages may compute side by side, where the graph allows.")]
 
@@ -116,7 +118,8 @@ def stage(
 def status() -> None:
     """Say of each stage whether it is up to date, and if not, why."""
     root = repository_root()
-    load_params()
+    data = load_params().data
+    lineage.check_data(data.root, data.source)
     nodes = lineage.graph(root)
     why = {node.name: lineage.reasons(root, node.name) for node in nodes}
     stale: set[str] = set()
@@ -323,33 +326,45 @@ def predict(
     root = repository_root()
     files = find_pictures(images)
     folder = candidate_folder(root, candidate)
-    from PIL import Image
-
-    from thinner import store
+    from thinner import sources, store
     from thinner.predict import predict as name_classes
 
     data = load_params().data
-    arrays = []
+    arrays, unreadable = {}, {}
     for path in files:
         try:
-            arrays.append(store.decode(lambda path=path: Image.open(path), data.image_size, data.channels, data.fit))
+            arrays[path] = store.decode(
+                partial(sources.open_picture, path), data.image_size, data.channels, data.fit, data.max_pixels
+            )
         except store.UnreadableError as error:
-            raise UserError(f"{path}: cannot be read as a picture: {error}") from error
+            unreadable[path] = str(error)
     temperature = find_temperature(root, candidate)
     if temperature is None:
         print("confidences are not calibrated: evaluate has not run. Run it: thinner stage evaluate", file=sys.stderr)
-    found = list(zip(files, name_classes(folder, arrays, temperature=temperature or 1.0), strict=True))
+    named = name_classes(folder, list(arrays.values()), temperature=temperature or 1.0)
+    found = dict(zip(arrays, named, strict=True))
     if as_json:
-        for path, prediction in found:
-            print(json.dumps({"image": str(path), "label": prediction.label, "confidence": prediction.confidence}))
-        return
+        for path in files:
+            row = {"error": unreadable[path]} if path in unreadable else asdict(found[path])
+            print(json.dumps({"image": shown(path), **row}))
     table = Table(box=None, pad_edge=False)
     table.add_column("picture")
     table.add_column("class")
     table.add_column("confidence", justify="right")
-    for path, prediction in found:
-        table.add_row(str(path), prediction.label, f"{prediction.confidence:.1%}")
-    console.print(table)
+    for path in files:
+        if path in unreadable:
+            table.add_row(shown(path), Text(f"unreadable: {unreadable[path]}"), "")
+        else:
+            table.add_row(shown(path), found[path].label, f"{found[path].confidence:.1%}")
+    if not as_json:
+        console.print(table)
+    if not found:
+        raise typer.Exit(1)
+
+
+def shown(path: Path) -> str:
+    """A name that can be printed: what is not UTF-8 in it is escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def find_pictures(paths: list[Path]) -> list[Path]:
@@ -358,14 +373,16 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     Raises:
         UserError: a path does not exist, or a folder has no pictures.
     """
+    from thinner.sources import EXTENSIONS
+
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.is_dir())
             if not inside:
-                raise UserError(f"{path}: no pictures in this folder ({', '.join(sorted(PICTURES))})")
+                raise UserError(f"{path}: no pictures in this folder ({', '.join(EXTENSIONS)})")
             found += inside
-        elif path.is_file():
+        elif path.exists():
             found.append(path)
         else:
             raise UserError(f"{path}: no such file or folder")

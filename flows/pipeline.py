@@ -450,7 +450,8 @@ def run(stages: list[str] | None = None, jobs: int = 2) -> int:
     """What `make run` does: plan, flow, table. Returns the exit code."""
     try:
         root = repository_root()
-        load_params()  # first of all: a typo is told at once
+        data = load_params().data  # first of all: a typo is told at once
+        lineage.check_data(data.root, data.source)
         nodes = select(lineage.graph(root), stages)
         stale = plan(root, nodes)
         console.console.print(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import tracking
+from thinner.config import load_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -166,10 +167,12 @@ def predictions_digest(name: str) -> str:
 def _told(name: str) -> dict[str, Any]:
     """The model's configuration: how a picture becomes a square, and the temperature that divides logits."""
     info = json.loads(Path("data/prepared/info.json").read_text())
+    limit = load_params().data.max_pixels
     measured = json.loads(Path("reports/metrics.json").read_text())[name]
     # an evaluation that fits no temperature leaves confidences as they are
     temperature = float(measured.get("temperature", 1.0))
-    return {**{key: info[key] for key in ("image_size", "channels", "fit")}, "temperature": temperature}
+    square = {key: info[key] for key in ("image_size", "channels", "fit")}
+    return {**square, "max_pixels": limit, "temperature": temperature}
 
 
 def is_number(value: Any) -> bool:

@@ -39,6 +39,16 @@ class BusyError(UserError):
     """Another process works on the same files; it is worth trying again a little later."""
 
 
+def check_data(root: str, source: str) -> None:
+    """Raise UserError for what DVC cannot watch in the folder of raw data.
+
+    DVC would wait for ever for a FIFO, and has no words for a name that is not UTF-8 or a link to nothing.
+    """
+    from thinner import sources  # NumPy and Pillow are not needed to ask for help
+
+    sources.check_files(root, source)
+
+
 @dataclass(frozen=True)
 class Node:
     """One stage of dvc.yaml."""

@@ -44,11 +44,11 @@ def warnings(report: dict[str, Any]) -> list[str]:
     def some(part: dict[str, Any]) -> str:
         return ", ".join(list(part["files"])[:5])
 
-    images, leaks = report["images"], report["leakage"]["count"]
+    images, ignored, leaks = report["images"], report["ignored"], report["leakage"]["count"]
     seen = leaks["labelled_test"] + leaks["unlabelled_test"]
     found = [
         (report["unreadable"]["count"], f"could not be read: {some(report['unreadable'])}"),
-        (report["ignored"]["count"], f"files are of a kind we do not read: {some(report['ignored'])}"),
+        (ignored["count"], f"files are of a kind we do not read ({ignored['kinds']}): {some(ignored)}"),
         (report["duplicates"]["count"], "images have an identical twin"),
         (report["duplicates"]["with_other_label"], "groups of identical images carry different labels"),
         (seen, "test images have an identical twin among the training images: the test flatters"),

@@ -18,10 +18,9 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy.special import softmax
 
-from thinner import store
+from thinner import sources, store
 from thinner.predict import Candidate, open_candidate, predict_logits
 
 BATCH = 64  # bounds memory, however many pictures a request has
@@ -29,7 +28,7 @@ BATCH = 64  # bounds memory, however many pictures a request has
 
 class Served(mlflow.pyfunc.PythonModel):
     """The artifact ``candidate`` is the folder that a stage wrote; ``model_config`` says how a picture becomes a
-    square: image_size (px), channels, fit; and the temperature that divides logits."""
+    square: image_size (px), channels, fit, max_pixels; and the temperature that divides logits."""
 
     candidate: Candidate
 
@@ -51,7 +50,10 @@ class Served(mlflow.pyfunc.PythonModel):
 def _decode(number: int, text: str, square: dict[str, Any]) -> Any:
     try:
         file = io.BytesIO(base64.b64decode(text, validate=True))
-        return store.decode(lambda: Image.open(file), square["image_size"], square["channels"], square["fit"])
+        return store.decode(
+            lambda: sources.open_picture(file),
+            square["image_size"], square["channels"], square["fit"], square["max_pixels"],
+        )  # fmt: skip
     except (binascii.Error, store.UnreadableError) as error:
         raise mlflow.exceptions.MlflowException.invalid_parameter_value(
             f"image {number}: not a picture's file in base64 ({error}). Make the text with: base64 -w0 picture.png"

@@ -82,7 +82,7 @@ def deep(params: Params) -> Iterator[str]:
         yield "run.device: 'cuda', but no CUDA device is here. Choose one of: auto, cpu"
     if params.run.device == "mps" and not torch.backends.mps.is_available():
         yield "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"
-    yield from _source(params.data.source)
+    yield from _source(params.data.source, params.data.root)
     yield from _claims(params)
 
 
@@ -550,12 +550,13 @@ def _claims(params: Params) -> Iterator[str]:
                     yield f"claims[{number}]: '{name}' is not exported to ONNX. Add it to export.candidates"
 
 
-def _source(source: str) -> Iterator[str]:
-    kind, _, name = source.partition(":")
-    if kind == "torchvision":
-        from thinner import sources
+def _source(source: str, root: str) -> Iterator[str]:
+    from thinner import sources
 
-        try:
+    kind, _, name = source.partition(":")
+    try:
+        if kind == "torchvision":
             sources.check_torchvision_name(name)
-        except UserError as error:
-            yield str(error)
+        sources.check_files(root, source)
+    except UserError as error:
+        yield str(error)

@@ -87,6 +87,7 @@ class Data(Section):
     test: Share | None
     unlabelled: Literal["rest"] | Annotated[int, Field(ge=0)]
     max_unreadable: Ratio
+    max_pixels: Annotated[int, Field(ge=1)]
 
     @model_validator(mode="after")
     def _files_lie_below_root(self) -> Data:

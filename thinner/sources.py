@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import gzip
 import hashlib
+import importlib
 import io
 import os
 import shutil
+import stat
 import subprocess
 import tarfile
 import tempfile
+import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
@@ -27,7 +32,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int8, Int64
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from thinner.errors import UserError
 
@@ -80,13 +85,140 @@ def list_source(source: str, root: str | Path, say: Say = print) -> Listing:
         raise DataError(f"data.source: unknown '{source}'. Choose one of: {known}")
     listing = SOURCES[kind](place, Path(root), say)
     if not len(listing):
-        raise DataError(f"data.source: '{source}' holds no images")
+        passed = f"; files of other kinds: {kinds(listing.ignored)}. These are read: {', '.join(EXTENSIONS)}"
+        raise DataError(f"data.source: '{source}' holds no images{passed if listing.ignored else ''}")
+    if len(listing.classes) < 2:
+        found = f"only the class '{listing.classes[0]}'" if listing.classes else "no label"
+        raise DataError(f"data.source: '{source}' has {found}. To tell classes apart takes two or more: add pictures")
+    for names in _alike(listing.classes, lambda name: unicodedata.normalize("NFC", name).strip().casefold()):
+        say(f"note: the classes {' and '.join(map(repr, names))} differ in case or blanks alone. Is that meant?")
     return listing
+
+
+# -------------------------------------------------------------------------------- pictures
+
+# Pillow's name of each format that is read, and how its files end: for prepare, predict and served models alike. No
+# other of Pillow's readers is tried, whatever a file is called: that of EPS starts a program.
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",),
+    "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "PPM": (".pgm", ".ppm", ".pbm", ".pnm"), "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"), "JXL": (".jxl",),
+}  # fmt: skip
+# Read by a library that is not required. Without it such a picture is unreadable, and named, never passed over:
+# what is prepared does not depend on what happens to be installed.
+LIBRARIES: Mapping[str, tuple[str, str]] = {  # format -> (module, package)
+    "HEIF": ("pillow_heif", "pillow-heif"),
+    "JXL": ("pillow_jxl", "pillow-jxl-plugin"),
+}
+EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
+
+
+def open_picture(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """A picture of one of `FORMATS`, by its content and not its name; nothing is decoded yet.
+
+    Raises OSError, for what is no file (a FIFO would be waited for), no picture, or of a kind that is not read.
+    """
+    if isinstance(file, str | os.PathLike) and (special := _special(os.stat(file).st_mode)):
+        raise OSError(f"is {special}, no file")
+    known = _readable()
+    try:
+        return Image.open(file, formats=known)
+    except UnidentifiedImageError:
+        ending = Path(file).suffix.lower() if isinstance(file, str | os.PathLike) else ""
+        for name, (_, package) in LIBRARIES.items():
+            if ending in FORMATS[name] and name not in known:
+                raise OSError(f"is read by a package that is not here: pip install {package}") from None
+        raise OSError(f"is no picture of a kind that is read: {', '.join(known)}") from None
+
+
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    """The `FORMATS` that can be read here; the optional libraries make themselves known to Pillow."""
+    for module, _ in LIBRARIES.values():
+        try:
+            library = importlib.import_module(module)
+        except ImportError:
+            continue
+        if hasattr(library, "register_heif_opener"):
+            library.register_heif_opener()
+    return tuple(name for name in FORMATS if name not in LIBRARIES or name in Image.OPEN)
+
+
+def kinds(names: Iterable[str]) -> str:
+    """How many files of each ending, the most frequent first: "12 .psd, 1 .txt"."""
+    counted = Counter(Path(name).suffix.lower() or "without an ending" for name in names)
+    shown = [f"{count} {ending}" for ending, count in counted.most_common(8)]
+    return ", ".join([*shown, "..."] if len(counted) > len(shown) else shown)
+
+
+def _special(mode: int) -> str:
+    """What this is if it is neither a file nor a folder, else nothing."""
+    known = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+    return next((name for test, name in known.items() if test(mode)), "")
 
 
 # -------------------------------------------------------------------------------- folder and CSV
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+def check_files(root: str | Path, source: str) -> None:
+    """Raise DataError for what lies in ``root`` and DVC cannot watch, before DVC or Pillow waits for it or fails.
+
+    That is names that are not UTF-8, links to nothing, FIFOs and their like, folders that may not be read, and links to
+    folders, behind which DVC does not look: a changed picture would go unnoticed, and a link to a folder above holds
+    everything again. Sets of torchvision,
+    which do not change, may lie behind one; ``root`` itself may be a link, and so may files.
+    """
+
+    def refuse(path: str, what: str) -> DataError:
+        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return DataError(f"data.root: '{shown}' {what}")
+
+    def failed(error: OSError) -> None:
+        if error.filename == os.fspath(root) and isinstance(error, FileNotFoundError):
+            return  # what is missing is told where it is looked for
+        raise refuse(str(error.filename), f"cannot be read ({error.strerror}). Allow it (chmod), or move it away")
+
+    for top, folders, files in os.walk(root, onerror=failed):
+        for name in sorted((*folders, *files)):
+            path = os.path.join(top, name)
+            if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name):
+                raise refuse(path, "has a name that is not UTF-8. Rename it (convmv does so for many)")
+        for name in sorted(folders):
+            path = os.path.join(top, name)
+            if not source.startswith("torchvision") and os.path.islink(path):
+                raise refuse(
+                    path,
+                    "is a link to a folder, and DVC does not look behind it: a changed picture would go unnoticed. "
+                    "Put a copy in its place (cp -rL), or set data.root and data.source to where the pictures lie "
+                    f"({os.path.realpath(path)})",
+                )
+        for name in sorted(files):
+            path = os.path.join(top, name)
+            try:
+                mode = os.stat(path).st_mode
+            except OSError as error:
+                raise refuse(path, f"is a link to nothing ({error.strerror}). Mend or remove it") from None
+            if special := _special(mode):
+                raise refuse(path, f"is {special}, no file. Remove it")
+            if not os.access(path, os.R_OK):
+                raise refuse(path, "may not be read. Allow it (chmod), or move it away")
+
+
+def _alike(names: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:
+    """Groups of different names that ``key`` makes the same."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        groups.setdefault(key(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _check_classes(classes: Iterable[str]) -> None:
+    """One class in two Unicode spellings (macOS writes e and an accent, others one letter) looks the same."""
+    for names in _alike(classes, lambda name: unicodedata.normalize("NFC", name)):
+        shown = " and ".join(ascii(name) for name in names)
+        raise DataError(f"data.source: {shown} are one class, '{names[0]}', in two spellings of Unicode. Give it one")
+
+
 PART_NAMES: Mapping[str, Part] = {
     "train": Part.TRAIN, "val": Part.VALIDATION, "valid": Part.VALIDATION, "validation": Part.VALIDATION,
     "test": Part.TEST, "unlabeled": Part.UNLABELLED, "unlabelled": Part.UNLABELLED,
@@ -101,7 +233,8 @@ def list_folder(place: str, root: Path, say: Say = print) -> Listing:
     folder = Path(place)
     if not folder.is_dir():
         raise DataError(f"data.source: folder '{place}' does not exist. {_near_folders(folder, root)}")
-    inside = [child.name for child in sorted(folder.iterdir()) if child.is_dir() and child.name[0] != "."]
+    check_files(root, "folder")
+    inside = _folders(folder)
     own = [name for name in inside if name.lower() in PART_NAMES]
     ready_made = [name for name in own if PART_NAMES[name.lower()] != Part.UNLABELLED]
     others = [name for name in inside if name not in own]
@@ -137,6 +270,7 @@ def list_folder(place: str, root: Path, say: Say = print) -> Listing:
             f"data.source: folder '{place}' has no class folders. "
             f"Make one folder per class: '{place}/CLASS/picture.jpg'"
         )
+    _check_classes(classes)
     index = {name: number for number, name in enumerate(sorted(classes))}
     return _files(
         classes=tuple(sorted(classes)),
@@ -149,6 +283,9 @@ def list_folder(place: str, root: Path, say: Say = print) -> Listing:
     )
 
 
+_COLUMNS = ("path", "label", "split")
+
+
 def list_csv(place: str, root: Path, say: Say = print) -> Listing:
     """Columns path,label[,split]: path relative to the CSV, label may be empty, split one of `PART_NAMES`.
 
@@ -157,6 +294,7 @@ def list_csv(place: str, root: Path, say: Say = print) -> Listing:
     file = Path(place)
     if not file.is_file():
         raise DataError(f"data.source: csv '{place}' does not exist. {_near_folders(file, root)}")
+    check_files(root, "folder")
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:  # spreadsheets write a byte-order mark
             table = csv.DictReader(text, skipinitialspace=True)
@@ -168,16 +306,19 @@ def list_csv(place: str, root: Path, say: Say = print) -> Listing:
                     f"data.source: csv '{place}' has no column {' and '.join(missing)}; its columns are: "
                     f"{', '.join(columns) or 'none'}. The first line must be path,label or path,label,split"
                 )
+            twice = [column for column, count in Counter(columns).items() if count > 1 and column in _COLUMNS]
+            if twice:
+                raise DataError(f"data.source: csv '{place}' has the column {twice[0]} more than once. Keep one")
             paths, names, parts = [], [], []
             for row in table:
                 where = f"data.source: csv '{place}' line {table.line_num}"
-                path, name, part = (str(row.get(key) or "").strip() for key in ("path", "label", "split"))
+                path, name, part = (str(row.get(key) or "").strip() for key in _COLUMNS)
                 if not path:
                     raise DataError(f"{where}: no path. Every line needs one")
                 if not _below(file.parent / path, root):
                     raise DataError(
                         f"{where}: '{path}' lies outside of '{root}', where DVC would not notice a changed "
-                        f"picture. Move or link the pictures into '{root}'"
+                        f"picture. Move the pictures into '{root}'"
                     )
                 if part.lower() not in PART_NAMES and part:
                     known = "train, val, test, unlabelled"
@@ -189,6 +330,7 @@ def list_csv(place: str, root: Path, say: Say = print) -> Listing:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"data.source: csv '{place}' is not UTF-8 with commas ({error}). Save it so") from error
     classes = tuple(sorted(set(names) - {""}))
+    _check_classes(classes)
     index = {name: number for number, name in enumerate(classes)} | {"": -1}
     return _files(
         classes=classes,
@@ -215,7 +357,7 @@ def _files(
         labels=np.array(labels, dtype=np.int64),
         parts=np.array(parts, dtype=np.int8),
         name=lambda i: str(paths[i]),
-        read=lambda i: Image.open(base / paths[i]),
+        read=lambda i: open_picture(base / paths[i]),
         origin=origin,
         ignored=tuple(ignored),
     )
@@ -231,7 +373,7 @@ def _is_picture(name: str) -> bool:
 
 def _pictures(folder: Path, below: str, ignored: list[str]) -> Iterator[str]:
     """Paths of the images in ``folder``/``below`` at any depth, sorted; other files go to ``ignored``."""
-    for top, folders, files in os.walk(folder / below, followlinks=True):
+    for top, folders, files in os.walk(folder / below):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for name in sorted(files):
             path = (Path(top) / name).relative_to(folder).as_posix()
@@ -242,7 +384,7 @@ def _pictures(folder: Path, below: str, ignored: list[str]) -> Iterator[str]:
 
 
 def _below(path: Path, root: Path) -> bool:
-    """Whether ``path`` is spelled as lying in ``root``; a link inside of it may point anywhere."""
+    """Whether ``path`` is spelled as lying in ``root``; `check_files` has seen to links."""
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
 
 
@@ -383,7 +525,7 @@ def list_torchvision(place: str, root: Path, say: Say = print) -> Listing:
 
     def read(i: int) -> Image.Image:
         _, pixels, row = find(i)
-        return Image.open(row) if isinstance(row, str) else pixels(row)
+        return open_picture(row) if isinstance(row, str) else pixels(row)
 
     return Listing(classes, numbers, np.concatenate(parts), name, read, origin)
 

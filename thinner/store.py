@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Int8, Int64, UInt8
 from PIL import Image, ImageOps
 
-from thinner.sources import DataError, Listing, Part
+from thinner.sources import DataError, Listing, Part, kinds
 
 SPLITS = ("labelled", "unlabelled", "validation", "test")
 Labels = Int64[np.ndarray, " n"]
@@ -84,6 +84,7 @@ def write_store(
     test: int | float | None,
     unlabelled: int | str,
     max_unreadable: float,
+    max_pixels: int,
     seed: int,
     workers: int = 2,
     progress: Callable[[int], None] = lambda done: None,
@@ -97,7 +98,7 @@ def write_store(
     folder.mkdir(parents=True, exist_ok=True)
     written = write_images(
         folder / "images.npy", listing,
-        image_size=image_size, channels=channels, fit=fit, workers=workers, progress=progress,
+        image_size=image_size, channels=channels, fit=fit, max_pixels=max_pixels, workers=workers, progress=progress,
     )  # fmt: skip
     _check_unreadable(written.unreadable, len(listing), max_unreadable)
     labels, parts = listing.labels[written.kept], listing.parts[written.kept]
@@ -133,6 +134,7 @@ def write_images(
     image_size: int,
     channels: int,
     fit: str,
+    max_pixels: int,
     workers: int = 2,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Written:
@@ -151,7 +153,7 @@ def write_images(
         rows: list[tuple[bytes, bytes] | str] = []
         for i in numbers:
             try:
-                pixels = decode(partial(listing.read, i), image_size, channels, fit).tobytes()
+                pixels = decode(partial(listing.read, i), image_size, channels, fit, max_pixels).tobytes()
             except UnreadableError as error:
                 rows.append(str(error))
             else:
@@ -256,7 +258,7 @@ def write_splits(
 # All that Pillow raises on damaged files, found by flipping bytes; only Pillow's own calls are guarded by it.
 UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, MemoryError,
-    AttributeError, struct.error, zlib.error, Image.DecompressionBombError,
+    AttributeError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -272,19 +274,27 @@ class UnreadableError(Exception):
 
 
 def decode(
-    read: Callable[[], Image.Image], image_size: int, channels: int, fit: str
+    read: Callable[[], Image.Image], image_size: int, channels: int, fit: str, max_pixels: int | None = None
 ) -> UInt8[np.ndarray, "image_size image_size channels"]:
     """One image as a square of ``image_size`` px and 1 or 3 ``channels``, upright, 8 bits.
 
     ``fit``: "crop" cuts the longer side's ends off, "pad" adds black bars, "stretch" changes the proportions.
     Transparent parts become white. 16-bit grey is scaled to 8 bits, not clipped (65535 -> 255). Colour to
-    grey is ITU-R 601. Of an animation the first frame counts. Raises UnreadableError.
+    grey is ITU-R 601. Of an animation the first frame counts. More than ``max_pixels`` to decode, by the file's
+    header, are not begun; a JPEG is decoded reduced, where it can be, and counts as that. Raises UnreadableError.
     """
+    # Pillow's own limit is fixed, counts a JPEG before it is reduced, and warns in the midst of other output
+    Image.MAX_IMAGE_PIXELS = None
     try:
         with read() as opened:
-            if opened.format == "JPEG":
+            pixels = opened.width * opened.height
+            if opened.format in ("JPEG", "MPO"):
                 # lets libjpeg leave out detail beyond twice the wanted size: several times faster for photos
                 opened.draft(None, (2 * image_size, 2 * image_size))
+                if not opened.info.get("progressive"):  # of which all must be in memory before it is reduced
+                    pixels = opened.width * opened.height
+            if max_pixels is not None and pixels > max_pixels:
+                raise ValueError(f"has {pixels:,} pixels, more than data.max_pixels. To read it: max_pixels: {pixels}")
             opened.load()
             if opened.format:  # an image made from an array has no EXIF, and looking costs as much as resizing
                 ImageOps.exif_transpose(opened, in_place=True)
@@ -485,7 +495,11 @@ def integrity_report(
             "unused": int((home == -1).sum()),
         },
         "unreadable": {"count": len(written.unreadable), "files": dict(written.unreadable)},
-        "ignored": {"count": len(listing.ignored), "files": list(listing.ignored[:examples])},
+        "ignored": {
+            "count": len(listing.ignored),
+            "kinds": kinds(listing.ignored),
+            "files": list(listing.ignored[:examples]),
+        },
         "duplicates": {
             "count": int(len(twins) - len(groups)),
             "with_other_label": int(conflicts),

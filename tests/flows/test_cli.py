@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from flows import cli, console, serve
 from tasks.report import judge_runs
 from tests.toy import PROJECT
+from thinner import checkpoint, models
 from thinner.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
@@ -261,3 +264,41 @@ def test_a_server_that_has_gone_is_not_used(tmp_path: Path) -> None:
     assert serve.running_server(tmp_path) is None
     (tmp_path / ".thinner/prefect-server.json").write_text(json.dumps({"url": "http://x", "pid": 1, "started": 0}))
     assert serve.running_server(tmp_path) is None
+
+
+def test_a_picture_that_cannot_be_read_is_a_row_and_the_others_are_named(tmp_path, monkeypatch) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    network = {"name": "resnet8", "classes": 2, "channels": 1, "width": 4, "stem_stride": 1}
+    spec = {
+        "network": network,
+        "classes": ["cat", "dog"],
+        "stage": "prune",
+        "parents": {},
+        "data_sha256": "0",
+        "preprocessing": {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.5]},
+    }
+    checkpoint.save(Path("data/prune"), models.create(network), spec)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.tif", "c.jfif"):
+        Image.new("L", (9, 8), 100).save(folder / name, "TIFF" if name == "a.tif" else "JPEG")
+    (folder / "b.png").write_bytes(b"no picture")
+    (folder / "big.pgm").write_bytes(b"P5 20000 10000 255\n")
+    os.mkfifo(folder / "d.gif")
+    (folder / "notes.txt").write_text("passed over")
+    done = runner.invoke(cli.app, ["predict", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    rows = {Path(row["image"]).name: row for row in map(json.loads, done.stdout.splitlines())}
+    assert list(rows) == ["a.tif", "b.png", "big.pgm", "c.jfif", "d.gif"]
+    assert {name for name, row in rows.items() if row.get("label") in ("cat", "dog")} == {"a.tif", "c.jfif"}
+    assert rows["b.png"]["error"].startswith("is no picture of a kind that is read: JPEG, PNG")
+    assert rows["big.pgm"]["error"] == (
+        "has 200,000,000 pixels, more than data.max_pixels. To read it: max_pixels: 200000000"
+    )
+    assert rows["d.gif"]["error"] == "is a FIFO, no file"
+    table = runner.invoke(cli.app, ["predict", str(folder)])
+    assert table.exit_code == 0
+    assert "unreadable: is a FIFO" in " ".join(table.output.split())
+    assert runner.invoke(cli.app, ["predict", str(folder / "b.png")]).exit_code == 1  # nothing was named

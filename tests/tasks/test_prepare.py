@@ -21,7 +21,7 @@ RUN = Run(
 )  # fmt: skip
 DATA = Data(
     source="folder:data/raw/photos", root="data/raw", image_size=16, channels=3, fit="crop",
-    labelled=10, validation=6, test=6, unlabelled="rest", max_unreadable=0.1,
+    labelled=10, validation=6, test=6, unlabelled="rest", max_unreadable=0.1, max_pixels=10_000,
 )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_what_a_person_should_look_at_is_said(photos: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "30 images of 2 classes: folder data/raw/photos" in said
     assert "note: 1 could not be read: cat/00.png" in said
-    assert "note: 1 files are of a kind we do not read: cat/notes.txt" in said
+    assert "note: 1 files are of a kind we do not read (1 .txt): cat/notes.txt" in said
     assert "note: 2 images have an identical twin" in said
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +21,16 @@ from PIL import Image
 from thinner import sources
 from thinner.sources import (
     FASHION_MNIST_SHA256,
+    FORMATS,
+    LIBRARIES,
     TORCHVISION,
     DataError,
     Listing,
     Part,
     bring_fashion_mnist,
+    check_files,
     list_source,
+    open_picture,
     unpack_deb,
 )
 
@@ -70,15 +77,17 @@ def test_ready_made_splits_and_either_spelling_of_unlabelled_are_respected(tmp_p
 
 def test_files_that_are_no_images_are_named_not_dropped_silently(tmp_path: Path) -> None:
     picture(tmp_path / "a/1.png")
+    picture(tmp_path / "b/1.png")
     (tmp_path / "a/notes.txt").write_text("x")
-    picture(tmp_path / "a/old.gif")
-    assert list_source(f"folder:{tmp_path}", tmp_path).ignored == ("a/notes.txt", "a/old.gif")
+    (tmp_path / "a/old.psd").write_text("x")
+    assert list_source(f"folder:{tmp_path}", tmp_path).ignored == ("a/notes.txt", "a/old.psd")
 
 
 def test_listing_decodes_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/broken.jpg").write_bytes(b"no image")
-    assert len(list_source(f"folder:{tmp_path}", tmp_path)) == 1
+    picture(tmp_path / "b/1.png")
+    assert len(list_source(f"folder:{tmp_path}", tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -117,6 +126,163 @@ def test_an_unknown_kind_lists_the_kinds(source: str, tmp_path: Path) -> None:
         list_source(source, tmp_path)
 
 
+# ---------------------------------------------------------------- odd files
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("cat/1.png", "dog/sub/2.png"):
+        picture(tmp_path / "raw/photos" / name)
+    return tmp_path / "raw/photos"
+
+
+def refused(photos: Path, message: str) -> None:
+    """By whoever looks first: prepare, or the check before DVC."""
+    for look in (
+        lambda: list_source(f"folder:{photos}", photos.parent),
+        lambda: check_files(photos.parent, f"folder:{photos}"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            look()
+        assert str(caught.value).isprintable()  # one line, that can be written anywhere
+
+
+def test_a_name_that_is_not_utf8_is_shown_escaped(photos: Path) -> None:
+    os.rename(photos / "cat/1.png", os.fsencode(photos) + b"/cat/caf\xe9.png")
+    refused(photos, r"'.*/cat/caf\\xe9.png' has a name that is not UTF-8. Rename it")
+
+
+@pytest.mark.parametrize("target", ["../elsewhere", "photos", ".."])
+def test_a_linked_folder_is_refused_wherever_it_leads(photos: Path, target: str) -> None:
+    (photos.parents[1] / "elsewhere").mkdir()
+    (photos / "linked").symlink_to(photos.parent / target)
+    refused(photos, r"'.*/photos/linked' is a link to a folder, and DVC does not look behind it.*Put a copy .*cp -rL")
+    check_files(photos.parent, "torchvision:CIFAR10")  # whose files do not change
+
+
+def test_a_linked_picture_and_a_linked_root_are_read_and_dvc_sees_them_change(photos: Path, tmp_path: Path) -> None:
+    disk = picture(tmp_path / "disk/3.png", 9)
+    (photos / "cat/3.png").symlink_to(disk)
+    (tmp_path / "root").symlink_to(photos.parent)
+    listing = list_source(f"folder:{tmp_path}/root/photos", tmp_path / "root")
+    assert table(listing) == [("cat/1.png", 0, "TRAIN"), ("cat/3.png", 0, "TRAIN"), ("dog/sub/2.png", 1, "TRAIN")]
+    (tmp_path / "dvc.yaml").write_text("stages: {s: {cmd: echo > out, deps: [root], outs: [out]}}")
+
+    def dvc(*words: str) -> str:
+        env = {**os.environ, "DVC_SITE_CACHE_DIR": str(tmp_path / "site"), "DVC_NO_ANALYTICS": "1"}
+        command = [sys.executable, "-m", "dvc", *words]
+        return subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True, check=True).stdout
+
+    dvc("init", "--no-scm", "--quiet")
+    dvc("repro", "--quiet")
+    assert "up to date" in dvc("status")
+    picture(disk, 10)
+    assert "root" in dvc("status")
+
+
+def test_a_link_to_nothing_is_named(photos: Path) -> None:
+    (photos / "cat/gone.png").symlink_to("/nowhere/at/all.png")
+    refused(photos, "'.*/cat/gone.png' is a link to nothing")
+
+
+def test_a_fifo_is_never_opened(photos: Path) -> None:
+    os.mkfifo(photos / "cat/pipe.png")  # to open it would wait for ever
+    refused(photos, "'.*/cat/pipe.png' is a FIFO, no file")
+    with pytest.raises(OSError, match="is a FIFO, no file"):
+        open_picture(photos / "cat/pipe.png")
+    with pytest.raises(OSError, match="is a device, no file"):
+        open_picture("/dev/zero")
+
+
+def test_a_folder_that_may_not_be_read_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:  # root may read everything, so permissions alone would show nothing
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refused(photos, r"'.*/dog/sub' cannot be read \(Permission denied\)")
+
+
+def test_files_of_other_kinds_are_counted_where_nothing_else_is_there(tmp_path: Path) -> None:
+    for name in ("a/1.psd", "a/2.PSD", "b/notes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with pytest.raises(
+        DataError, match=r"no images; files of other kinds: 2 .psd, 1 without an ending. These are read: .jpg"
+    ):
+        list_source(f"folder:{tmp_path}", tmp_path)
+
+
+@pytest.mark.parametrize("classes", [["cat"], []])
+def test_fewer_than_two_classes_are_refused(tmp_path: Path, classes: list[str]) -> None:
+    for name in classes:
+        picture(tmp_path / name / "1.png")
+    (tmp_path / "list.csv").write_text("path,label\ncat/1.png," + "".join(classes) + "\n")
+    message = "has only the class 'cat'. To tell" if classes else "has no label. To tell"
+    with pytest.raises(DataError, match=message):
+        list_source(f"csv:{tmp_path}/list.csv", tmp_path)
+    if classes:
+        with pytest.raises(DataError, match=message):
+            list_source(f"folder:{tmp_path}", tmp_path)
+
+
+def test_one_class_in_two_unicode_spellings_is_refused_with_both(tmp_path: Path) -> None:
+    for name in ("caf\u00e9", "cafe\u0301"):  # as Windows and Linux, and as macOS writes it
+        picture(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match=r"'cafe\\u0301' and 'caf\\xe9' are one class"):
+        list_source(f"folder:{tmp_path}", tmp_path)
+    (tmp_path / "list.csv").write_text("path,label\na.png,caf\u00e9\nb.png,cafe\u0301\n", encoding="utf-8")
+    with pytest.raises(DataError, match="are one class"):
+        list_source(f"csv:{tmp_path}/list.csv", tmp_path)
+
+
+def test_classes_that_differ_in_case_alone_are_told(tmp_path: Path) -> None:
+    for name in ("cat", "Cat", "dog"):
+        picture(tmp_path / name / "1.png")
+    said: list[str] = []
+    assert list_source(f"folder:{tmp_path}", tmp_path, said.append).classes == ("Cat", "cat", "dog")
+    assert said == ["note: the classes 'Cat' and 'cat' differ in case or blanks alone. Is that meant?"]
+
+
+def test_the_content_says_what_a_picture_is_and_other_readers_of_pillow_are_not_tried(tmp_path: Path) -> None:
+    for ending, names in FORMATS.items():
+        if ending in LIBRARIES:
+            continue
+        for name in names:
+            Image.new("RGB", (8, 8), "red").save(tmp_path / f"a{name}", ending)
+            with open_picture(tmp_path / f"a{name}") as image:
+                assert (image.format, image.size) == (ending, (8, 8))
+    shutil.copy(tmp_path / "a.gif", tmp_path / "b.jpg")
+    with open_picture(tmp_path / "b.jpg") as image:
+        assert image.format == "GIF"
+    for format in ("EPS", "PCX", "ICO", "TGA"):  # Pillow starts Ghostscript for the first
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "x.jpg", format)
+        with Image.open(tmp_path / "x.jpg") as image:
+            assert image.format == format
+        with pytest.raises(OSError, match="is no picture of a kind that is read: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM"):
+            open_picture(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize(("name", "package"), [("a.heic", "pillow-heif"), ("a.jxl", "pillow-jxl-plugin")])
+def test_a_picture_whose_library_is_missing_is_listed_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    for module, _ in LIBRARIES.values():
+        monkeypatch.setitem(sys.modules, module, None)
+    sources._readable.cache_clear()
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    picture(tmp_path / "dog/1.png")
+    listing = list_source(f"folder:{tmp_path}", tmp_path)
+    assert listing.name(0) == f"cat/{name}"
+    with pytest.raises(OSError, match=f"pip install {package}"):
+        listing.read(0)
+    sources._readable.cache_clear()
+
+
 # ---------------------------------------------------------------- csv
 
 
@@ -151,6 +317,7 @@ def test_a_csv_gives_labels_splits_and_unlabelled_images(tmp_path: Path) -> None
     [
         (b"file,label\na.png,x\n", "has no column path; its columns are: file, label"),
         (b"", "has no column path and label; its columns are: none"),
+        (b"path,label,label\na.png,x,y\n", "has the column label more than once. Keep one"),
         (b"path,label,split\na.png,x,dev\n", "line 2: unknown split 'dev'. Choose one of: train"),
         (b"path,label\n,x\n", "line 2: no path"),
         (b"path,label\n../../a.png,x\n", "line 2: '../../a.png' lies outside of"),

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
-from thinner.sources import DataError, Listing, Part, list_source
+from thinner.sources import DataError, Listing, Part, list_source, open_picture
 from thinner.store import (
     SPLITS,
     UnreadableError,
@@ -34,7 +34,7 @@ RED_LEFT = np.zeros((8, 8, 3), np.uint8)
 RED_LEFT[:, :4, 0] = 255
 CHOICES: dict[str, Any] = {
     "source": "folder:x", "image_size": 8, "channels": 1, "fit": "crop", "labelled": 40, "validation": 20,
-    "test": 0.1, "unlabelled": "rest", "max_unreadable": 0.0, "seed": 0,
+    "test": 0.1, "unlabelled": "rest", "max_unreadable": 0.0, "max_pixels": 1_000_000, "seed": 0,
 }  # fmt: skip
 
 
@@ -152,20 +152,58 @@ def test_the_three_ways_to_make_a_square() -> None:
         decode(read, 4, 3, "squeeze")
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
+def webp_of_34_bytes() -> bytes:
+    """A lossless WebP of 16383 x 8000 px by its header: width and height less one, 14 bits each."""
+    bits = (16383 - 1) | (8000 - 1) << 14
+    lossless = b"\x2f" + bits.to_bytes(4, "little") + bytes([0x88, 0x88, 0x08]) + bytes(6)
+    body = b"WEBPVP8L" + len(lossless).to_bytes(4, "little") + lossless
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+@pytest.mark.parametrize(
+    ("content", "pixels"),
+    [
+        (webp_of_34_bytes(), "131,064,000"),
+        (b"P5 20000 10000 255\n", "200,000,000"),
+    ],
+)
+def test_more_pixels_than_allowed_are_not_begun_and_the_message_says_how_to_read_them(content, pixels) -> None:
+    tracemalloc.start()
+    with pytest.raises(UnreadableError, match=f"has {pixels} pixels.*max_pixels: {pixels.replace(',', '')}$"):
+        decode(partial(open_picture, io.BytesIO(content)), 8, 3, "crop", 50_000_000)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_a_jpeg_counts_as_it_is_decoded_and_a_progressive_one_whole() -> None:
+    scan = Image.new("L", (4000, 3000), 128)
+    assert (decode(opened(scan, "JPEG"), 96, 1, "crop", 750 * 1000) == 128).all()  # an eighth would be 500 x 375
+    with pytest.raises(UnreadableError, match="has 12,000,000 pixels"):
+        decode(opened(scan, "JPEG", progressive=True), 96, 1, "crop", 11_999_999)
+    with pytest.raises(UnreadableError, match="has 12,000,000 pixels"):
+        decode(opened(scan, "PNG"), 96, 1, "crop", 11_999_999)
+    assert (decode(opened(scan, "PNG"), 96, 1, "crop", 12_000_000) == 128).all()
+
+
+def test_of_a_gif_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    assert decode(opened(frames[0], "GIF", save_all=True, append_images=frames[1:]), 8, 3, "crop")[0, 0, 0] == 255
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"])
 def test_a_damaged_file_is_unreadable_and_never_anything_else(format: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(load_sample_images().images[1][:64, :64]).save(buffer, format)
     content = buffer.getvalue()
     with pytest.raises(UnreadableError):
-        decode(partial(Image.open, io.BytesIO(content[: len(content) // 2])), 8, 3, "crop")
+        decode(partial(open_picture, io.BytesIO(content[: len(content) // 2])), 8, 3, "crop", 10**6)
     rng = np.random.default_rng(0)
     for _ in range(150):
         damaged = bytearray(content)
         for place in rng.integers(0, min(400, len(damaged)), 4):
             damaged[place] = rng.integers(256)
         try:
-            decode(partial(Image.open, io.BytesIO(bytes(damaged))), 8, 3, "crop")
+            decode(partial(open_picture, io.BytesIO(bytes(damaged))), 8, 3, "crop", 10**6)
         except (UnreadableError, UserWarning):  # Pillow warns about some; outside of the tests it reads on
             continue
 
@@ -214,7 +252,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
             read=lambda i: Image.new("RGB", (64, 64), (i % 256, i // 256, 0)), origin="made",
         )  # fmt: skip
         tracemalloc.start()
-        write_images(tmp_path / "images.npy", listing, image_size=64, channels=3, fit="crop")
+        write_images(tmp_path / "images.npy", listing, image_size=64, channels=3, fit="crop", max_pixels=4096)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak
@@ -453,7 +491,7 @@ def test_twins_leaks_and_contradictions_are_counted(tmp_path: Path) -> None:
         classes=("a", "b"), labels=np.array([0, 1, 0, 0, 0, 1, 0, 1, 0]), parts=np.zeros(9, np.int8),
         name=lambda i: f"{i}.png", read=lambda i: Image.new("L", (2, 2), values[i]), origin="made",
     )  # fmt: skip
-    written = write_images(tmp_path / "i.npy", listing, image_size=2, channels=1, fit="crop")
+    written = write_images(tmp_path / "i.npy", listing, image_size=2, channels=1, fit="crop", max_pixels=4)
     splits = {name: np.array(rows) for name, rows in homes.items()}
     report = integrity_report(listing, written, forget(listing.labels, splits), splits)
     assert report["duplicates"] == {
