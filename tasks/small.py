@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -16,6 +15,7 @@ from tasks import learning
 from tasks.prune import Knife, examples_of, plan_steps
 from tasks.stage import Stage, run_stage
 from thinner import checkpoint, masks, models, profiling, store, training
+from thinner.config import Params
 
 
 def small(stage: Stage) -> None:
@@ -25,13 +25,12 @@ def small(stage: Stage) -> None:
     name = section.source
     source, goal = checkpoint.load(f"data/{name}"), checkpoint.load("data/prune")
     preprocessing = source.spec["preprocessing"]
-    shape = (preprocessing["channels"], preprocessing["image_size"], preprocessing["image_size"])
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
     knife = Knife(
-        params.model_copy(update={"prune": params.prune.model_copy(update={"target": _size_of(params, goal, shape)})}),
+        params.model_copy(update={"prune": params.prune.model_copy(update={"target": _size_of(params, goal)})}),
         source.model,
-        shape,
+        _shape_of(source),
         examples_of(params, data, preprocessing),
         within_reach=True,
     )
@@ -69,13 +68,19 @@ def small(stage: Stage) -> None:
     learning.finish(stage, model, spec, history)
 
 
-def _size_of(params: Any, goal: Any, shape: tuple[int, int, int]) -> dict[str, int]:
+def _shape_of(made: checkpoint.Loaded) -> tuple[int, int, int]:
+    """Of an image as this network wants it."""
+    wants = made.spec["preprocessing"]
+    return wants["channels"], wants["image_size"], wants["image_size"]
+
+
+def _size_of(params: Params, goal: checkpoint.Loaded) -> dict[str, int]:
     """A target of prune's own size, counted as prune counts it."""
     if params.prune.granularity != "channels":
         return {"params": profiling.count_params(goal.model, nonzero=True)}
     if params.prune.goal[0] == "params":
         return {"params": profiling.count_params(goal.model)}
-    return {"macs": profiling.count_macs(goal.model, shape)}
+    return {"macs": profiling.count_macs(goal.model, _shape_of(goal))}
 
 
 if __name__ == "__main__":
