@@ -130,6 +130,7 @@ def test_every_stage_ran_and_the_end_tells_what_came_out(finished):
     assert metrics["prune"]["macs"] <= 0.5 * metrics["distill"]["macs"]
     assert metrics["prune"]["params"] < metrics["distill"]["params"]
     assert metrics["prune"]["file_bytes"] < metrics["distill"]["file_bytes"]
+    assert "Target met: prune has " in printed
     assert "report.html" in printed
     for verdict in json.loads((root / "reports" / "claims.json").read_text()).values():
         assert f"{verdict['outcome']:<10}{verdict['claim']}" in printed
@@ -196,10 +197,10 @@ def test_what_came_out_is_the_challenger_and_each_candidate_is_a_run_with_a_mode
         assert tested.data.tags["mlflow.parentRunId"] == runs["distill"].data.tags["mlflow.parentRunId"]
         assert tested.outputs.model_outputs
     text = (root / "params.yaml").read_text()
-    set_params(root, {"claims": []})
+    set_params(root, {"claims": ["prune has at most 50 % of the MACs of distill"]})
     assert "out of date" in run_cli(root, "promote", code=1).stderr
-    pipeline(root)
-    assert "version 1 is champion: there are no claims" in run_cli(root, "promote").stdout
+    assert "\nTo ship: prune (1 of 1 claims proven)." in pipeline(root)
+    assert "version 1 is champion: all 1 claims are proven" in run_cli(root, "promote").stdout
     assert "champion" in run_cli(root, "models").stdout
     (root / "params.yaml").write_text(text)  # back, for the tests below
     pipeline(root)
