@@ -82,8 +82,8 @@ BUDGETS = {
         ),
         Budget(
             "small", "about 50 on two quiet cores", "resnet56a", "resnet20a", validation=2_000, batch_size=128, views=2,
-            source_steps=1_000, prune_steps=500, rounds=2, distill_steps=400, source_lr=0.1, prune_lr=0.05,
-            distill_lr=0.1, cut_steps=400, sparsity_steps=0, speed_images=512, speed_rounds=10,
+            source_steps=900, prune_steps=350, rounds=2, distill_steps=300, source_lr=0.1, prune_lr=0.05,
+            distill_lr=0.1, cut_steps=200, sparsity_steps=0, speed_images=512, speed_rounds=10,
             latency_batches=(1, 64), latency_repeats=30,
         ),
         Budget(
@@ -120,7 +120,13 @@ LOSSES: dict[str, tuple[list[tuple[str, float, dict[str, Any], float | None]], t
     ),
 }
 RECOVERY = [("ce", 0.5, {}, None), ("kd", 0.5, {"temperature": TEMPERATURE}, None)]
-CUT: dict[str, Any] = {"criterion": "l2", "scope": "global", "round_to": 1}
+# How ours is cut. Which of the cuts of ResNet-20, trained shortly, had lost least on 3,000 training images that it had
+# not seen, decided (statistics re-estimated, before any recovery). `-8`: whole stages stay, widths are those that a
+# runtime likes.
+OURS: dict[str, dict[str, Any]] = {
+    "prune-ours": {"criterion": "l2", "scope": "layer", "round_to": 1},
+    "prune-ours-8": {"criterion": "l2", "scope": "global", "round_to": 8, "keep": ["^stem", "conv2$"]},
+}
 
 
 # ------------------------------------------------------------------------------------------ the work, in units
@@ -320,7 +326,7 @@ def lesson(bench: Bench, parts: Any) -> Any:
 # --------------------------------------------------------------------------------------------------- pruning
 
 
-def prune_ours(bench: Bench, folder: Path) -> dict[str, Any]:
+def prune_ours(bench: Bench, folder: Path, how: Mapping[str, Any]) -> dict[str, Any]:
     """Cut and recover in rounds, each with its share of the steps, as the stage ``prune`` does."""
     import torch
 
@@ -338,7 +344,7 @@ def prune_ours(bench: Bench, folder: Path) -> dict[str, Any]:
             model = bench.load(place).cpu()
             continue
         allowed = int(pruning.size_after(whole, MACS_LEFT * whole, "geometric", number, budget.rounds))
-        model, _ = pruning.cut(model, torch.zeros(1, *shape), macs=allowed, seed=SEED + number, **CUT)
+        model, _ = pruning.cut(model, torch.zeros(1, *shape), macs=allowed, seed=SEED + number, **how)
         model.to(bench.fabric.device, memory_format=torch.channels_last)
         start = each * (number - 1)  # the stream goes on where the round before left it
 
@@ -355,10 +361,13 @@ def prune_ours(bench: Bench, folder: Path) -> dict[str, Any]:
     return facts(bench, model.to(bench.fabric.device))
 
 
-def prune_peer(bench: Bench, folder: Path, sparsity_steps: int) -> dict[str, Any]:
+def prune_peer(bench: Bench, folder: Path, together: bool, sparsity_steps: int) -> dict[str, Any]:
     """Torch-Pruning alone, as its authors' benchmark has it: cut in small steps until the MACs are met, then
-    cross-entropy. With ``sparsity_steps`` the first so many steps are group-sparsity learning (section 3.3 of Fang et
-    al. 2023, https://arxiv.org/abs/2301.12900), before the cut, and the others follow it.
+    cross-entropy.
+
+    ``together``: all layers are ranked together, as there; else each loses the same share, as is the pruner's default.
+    With ``sparsity_steps`` the first so many steps are group-sparsity learning (section 3.3 of Fang et al. 2023,
+    https://arxiv.org/abs/2301.12900), before the cut, and the others follow it.
 
     Ours are the target, the optimiser and the batches; and that it is told how option A's shortcuts hang together.
     """
@@ -382,7 +391,7 @@ def prune_peer(bench: Bench, folder: Path, sparsity_steps: int) -> dict[str, Any
             example,
             importance=tp.importance.GroupMagnitudeImportance(p=2),
             reg=5e-4,
-            global_pruning=True,
+            global_pruning=together,
             pruning_ratio=1.0,
             iterative_steps=budget.cut_steps,
             **handling.arguments([models.head_of(model)[1]]),
@@ -713,32 +722,31 @@ def judge(units: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "images": len(rights["source"]),
         "signals_seconds": units["signals"]["seconds"],
     }
-    found["pruning"] = {
-        reference: compare(rights, "prune-ours", reference)
-        for reference in ("source", "prune-torchpruning", "prune-torchpruning-sparse")
-        if reference in rights
+    sides = {
+        "pruning": (OURS, [name for name in rights if name.startswith("prune-torchpruning")], ["source"]),
+        "distillation": (
+            [f"ours-{loss}" for loss in LOSSES],
+            [name for name in rights if name.startswith("torchdistill-")],
+            ["scratch"],
+        ),
     }
-    ours = [name for name in rights if name.startswith("ours-")]
-    peers = [name for name in rights if name.startswith("torchdistill-")]
-    best = {
-        side: max(names, key=lambda name: units[name]["validation"])
-        for side, names in (("ours", ours), ("torchdistill", peers))
-    }
-    found["distillation"] = {
-        f"{name}, {reference}": compare(rights, name, reference)
-        for name in ours
-        for reference in (name.replace("ours-", "torchdistill-"), "scratch")
-        if reference in rights
-    }
-    found["best"] = {**best, **compare(rights, best["ours"], best["torchdistill"])}
+    for what, (ours, theirs, others) in sides.items():
+        ours = [name for name in ours if name in rights]  # noqa: PLW2901
+        found[what] = {
+            f"{name}, {reference}": compare(rights, name, reference)
+            for name in ours
+            for reference in (*theirs, *others)
+            if what == "pruning" or reference in (name.replace("ours-", "torchdistill-"), *others)
+        }
+        best = [max(names, key=lambda name: units[name]["validation"]) for names in (ours, theirs)]
+        found[f"best_{what}"] = {"ours": best[0], "theirs": best[1], **compare(rights, *best)}
     found["speed"] = {
         pair: judge_speed(times) | {"macs_say": units["speed"]["macs_say"][pair]}
         for pair, times in units["speed"]["times"].items()
     }
     found["latency"] = {batch: judge_latency(samples) for batch, samples in units["latency"]["samples"].items()}
     found["musts"] = {
-        "pruning": all(row["low"] > -MARGIN for reference, row in found["pruning"].items() if reference != "source"),
-        "distillation": found["best"]["low"] > -MARGIN,
+        **{what: found[f"best_{what}"]["low"] > -MARGIN for what in sides},
         "speed": found["speed"]["default job"]["ratio"] >= LEAST_SPEED,
     }
     return found
@@ -777,12 +785,13 @@ def run(bench: Bench, params: Any) -> dict[str, dict[str, Any]]:
     budget = bench.budget
     done = {"source": unit(bench, "source", lambda folder: train_source(bench, folder))}
     done["signals"] = unit(bench, "signals", lambda folder: write_signals(bench, folder))
-    done["prune-ours"] = unit(bench, "prune-ours", lambda folder: prune_ours(bench, folder))
-    peers = {"prune-torchpruning": 0}
+    for name, how in OURS.items():
+        done[name] = unit(bench, name, lambda folder, how=how: prune_ours(bench, folder, how))
+    peers = {"prune-torchpruning": (True, 0), "prune-torchpruning-layer": (False, 0)}
     if budget.sparsity_steps:
-        peers["prune-torchpruning-sparse"] = budget.sparsity_steps
-    for name, sparsity in peers.items():
-        done[name] = unit(bench, name, lambda folder, sparsity=sparsity: prune_peer(bench, folder, sparsity))
+        peers["prune-torchpruning-sparse"] = (True, budget.sparsity_steps)
+    for name, choice in peers.items():
+        done[name] = unit(bench, name, lambda folder, choice=choice: prune_peer(bench, folder, *choice))
     done["scratch"] = unit(bench, "scratch", lambda folder: scratch(bench, folder))
     for loss, (_, theirs) in LOSSES.items():
         done[f"ours-{loss}"] = unit(bench, f"ours-{loss}", lambda folder, loss=loss: distill_ours(bench, folder, loss))
@@ -798,7 +807,7 @@ def run(bench: Bench, params: Any) -> dict[str, dict[str, Any]]:
             "macs_say": {pair.name: macs_say(pair) for pair in pairs(bench, params)},
         },
     )
-    pruned = ["source", "prune-ours", *peers]
+    pruned = ["source", *OURS, *peers]
     done["latency"] = unit(bench, "latency", lambda folder: {"samples": measure_latency(bench, pruned)})
     for name in [name for name, row in done.items() if "validation" in row]:  # last of all: nothing is chosen after it
         done[f"test/{name}"] = unit(bench, f"test/{name}", lambda folder, name=name: right_on_test(bench, name))
@@ -813,7 +822,7 @@ def open_bench(params: Any, budget: Budget, pictures: Path, folder: Path) -> Ben
         raise UserError(
             f"--data: '{pictures}' has no train and test. Give a folder with train/CLASS/*.jpg and test/CLASS/*.jpg"
         )
-    plan = {"budget": asdict(budget), "data": str(pictures.resolve()), "losses": [LOSSES, RECOVERY], "cut": CUT}
+    plan = {"budget": asdict(budget), "data": str(pictures.resolve()), "losses": [LOSSES, RECOVERY], "cuts": OURS}
     plan = json.loads(json.dumps(plan))  # as it is read again: lists for tuples
     written = folder / "plan.json"
     if written.exists() and json.loads(written.read_text()) != plan:
@@ -857,11 +866,13 @@ this page; a run that was stopped goes on where it was.
 ## What is compared
 
 - Source: ResNet-56 with shortcuts without parameters (`resnet56a`), trained with labels. It is pruned, and it teaches.
-- Pruning, ours: cut to 47 % of its MACs in rounds (l2, all layers ranked together). Each round is recovered with half
-  cross-entropy and half the source's cached signals.
+- Pruning, ours: cut to 47 % of its MACs in rounds (l2, the same share of each layer). Each round is recovered with half
+  cross-entropy and half the source's cached signals. A second network keeps the widths of the stages and cuts inside
+  the blocks, to multiples of 8, which runtimes like.
 - Pruning, Torch-Pruning alone: its `GroupNormPruner`, in small steps until the MACs are met, then cross-entropy in a
-  plain loop. It is told how these shortcuts hang together, which it cannot see. Where a row says sparse, group-sparsity
-  learning takes a part of the same steps before the cut.
+  plain loop. All layers are ranked together, as in its authors' benchmark, or each loses the same share (by layer). It
+  is told how these shortcuts hang together, which it cannot see. Where a row says sparse, group-sparsity learning takes
+  a part of the same steps before the cut.
 - Distillation, ours: `resnet20a` with `kd`, `dkd` and `dist` on cached signals.
 - Distillation, torchdistill: its `KDLoss` and `DISTLoss` in a plain loop that asks the teacher in every step. Release
   1.1.5 has no class for DKD. Scratch: labels alone.
@@ -875,7 +886,9 @@ this page; a run that was stopped goes on where it was.
 NAMES = {
     "source": "source, teacher",
     "prune-ours": "pruned, ours",
+    "prune-ours-8": "pruned, ours, inside blocks, widths of 8",
     "prune-torchpruning": "pruned, Torch-Pruning alone",
+    "prune-torchpruning-layer": "pruned, Torch-Pruning alone, by layer",
     "prune-torchpruning-sparse": "pruned, Torch-Pruning alone, sparse",
     "scratch": "student, scratch",
     **{f"ours-{loss}": f"student, ours, {loss}" for loss in LOSSES},
@@ -919,18 +932,15 @@ def render(found: Mapping[str, Any]) -> str:
         "| difference on the test split | points | must | |",
         "|---|--:|---|---|",
     ]
-    for reference, row in found["pruning"].items():
-        must = "" if reference == "source" else f"above -{100 * MARGIN:.1f}"
-        holds = "" if reference == "source" else verdict[row["low"] > -MARGIN]
-        lines.append(f"| pruned, ours, less {NAMES[reference]} | {points(row)} | {must} | {holds} |")
-    for names, row in found["distillation"].items():
-        ours, reference = names.split(", ")
-        lines.append(f"| {NAMES[ours]}, less {NAMES[reference]} | {points(row)} | | |")
-    best = found["best"]
-    lines.append(
-        f"| best on validation: {NAMES[best['ours']]}, less {NAMES[best['torchdistill']]} | {points(best)} "
-        f"| above -{100 * MARGIN:.1f} | {verdict[found['musts']['distillation']]} |"
-    )
+    for what in ("pruning", "distillation"):
+        for names, row in found[what].items():
+            ours, reference = names.split(", ")
+            lines.append(f"| {NAMES[ours]}, less {NAMES[reference]} | {points(row)} | | |")
+        best = found[f"best_{what}"]
+        lines.append(
+            f"| best of both sides on validation: {NAMES[best['ours']]}, less {NAMES[best['theirs']]} | {points(best)} "
+            f"| above -{100 * MARGIN:.1f} | {verdict[found['musts'][what]]} |"
+        )
     lines += [
         "",
         "| an epoch of distillation | images/s here | torchdistill | times as fast | MACs alone say | must | |",
