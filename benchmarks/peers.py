@@ -835,8 +835,8 @@ def open_bench(params: Any, budget: Budget, pictures: Path, folder: Path) -> Ben
         labelled = int((listing.parts == sources.Part.TRAIN).sum()) - budget.validation
         store.write_store(
             prepared, listing, source=source, image_size=32, channels=3, fit="crop", labelled=labelled,
-            validation=budget.validation, test=None, unlabelled=0, max_unreadable=0.0, seed=SEED,
-            workers=thread_count("auto"),
+            validation=budget.validation, test=None, unlabelled=0, max_unreadable=0.0, max_pixels=32 * 32,
+            seed=SEED, workers=thread_count("auto"),
         )  # fmt: skip
         written.write_text(json.dumps(plan))
     fabric = training.make_fabric(params.run.device, 1, "fp32")
