@@ -352,41 +352,73 @@ def predict(
     table.add_column("class")
     table.add_column("confidence", justify="right")
     for path in files:
+        name = Text(shown(path))  # which may have brackets in it, rich's markup
         if path in unreadable:
-            table.add_row(shown(path), Text(f"unreadable: {unreadable[path]}"), "")
+            table.add_row(name, Text(f"unreadable: {unreadable[path]}"), "")
         else:
-            table.add_row(shown(path), found[path].label, f"{found[path].confidence:.1%}")
+            table.add_row(name, Text(found[path].label), f"{found[path].confidence:.1%}")
     if not as_json:
         console.print(table)
     if not found:
         raise typer.Exit(1)
 
 
-def shown(path: Path) -> str:
-    """A name that can be printed: what is not UTF-8 in it is escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def shown(path: str | os.PathLike[str]) -> str:
+    """A name that can be printed: what is not UTF-8 in it, or would move a terminal's cursor, is escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def find_pictures(paths: list[Path]) -> list[Path]:
-    """The files named, and all pictures in the folders named, sorted.
+    """The files named, and all pictures in the folders named, sorted. What is passed over there is said on stderr.
 
     Raises:
         UserError: a path does not exist, or a folder has no pictures.
     """
-    from thinner.sources import EXTENSIONS
-
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.is_dir())
-            if not inside:
-                raise UserError(f"{path}: no pictures in this folder ({', '.join(EXTENSIONS)})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"{path}: no such file or folder")
+            found += _inside(path)
+            continue
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{shown(path)}: no such file or folder") from None
+        except OSError:  # its row says why it cannot be read
+            pass
+        found.append(path)
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The pictures below ``folder``, as prepare looks for them: hidden files are none, links to folders are not
+    followed."""
+    from thinner.sources import EXTENSIONS, kinds
+
+    pictures: list[Path] = []
+    others: list[str] = []
+    notes: list[str] = []
+
+    def failed(error: OSError) -> None:
+        notes.append(f"{shown(error.filename)}: cannot be read ({error.strerror})")
+
+    for top, folders, files in os.walk(folder, onerror=failed):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in folders:
+            if os.path.islink(place := os.path.join(top, name)):
+                notes.append(f"{shown(place)}: a link to a folder is not followed. Name it too: {shown(place)}/")
+        for name in files:
+            if name[0] != ".":
+                picture = name.lower().endswith(EXTENSIONS)
+                pictures.append(Path(top, name)) if picture else others.append(name)
+    if others:
+        notes.append(f"{shown(folder)}: files of other kinds: {kinds(others)}")
+    if not pictures:
+        why = f"; {'; '.join(notes)}" if notes else ""
+        raise UserError(f"{shown(folder)}: no pictures in this folder ({', '.join(EXTENSIONS)}){why}")
+    for note in notes:
+        print(f"note: passed over: {note}", file=sys.stderr)
+    return sorted(pictures)
 
 
 def find_temperature(root: Path, candidate: str) -> float | None:

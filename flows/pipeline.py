@@ -229,7 +229,12 @@ def plan(root: Path, nodes: list[lineage.Node]) -> list[str]:
     """The stages that are out of date now; what follows from them DVC knows only once they have run.
 
     A stage whose files another process is using counts: its task asks again, and waits if need be.
+
+    Raises:
+        UserError: params.yaml is wrong, or something lies in the raw data at which DVC would hang or fail.
     """
+    data = load_params().data
+    lineage.check_data(data.root, data.source)
     stale: list[str] = []
     for node in nodes:
         try:
@@ -450,8 +455,7 @@ def run(stages: list[str] | None = None, jobs: int = 2) -> int:
     """What `make run` does: plan, flow, table. Returns the exit code."""
     try:
         root = repository_root()
-        data = load_params().data  # first of all: a typo is told at once
-        lineage.check_data(data.root, data.source)
+        load_params()  # first of all: a typo is told at once
         nodes = select(lineage.graph(root), stages)
         stale = plan(root, nodes)
         console.console.print(

@@ -39,12 +39,13 @@ class Worktrees:
     """Copies of HEAD in which runs work, kept until all is done."""
 
     def __init__(self, root: Path, paths: Sequence[Path]) -> None:
+        data = load_params(root / "params.yaml").data
+        lineage.check_data(str(root / data.root), data.source)  # or DVC would hang at a FIFO, in each of them
         self._root, self._free = root, threading.Condition()
         self.commit = _git(root, "rev-parse", "HEAD")
         _git(root, "worktree", "prune")
         cache = lineage.cache_folder(root)
-        raw = str(load_params(root / "params.yaml").data.root)
-        self._outside = [place for place in (raw, *OUTSIDE) if (root / place).is_dir()]
+        self._outside = [place for place in (data.root, *OUTSIDE) if (root / place).is_dir()]
         self.paths = [self._make(path, cache) for path in paths]
         self._idle = list(self.paths)
         self._seeds: dict[Path, int | None] = dict.fromkeys(self.paths)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
 
 from tasks.stage import Stage, run_stage, thread_count
 from thinner.sources import list_source
 from thinner.store import SPLITS, open_store, write_store
+
+BLACK = 16  # 4095, the most that 12 bits hold, as thinner.store scales 16 bits to 8
 
 
 def prepare(stage: Stage) -> None:
@@ -26,6 +32,8 @@ def prepare(stage: Stage) -> None:
     for line in warnings(report):
         stage.say(line)
     store = open_store("data/prepared")
+    for line in dark(store.images):
+        stage.say(line)
     counts = {name: len(store.splits[name]) for name in SPLITS}
     stage.record.dataset(data.source, store.sha256, "data/prepared", counts)
     stage.record.tags({"data_origin": listing.origin})
@@ -55,6 +63,22 @@ def warnings(report: dict[str, Any]) -> list[str]:
         (images["unused"], "images are in no split"),
     ]
     return [f"note: {count} {text} (reports/prepare.json)" for count, text in found if count]
+
+
+def dark(images: UInt8[np.ndarray, "n height width channels"], most: int = 1000) -> list[str]:
+    """A line if pictures are nearly black, as 10 or 12 bits in a file of 16 bits come out; no such file says its range.
+
+    At most ``most`` pictures are looked at, evenly spread, since all would be read from the disk once more.
+    """
+    rows = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
+    found = [row for row in rows.tolist() if images[row].max() <= BLACK]
+    if not found:
+        return []
+    names = json.loads(Path("data/prepared/names.json").read_text(encoding="utf-8"))
+    return [
+        f"note: {len(found)} of {len(rows)} pictures looked at have nothing above {BLACK} of 255, as 12 bits in a file "
+        f"of 16 bits would: {', '.join(names[row] for row in found[:5])}. If so, scale them to 16 bits"
+    ]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ All errors of a file are raised together, one line each: key, value, mend.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -93,7 +94,7 @@ class Data(Section):
     def _files_lie_below_root(self) -> Data:
         kind, _, place = self.source.partition(":")
         if kind != "torchvision":
-            root, path = Path(self.root), Path(place)
+            root, path = (Path(os.path.normpath(text)) for text in (self.root, place))  # ".." leads out as well
             if root != path and root not in path.parents:
                 raise ValueError(
                     f"root: '{self.root}' does not hold '{place}', so DVC would not notice a changed picture. "

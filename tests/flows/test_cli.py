@@ -244,6 +244,38 @@ def test_pictures_are_found_in_folders_and_named_one_by_one(tmp_path: Path) -> N
         cli.find_pictures([tmp_path / "empty"])
 
 
+def test_what_a_folder_of_pictures_has_beside_them_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("p/a.png", "p/._a.png", "p/.cache/b.png", "p/1.psd", "p/2.PSD", "p/locked/c.png", "elsewhere/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "p/linked").symlink_to(tmp_path / "elsewhere")
+    real = os.scandir
+
+    def scandir(path):  # root may read everything, so permissions alone would show nothing
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert cli.find_pictures([tmp_path / "p"]) == [tmp_path / "p/a.png"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: passed over: {tmp_path}/p/linked: a link to a folder is not followed. Name it too: {tmp_path}/p/linked/",
+        f"note: passed over: {tmp_path}/p/locked: cannot be read (Permission denied)",
+        f"note: passed over: {tmp_path}/p: files of other kinds: 2 .psd",
+    ]
+    assert cli.find_pictures([tmp_path / "p/linked"]) == [tmp_path / "p/linked/d.png"]
+    with pytest.raises(UserError, match=r"no pictures in this folder .*; .*/locked: cannot be read \(Permission"):
+        cli.find_pictures([tmp_path / "p/locked"])
+
+
+def test_a_name_that_could_not_be_printed_is_escaped() -> None:
+    assert cli.shown(os.fsdecode(b"caf\xe9.png")) == "caf\\xe9.png"
+    assert cli.shown("caf\u00e9 [red].png") == "caf\u00e9 [red].png"
+    assert cli.shown("a\x1b[2J\n.png") == "a\\x1b[2J\\n.png"
+
+
 def test_an_unknown_candidate_names_those_that_were_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="None has been made yet"):
         cli.candidate_folder(tmp_path, "prune")
@@ -282,7 +314,7 @@ def test_a_picture_that_cannot_be_read_is_a_row_and_the_others_are_named(tmp_pat
     checkpoint.save(Path("data/prune"), models.create(network), spec)
     folder = tmp_path / "photos"
     folder.mkdir()
-    for name in ("a.tif", "c.jfif"):
+    for name in ("a.tif", "c[red].jfif"):
         Image.new("L", (9, 8), 100).save(folder / name, "TIFF" if name == "a.tif" else "JPEG")
     (folder / "b.png").write_bytes(b"no picture")
     (folder / "big.pgm").write_bytes(b"P5 20000 10000 255\n")
@@ -290,15 +322,17 @@ def test_a_picture_that_cannot_be_read_is_a_row_and_the_others_are_named(tmp_pat
     (folder / "notes.txt").write_text("passed over")
     done = runner.invoke(cli.app, ["predict", str(folder), "--json"])
     assert done.exit_code == 0, done.output
+    assert f"note: passed over: {folder}: files of other kinds: 1 .txt" in done.stderr
     rows = {Path(row["image"]).name: row for row in map(json.loads, done.stdout.splitlines())}
-    assert list(rows) == ["a.tif", "b.png", "big.pgm", "c.jfif", "d.gif"]
-    assert {name for name, row in rows.items() if row.get("label") in ("cat", "dog")} == {"a.tif", "c.jfif"}
+    assert list(rows) == ["a.tif", "b.png", "big.pgm", "c[red].jfif", "d.gif"]
+    assert {name for name, row in rows.items() if row.get("label") in ("cat", "dog")} == {"a.tif", "c[red].jfif"}
     assert rows["b.png"]["error"].startswith("is no picture of a kind that is read: JPEG, PNG")
     assert rows["big.pgm"]["error"] == (
         "has 200,000,000 pixels, more than data.max_pixels. To read it: max_pixels: 200000000"
     )
     assert rows["d.gif"]["error"] == "is a FIFO, no file"
-    table = runner.invoke(cli.app, ["predict", str(folder)])
+    table = runner.invoke(cli.app, ["predict", "photos"])
     assert table.exit_code == 0
     assert "unreadable: is a FIFO" in " ".join(table.output.split())
+    assert "photos/c[red].jfif" in table.output
     assert runner.invoke(cli.app, ["predict", str(folder / "b.png")]).exit_code == 1  # nothing was named

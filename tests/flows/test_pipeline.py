@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from prefect.states import Completed, Failed, Pending
 
 from flows import pipeline
+from flows.worktrees import Worktrees
 from tasks.lineage import Node
 from tests.toy import PROJECT, Toy, eventually
 from thinner.errors import UserError
@@ -36,6 +38,22 @@ def test_select_takes_what_a_stage_needs_and_keeps_the_order() -> None:
 def test_select_names_the_choices() -> None:
     with pytest.raises(UserError, match=r"unknown stage 'e'\. Choose one of: a, b, c, d"):
         pipeline.select(NODES, ["e"])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda root: pipeline.plan(root, []), lambda root: Worktrees(root, [])],
+    ids=["the flow, also as deployed", "studies and seeds"],
+)
+def test_what_dvc_would_hang_at_is_refused_before_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Path], object]
+) -> None:
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    (tmp_path / "data/raw").mkdir(parents=True)
+    os.mkfifo(tmp_path / "data/raw/x.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^data.root: '.*data/raw/x.png' is a FIFO, no file. Remove it$"):
+        ask(tmp_path)
 
 
 def test_verdict_of_nothing_to_do() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.prepare import prepare
+from tasks.prepare import dark, prepare
 from tasks.stage import Stage
 from thinner.config import Data, Params, Run
 from thinner.sources import DataError
@@ -74,6 +74,26 @@ def test_what_a_person_should_look_at_is_said(photos: Path, capsys: pytest.Captu
     assert "note: 1 could not be read: cat/00.png" in said
     assert "note: 1 files are of a kind we do not read (1 .txt): cat/notes.txt" in said
     assert "note: 2 images have an identical twin" in said
+
+
+@pytest.mark.parametrize(("white", "told"), [(4095, True), (65535, False)])
+def test_pictures_of_12_bits_in_files_of_16_are_told(
+    photos: Path, capsys: pytest.CaptureFixture[str], white: int, told: bool
+) -> None:
+    for name in ("cat/03.png", "dog/07.png"):
+        Image.fromarray(np.linspace(0, white, 256).astype(np.uint16).reshape(16, 16)).save(photos / name)
+    prepare(stage())
+    line = "note: 2 of 30 pictures looked at have nothing above 16 of 255, as 12 bits in a file of 16 bits would: "
+    assert (line + "cat/03.png, dog/07.png. If so, scale" in capsys.readouterr().out) == told
+    assert (open_store("data/prepared").images[3].max() == 16) == told
+
+
+def test_at_most_a_thousand_pictures_are_looked_at_for_darkness(photos: Path) -> None:
+    prepare(stage())  # for the names
+    assert dark(np.full((5000, 2, 2, 1), 17, np.uint8)) == []
+    images = np.full((30, 2, 2, 1), 255, np.uint8)
+    images[[0, 1, 29]] = 16
+    assert dark(images, most=2)[0].startswith("note: 2 of 2 pictures looked at")  # the first and the last
 
 
 def test_a_failure_leaves_what_was_there_before(photos: Path) -> None:

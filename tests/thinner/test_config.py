@@ -83,6 +83,8 @@ def student(**changes):
         ({"finetune.width": 8}, "8 belongs to the resnetN family; set width: null for 'timm:tf_efficientnet_lite0'"),
         ({"finetune.std": [0.5]}, "and std: [0.5] must both have 1 value (grey) or 3 (colour)"),
         ({"data.source": "folder:photos"}, "'data/raw' does not hold 'photos', so DVC would not notice a changed picture. Set data.root: photos"),
+        ({"data.source": "folder:data/raw/../new"}, "'data/raw' does not hold 'data/raw/../new', so DVC would not notice a changed picture. Set data.root: data/new"),
+        ({"data.source": "csv:data/raw/a/../../b.csv"}, "does not hold 'data/raw/a/../../b.csv', so DVC would not notice a changed picture. Set data.root: data"),
         ({"data.channels": 3}, "student.mean: one value (grey), but data.channels is 3"),
         ({"distill.losses": []}, "distill.losses: []: list should have at least 1 item"),
         ({"teach.teachers": ["fintune"]}, "teach.teachers[0]: unknown 'fintune'. Choose one of: finetune, data/teachers/NAME"),
