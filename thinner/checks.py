@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from thinner import architectures, checkpoint, criteria, losses, masks, models, own, pruning, training
+from thinner import architectures, checkpoint, criteria, losses, masks, models, own, pruning, target, training
 from thinner import weights as published
 from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params
@@ -35,6 +35,7 @@ Seeing = tuple[nn.Module, tuple[int, int, int]]  # a network, and the shape of t
 
 def deep(params: Params) -> Iterator[str]:
     """One line for each mistake: key, value, choices."""
+    yield from _drop(params)
     built: dict[str, nn.Module] = {}
     for name in ("finetune", "student"):
         section: Network = getattr(params, name)
@@ -84,6 +85,19 @@ def deep(params: Params) -> Iterator[str]:
         yield "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"
     yield from _source(params.data.source, params.data.root)
     yield from _claims(params)
+
+
+def _drop(params: Params) -> Iterator[str]:
+    """A drop that so few validation images can never show: told here, before a teacher is trained. Where their number
+    is a share, it is known once they are counted, and prune says it."""
+    (key, points), images = params.prune.goal, params.data.validation
+    if key != "max_drop" or isinstance(images, float | None):
+        return
+    if points <= (least := target.least_drop_shown(images)):
+        yield (
+            f"prune.target: max_drop {points:g} points, but {images:,} validation images show a drop of {least:.2f} "
+            "points at the least. Ask for more, or set data.validation higher"
+        )
 
 
 def layers(params: Params) -> Iterator[str]:

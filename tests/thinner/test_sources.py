@@ -164,7 +164,7 @@ def test_a_linked_picture_and_a_linked_root_are_read_and_dvc_sees_them_change(ph
     disk = picture(tmp_path / "disk/3.png", 9)
     (photos / "cat/3.png").symlink_to(disk)
     (tmp_path / "root").symlink_to(photos.parent)
-    listing = list_source(f"folder:{tmp_path}/root/photos", tmp_path / "root")
+    listing = list_source(f"folder:{tmp_path / 'root' / 'photos'}", tmp_path / "root")
     assert table(listing) == [("cat/1.png", 0, "TRAIN"), ("cat/3.png", 0, "TRAIN"), ("dog/sub/2.png", 1, "TRAIN")]
     (tmp_path / "dvc.yaml").write_text("stages: {s: {cmd: echo > out, deps: [root], outs: [out]}}")
 
