@@ -19,7 +19,7 @@ import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from thinner.config import Section, load_params
+from thinner.config import ParamsError, Section, load_params
 from thinner.errors import UserError
 
 FOLDER = "recipes"
@@ -48,11 +48,11 @@ def load(root: Path, name: str) -> Recipe:
 def apply(root: Path, name: str, *, source: str | None = None) -> list[str]:
     """Write the recipe's values into params.yaml and say what changed, `key: before -> after`.
 
-    ``source``: data.source instead of the recipe's. The file is checked before it is written: raises UserError, and
-    leaves it as it was, where anything is wrong with what would come out.
+    ``source``: data.source instead of the recipe's, with a data.root that holds it. The file is checked before it is
+    written: raises UserError, and leaves it as it was, where anything is wrong with what would come out.
     """
     recipe, path = load(root, name), root / "params.yaml"
-    values = recipe.set | ({"data.source": source} if source is not None else {})
+    values = recipe.set | ({} if source is None else _placed(source, recipe.set.get("data.root", "")))
     parser = _parser()
     params = parser.load(path.read_text(encoding="utf-8"))
     changed = []
@@ -74,9 +74,23 @@ def apply(root: Path, name: str, *, source: str | None = None) -> list[str]:
     try:
         load_params(partial)
         os.replace(partial, path)
+    except ParamsError as error:
+        raise ParamsError(Path(path.name), error.lines) from None
     finally:
         partial.unlink(missing_ok=True)
     return changed
+
+
+def _placed(source: str, root: str) -> dict[str, str]:
+    """data.source, and data.root: the recipe's where that holds the pictures, else their own folder."""
+    kind, _, place = source.partition(":")
+    folder = Path(os.path.normpath(place))
+    if kind not in ("folder", "csv"):
+        return {"data.source": source}
+    if kind == "csv":
+        folder = folder.parent
+    held = bool(root) and Path(root) in (folder, *folder.parents)
+    return {"data.source": source, "data.root": root if held else folder.as_posix()}
 
 
 def _parser() -> YAML:

@@ -26,7 +26,7 @@ from prefect import flow, get_run_logger, task
 from prefect.states import Cancelled, Completed, Failed, State
 from pydantic import Field, ValidationError, model_validator
 
-from flows import console
+from flows import console, recipes
 from flows.pipeline import only_one
 from flows.worktrees import (
     Worktrees,
@@ -45,8 +45,8 @@ from tasks.environment import repository_root, set_environment
 from thinner.config import ParamsError, Section, load_params
 from thinner.errors import UserError
 
-# step: of the best validation, or the chosen round of prune. Of prune only, macs: multiply-adds per image of what is
-# left, share: of those of the network that was pruned
+# step: of the best validation, or the chosen round of prune. macs: multiply-adds per image of the network; share: of
+# those of the network that was pruned, of prune only
 COLUMNS = ("variant", "seed", "target", "value", "step", "macs", "share", "seconds", "commit", "key")
 FOLDER = "docs/studies"  # tables, figures and numbers: a study is a page of the documentation
 
@@ -68,6 +68,7 @@ class Study(Section):
     measure: Literal["val_accuracy"]
     baseline: str
     rival: str | None = None  # a second variant that all are compared with, on the page
+    recipe: str | None = None  # recipes/NAME.yaml, whose values come before those of `set`
     set: dict[str, Any] = Field(default_factory=dict)
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
 
@@ -123,6 +124,12 @@ def load_study(path: Path, root: Path) -> Study:
 
 def _mistakes(study: Study, root: Path) -> Iterator[str]:
     stages = [node.name for node in lineage.graph(root)]
+    if study.recipe is not None:
+        try:
+            recipes.load(root, study.recipe)
+        except UserError as error:
+            yield str(error)
+            return
     for name, variant in study.variants.items():
         target = variant.target or study.target
         if target not in stages:
@@ -149,8 +156,9 @@ def _mistakes(study: Study, root: Path) -> Iterator[str]:
 
 
 def overridden(root: Path, study: Study, variant: Variant, seed: int) -> dict[str, Any]:
-    """params.yaml with the study's, the variant's and the seed's values in it."""
-    return with_values(root, {**study.set, **variant.set, "run.seed": seed})
+    """params.yaml with the values of the study's recipe, of the study, the variant and the seed in it."""
+    recipe = {} if study.recipe is None else recipes.load(root, study.recipe).set
+    return with_values(root, {**recipe, **study.set, **variant.set, "run.seed": seed})
 
 
 def plan(study: Study, root: Path, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Run]:
@@ -223,7 +231,18 @@ def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:
         return {"value": float(chosen["accuracy_after"]), "step": int(chosen["round"]), "macs": macs, "share": share}
     history = pd.read_csv(folder / "reports" / run.target / "history.csv")
     best = history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
-    return {"value": float(best[measure]), "step": int(best["step"])}
+    return {"value": float(best[measure]), "step": int(best["step"]), **_macs(folder / "data" / run.target)}
+
+
+def _macs(folder: Path) -> dict[str, int]:
+    """Of the checkpoint in ``folder``, if there is one."""
+    from thinner import checkpoint, profiling  # torch takes seconds, and most of what this program does needs none
+
+    if not (folder / checkpoint.SPEC).exists():
+        return {}
+    made = checkpoint.load(folder)
+    wants = made.spec["preprocessing"]
+    return {"macs": profiling.count_macs(made.model, (wants["channels"], wants["image_size"], wants["image_size"]))}
 
 
 # ---------------------------------------------------------------------------------------------------- running
@@ -293,7 +312,8 @@ def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -
     folder = root / ".thinner" / "sweeps" / path.stem
     count = min(workers, len(runs))
     with only_one(folder / "lock", "this study is running already. Wait for it, or stop it with Ctrl-C there"):
-        trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)])
+        sources = {(run.params["data"]["root"], run.params["data"]["source"]) for run in runs}
+        trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)], sources)
         state = conduct(root, f"study {path.stem}", count, trees, sweep, study, runs, results)
     if not results.frame().empty:
         write_report(path, root)
@@ -354,7 +374,7 @@ def render(study: Study, path: Path, rows: pd.DataFrame, summary: pd.DataFrame) 
 
 def _measured(rows: pd.DataFrame) -> str:
     text = "Accuracy on the validation split, of the weights that validated best"
-    return text + ("; of `prune`, of the round that it chose." if rows["macs"].notna().any() else ".")
+    return text + ("; of `prune`, of the round that it chose." if rows["share"].notna().any() else ".")
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,21 @@ HARMLESS = ("reports", "docs", "studies", "tests", "dvc.lock")
 
 
 class Worktrees:
-    """Copies of HEAD in which runs work, kept until all is done."""
+    """Copies of HEAD in which runs work, kept until all is done.
 
-    def __init__(self, root: Path, paths: Sequence[Path]) -> None:
+    ``sources``: (data.root, data.source) of every run, where they are not all those of params.yaml.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[Path], sources: Collection[tuple[str, str]] = ()) -> None:
         data = load_params(root / "params.yaml").data
-        lineage.check_data(str(root / data.root), data.source)  # or DVC would hang at a FIFO, in each of them
+        for place, source in sources or [(data.root, data.source)]:
+            lineage.check_data(str(root / place), source)  # or DVC would hang at a FIFO, in each of them
+        places = dict.fromkeys([*(place for place, _ in sources or [(data.root, "")]), *OUTSIDE])
         self._root, self._free = root, threading.Condition()
         self.commit = _git(root, "rev-parse", "HEAD")
         _git(root, "worktree", "prune")
         cache = lineage.cache_folder(root)
-        self._outside = [place for place in (data.root, *OUTSIDE) if (root / place).is_dir()]
+        self._outside = [place for place in places if (root / place).is_dir()]
         self.paths = [self._make(path, cache) for path in paths]
         self._idle = list(self.paths)
         self._seeds: dict[Path, int | None] = dict.fromkeys(self.paths)

@@ -21,8 +21,8 @@ def summarise(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     deviation over seeds (n - 1), and over the seeds that both have the mean difference to ``baseline`` with a 95 %
     interval (Student's t of the paired differences, https://doi.org/10.1093/biomet/6.1.1) and its p-value, adjusted
     for the number of variants (Holm 1979, https://www.jstor.org/stable/4615733). NaN where there are too few seeds.
-    ``macs`` and ``share`` (columns that may be there: multiply-adds per image, and their share of the unpruned
-    network's) are averaged over seeds.
+    ``macs`` and ``share`` (columns that may be there: multiply-adds per image and, of what was pruned, their share of
+    the unpruned network's) are averaged over seeds.
     """
     table = rows.pivot(index="variant", columns="seed", values="value") * POINTS
     found = []
@@ -73,7 +73,8 @@ def render_markdown(summary: pd.DataFrame, baseline: str, seeds: int, second: pd
     for row in summary.to_dict("records"):
         count = str(row["seeds"]) if row["seeds"] == seeds else f"**{row['seeds']} of {seeds}**"
         spread = "" if np.isnan(row["sd"]) else f"{row['sd']:.2f}"
-        macs = "" if np.isnan(row["macs"]) else f"{row['macs'] / 1e6:.2f} M ({row['share']:.1%})"
+        share = "" if np.isnan(row["share"]) else f" ({row['share']:.1%})"
+        macs = "" if np.isnan(row["macs"]) else f"{row['macs'] / 1e6:.2f} M{share}"
         lines.append(
             f"| `{row['variant']}` | {count} | {row['mean']:.2f} | {spread} | {_against(row)} |"
             + (f" {_against(more[row['variant']])} |" if more else "")

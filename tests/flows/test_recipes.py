@@ -52,13 +52,23 @@ def test_what_changes_is_said_and_pictures_of_ones_own_take_the_recipes_place(ro
     said = capsys.readouterr().out
     assert "  data.source: torchvision:FashionMNIST -> folder:data/raw/mine\n" in said
     assert "  student.training.steps: 1000 -> 6000\n" in said
-    assert load_params(root / "params.yaml").data.source == "folder:data/raw/mine"
+    data = load_params(root / "params.yaml").data
+    assert (data.source, data.root) == ("folder:data/raw/mine", "data/raw/mine")  # which DVC then watches
+
+
+def test_fashion_mnist_is_params_yaml_as_it_comes_and_leads_back_from_every_other(root: Path) -> None:
+    before = (root / "params.yaml").read_text()
+    assert recipes.apply(root, "fashion-mnist") == []
+    for name in recipes.names(PROJECT):
+        recipes.apply(root, name)
+        recipes.apply(root, "fashion-mnist")
+        assert yaml.safe_load((root / "params.yaml").read_text()) == yaml.safe_load(before), name
 
 
 def test_a_recipe_that_cannot_be_run_leaves_the_file_as_it_was(root: Path) -> None:
     before = (root / "params.yaml").read_bytes()
-    with pytest.raises(ParamsError, match="data.root"):
-        recipes.apply(root, "cifar10", source="folder:elsewhere/photos")
+    with pytest.raises(ParamsError, match=r"^params.yaml: 1 mistake\n  data.source: unknown 'folders:elsewhere'"):
+        recipes.apply(root, "cifar10", source="folders:elsewhere")
     (root / "recipes" / "odd.yaml").write_text("title: a\nnote: b\nset: {distil.temperature: 2.0}\n")
     with pytest.raises(UserError, match=r"recipes/odd.yaml: 'distil.temperature' is no key of params.yaml"):
         recipes.apply(root, "odd")

@@ -169,6 +169,26 @@ def test_a_study_that_is_stopped_goes_on(toy: Toy) -> None:
     assert len(table(toy)) == 3
 
 
+def recipe(toy: Toy) -> None:
+    (toy.root / "recipes").mkdir()
+    (toy.root / "recipes" / "photos.yaml").write_text(
+        "title: Photos\nnote: In a folder of their own\n"
+        "set: {data.root: data/photos, data.source: 'folder:data/photos', distill.temperature: 20.0}\n"
+    )
+
+
+@pytest.mark.integration
+def test_a_study_of_a_recipe_has_its_values_and_its_data(toy: Toy) -> None:
+    recipe(toy)
+    (toy.root / "data/photos/cat").mkdir(parents=True)  # which git does not know
+    write(toy, {**STUDY, "seeds": [0], "recipe": "photos", "variants": {**STUDY["variants"], "warm": {}}})
+    run(toy)
+    assert table(toy).set_index("variant")["value"].round(4).to_dict() == {"scratch": 0.5, "warm": 0.7, "hot": 0.7}
+    trees = worktrees.Worktrees(toy.root, [toy.root / "tree"], [("data/photos", "folder:data/photos")])
+    assert (toy.root / "tree/data/photos/cat").is_dir()
+    trees.remove()
+
+
 def load(toy: Toy, **changes: object) -> sweep.Study:
     path = toy.root / "studies" / "small.yaml"
     path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
@@ -182,6 +202,7 @@ def load(toy: Toy, **changes: object) -> sweep.Study:
         ({"seeds": [1, 1]}, r"seeds: \[1, 1\] has one twice"),
         ({"seeds": []}, "seeds: .*at least 1"),
         ({"measure": "test_accuracy"}, "measure: 'test_accuracy': input should be 'val_accuracy'"),
+        ({"recipe": "cifar"}, r"1 mistake\(s\)\n  recipe: unknown 'cifar'. Choose one of: photos$"),
         ({"colour": "red"}, "colour: 'red': extra inputs"),
         ({"target": "distil"}, "variants.warm: unknown target 'distil'. Choose one of: prepare, finetune"),
         ({"set": {"run.seed": 1}}, "run.seed is set by `seeds`. Take it out"),
@@ -192,6 +213,7 @@ def load(toy: Toy, **changes: object) -> sweep.Study:
 )  # fmt: skip
 def test_a_mistake_in_a_study_is_named(toy: Toy, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str) -> None:
     monkeypatch.chdir(toy.root)
+    recipe(toy)
     with pytest.raises(UserError, match=message):
         load(toy, **changes)
 

@@ -71,6 +71,9 @@ def test_macs_are_shown_where_there_are_some():
     assert summary.set_index("variant").loc["prune", "share"] == pytest.approx(0.49)
     lines = study.render_markdown(summary, "distill", 3).splitlines()
     assert [line.split("|")[-2].strip() for line in lines] == ["MACs", "---:", "1.47 M (49.0%)", ""]
+    table.loc[table["variant"] == "distill", "macs"] = 3_000_000  # which was not pruned
+    lines = study.render_markdown(study.summarise(table, "distill"), "distill", 3).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines] == ["MACs", "---:", "1.47 M (49.0%)", "3.00 M"]
     assert "MACs" not in study.render_markdown(study.summarise(rows(distill=SCRATCH), "distill"), "distill", 3)
 
 
