@@ -110,6 +110,187 @@ def test_saturation_moves_colours_along_the_line_to_their_grey():
     )
 
 
+# ------------------------------------------------------------------------- against pictures worked out by other means
+
+AT_REST = 0.5  # the number that moves nothing; 1.0 is as far as the policy allows to one side, 0.0 to the other
+CROP, SHIFT_X, MOVE_X, SHIFT_Y, MOVE_Y, TURN, MIRROR, CONTRAST, BRIGHTNESS, ERASE, LEFT, TOP, SATURATION = range(13)
+
+
+def drawn(monkeypatch, images, policy, size=None, **numbers):
+    """The view of each image whose random numbers are these, by column; all others are at rest."""
+
+    def chosen(seed, index, view):
+        u = np.full((len(index), views._DRAWS), AT_REST)
+        u[:, CROP] = 0.0
+        for name, value in numbers.items():
+            u[:, globals()[name]] = value
+        return u
+
+    monkeypatch.setattr(views, "random_numbers", chosen)
+    out = views.draw(
+        images, np.arange(len(images)), 0, size=size or images.shape[1], seed=0, policy=views.Policy(**policy)
+    )
+    return out.permute(0, 2, 3, 1).double().numpy()
+
+
+def dot(row, column, side=8):
+    """One bright pixel on black."""
+    image = np.zeros((1, side, side, 1), np.uint8)
+    image[0, row, column] = 255
+    return image
+
+
+def where(picture):
+    """Row and column of the light, as its centre of mass."""
+    light = picture[0, ..., 0]
+    rows, columns = np.mgrid[0 : light.shape[0], 0 : light.shape[1]]
+    return [round(float((light * axis).sum() / light.sum()), 3) for axis in (rows, columns)]
+
+
+@pytest.mark.parametrize(("number", "turns"), [(1.0, 1), (0.0, -1)])
+def test_ninety_degrees_are_a_quarter_turn(monkeypatch, number, turns):
+    for place in ((1, 2), (0, 7), (6, 3)):
+        image = dot(*place)
+        out = drawn(monkeypatch, image, {"rotation_degrees": 90.0}, TURN=number)
+        np.testing.assert_allclose(out[0], np.rot90(image[0] / 255.0, turns), atol=1e-5)
+    half = drawn(monkeypatch, dot(1, 2), {"rotation_degrees": 180.0}, TURN=0.75)  # half of the way
+    np.testing.assert_allclose(half[0], np.rot90(dot(1, 2)[0] / 255.0), atol=1e-5)
+
+
+def test_a_translation_is_a_share_of_the_side(monkeypatch):
+    quarter = {"translation": 0.25}  # two of eight pixels; the window moves right, so what is seen moves left
+    assert where(drawn(monkeypatch, dot(3, 5), quarter, MOVE_X=1.0)) == [3.0, 3.0]
+    assert where(drawn(monkeypatch, dot(3, 5), quarter, MOVE_X=0.0)) == [3.0, 7.0]
+    assert where(drawn(monkeypatch, dot(3, 5), quarter, MOVE_Y=1.0)) == [1.0, 5.0]
+    assert where(drawn(monkeypatch, dot(3, 5), quarter, MOVE_X=0.75, MOVE_Y=0.25)) == [4.0, 4.0]
+    beyond = drawn(monkeypatch, dot(3, 7), quarter, MOVE_X=1.0)  # past the border its last pixel goes on
+    assert beyond[0, 3, :, 0].round(5).tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_a_crop_is_a_square_of_that_side_and_never_leaves_the_image(monkeypatch):
+    half = {"crop": 0.5}
+    for x, y, columns, rows in (
+        (0.5, 0.5, (2, 6), (2, 6)), (1.0, 0.5, (4, 8), (2, 6)), (0.0, 1.0, (0, 4), (4, 8)),
+    ):  # fmt: skip
+        for image in (dot(3, 5), dot(4, 2), dot(6, 1)):
+            inside = image[:, rows[0] : rows[1], columns[0] : columns[1]]
+            out = drawn(monkeypatch, image, half, CROP=1.0, SHIFT_X=x, SHIFT_Y=y)[0, ..., 0]
+            # a pixel becomes two by two, and what lies between two pixels their mixture
+            wide = np.kron(inside[0, ..., 0] / 255.0, np.ones((2, 2)))
+            assert out[1:-1, 1:-1].max() <= wide.max() + 1e-6
+            peak = np.argwhere(wide == 1.0)
+            if len(peak):
+                np.testing.assert_allclose(out[tuple(peak.T)].mean(), 0.75**2, atol=1e-5)
+    whole = drawn(monkeypatch, IMAGES, half, CROP=0.0)
+    np.testing.assert_allclose(whole, IMAGES / 255.0, atol=1e-5)
+    three_quarters = drawn(monkeypatch, dot(3, 5), half, CROP=0.5)  # halfway between all of it and half of its side
+    np.testing.assert_allclose(three_quarters, by_hand(dot(3, 5), 8, scale=0.75), atol=1e-5)
+
+
+def test_contrast_turns_about_mid_grey_and_brightness_adds(monkeypatch):
+    ramp = np.linspace(64, 191, 64).round().astype(np.uint8).reshape(1, 8, 8, 1)
+    x = ramp / 255.0
+    for number, gain in ((1.0, 1.4), (0.0, 0.6), (0.75, 1.2)):
+        out = drawn(monkeypatch, ramp, {"contrast": 0.4}, CONTRAST=number)
+        np.testing.assert_allclose(out, np.clip(0.5 + gain * (x - 0.5), 0, 1), atol=1e-5)
+    for number, more in ((1.0, 0.3), (0.0, -0.3), (0.25, -0.15)):
+        out = drawn(monkeypatch, ramp, {"brightness": 0.3}, BRIGHTNESS=number)
+        np.testing.assert_allclose(out, np.clip(x + more, 0, 1), atol=1e-5)
+
+
+def test_saturation_scales_what_is_not_grey(monkeypatch):
+    pale = np.clip(IMAGES, 96, 159)
+    x = pale / 255.0
+    luma = (x @ np.array([0.299, 0.587, 0.114]))[..., None]
+    for number, gain in ((1.0, 1.5), (0.0, 0.5)):
+        out = drawn(monkeypatch, pale, {"saturation": 0.5}, SATURATION=number)
+        np.testing.assert_allclose(out, luma + gain * (x - luma), atol=1e-5)
+
+
+def test_what_is_erased_is_a_quarter_of_the_image_in_mid_grey(monkeypatch):
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    middle = drawn(monkeypatch, white, {"erase": 0.3}, ERASE=0.29)
+    expected = np.ones((1, 8, 8, 3))
+    expected[:, 2:6, 2:6] = 0.5
+    np.testing.assert_array_equal(middle, expected)
+    corner = drawn(monkeypatch, white, {"erase": 0.3}, ERASE=0.0, LEFT=0.0, TOP=1.0)
+    expected = np.ones((1, 8, 8, 3))
+    expected[:, 6:, :2] = 0.5  # columns from the left border on, rows down to the lower one
+    np.testing.assert_array_equal(corner, expected)
+    for number in (0.3, 0.31, 0.99):  # as often as the policy says, and no more
+        np.testing.assert_array_equal(drawn(monkeypatch, white, {"erase": 0.3}, ERASE=number), np.ones((1, 8, 8, 3)))
+
+
+def test_a_smaller_picture_is_an_average_of_all_its_pixels():
+    stripes = np.zeros((1, 32, 32, 1), np.uint8)
+    stripes[:, :, ::4] = 255  # without antialiasing some or all of the stripes are missed
+    small = views.resize(views.to_pixels(stripes), 8).double().numpy()
+    np.testing.assert_allclose(small[0, 0, :, 2:-2], 0.25, atol=1e-5)
+    seen = views.draw(stripes, np.array([0]), 0, size=8, seed=0, policy=views.Policy(brightness=1e-6)).double().numpy()
+    np.testing.assert_allclose(seen, small, atol=1e-4)
+    np.testing.assert_allclose(small[0], triangle(stripes[0] / 255.0, 8).transpose(2, 0, 1), atol=1e-5)
+    odd = np.random.default_rng(2).integers(0, 256, (1, 21, 21, 3), dtype=np.uint8)
+    found = views.resize(views.to_pixels(odd), 9)[0].permute(1, 2, 0).double().numpy()
+    np.testing.assert_allclose(found, triangle(odd[0] / 255.0, 9), atol=1e-5)
+
+
+def triangle(image, size):
+    """A reduction with a triangle as wide as two new pixels, in float64, one side after the other."""
+    side = len(image)
+    factor = side / size
+    weights = np.zeros((size, side))
+    for new in range(size):
+        for old in range(side):
+            weights[new, old] = max(0.0, 1.0 - abs((old + 0.5) - (new + 0.5) * factor) / factor)
+    weights /= weights.sum(1, keepdims=True)
+    return np.einsum("ri,cj,ijk->rck", weights, weights, image)
+
+
+def by_hand(images, size, *, scale=1.0, degrees=0.0, mirror=1.0, shift=(0.0, 0.0)):
+    """Where each pixel of the view comes from, in float64, pixel by pixel; ``shift`` in sides (right, down)."""
+    side = images.shape[1]
+    angle = degrees * np.pi / 180.0
+    out = np.zeros((len(images), size, size, images.shape[3]))
+    for row in range(size):
+        for column in range(size):
+            right, down = (column + 0.5) / size - 0.5, (row + 0.5) / size - 0.5
+            right *= mirror
+            x = scale * (np.cos(angle) * right - np.sin(angle) * down) + shift[0] + 0.5
+            y = scale * (np.sin(angle) * right + np.cos(angle) * down) + shift[1] + 0.5
+            x, y = (min(max(p * side - 0.5, 0.0), side - 1.0) for p in (x, y))
+            left, top = min(int(x), side - 2), min(int(y), side - 2)
+            a, b = x - left, y - top
+            part = images[:, top : top + 2, left : left + 2] / 255.0
+            out[:, row, column] = (
+                (1 - a) * (1 - b) * part[:, 0, 0] + a * (1 - b) * part[:, 0, 1]
+                + (1 - a) * b * part[:, 1, 0] + a * b * part[:, 1, 1]
+            )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("size", [20, 27])
+def test_motions_together_are_what_their_numbers_say(size):
+    policy = views.Policy(crop=0.6, flip=True, rotation_degrees=25.0, translation=0.15)
+    for number in range(12):
+        u = views.random_numbers(5, INDEX[number : number + 1], 3)[0]
+        signed = 2 * u - 1
+        scale = 1 - 0.4 * u[CROP]
+        room = (1 - scale) / 2
+        expected = by_hand(
+            IMAGES[number : number + 1],
+            size,
+            scale=scale,
+            degrees=25.0 * signed[TURN],
+            mirror=-1.0 if u[MIRROR] < 0.5 else 1.0,
+            shift=(
+                room * signed[SHIFT_X] + 0.15 * signed[MOVE_X],
+                room * signed[SHIFT_Y] + 0.15 * signed[MOVE_Y],
+            ),
+        )
+        found = draw([number], size=size, policy=policy).permute(0, 2, 3, 1).double().numpy()
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
 def test_stored_views_keep_their_meaning():
     """Another generator, or another order of its columns, would make every stored teacher signal wrong."""
     found = views.random_numbers(7, np.array([0, 3]), 2)
