@@ -54,6 +54,28 @@ def test_a_pruned_network_loads_in_a_new_process_with_the_same_logits(tmp_path, 
         assert np.array_equal(np.load(tmp_path / "y.npy"), model(x).numpy())
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_write_that_fails_leaves_each_file_as_it_was(tmp_path, monkeypatch, at):
+    """A full disk, at the first file and at the second: no half of a new checkpoint stands in the old one's place."""
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path, models.create(NETWORK), spec(NETWORK))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    moved, replace = [], checkpoint.os.replace
+
+    def full(source, target):
+        assert Path(source).parent == Path(target).parent and Path(source).stat().st_size > 0
+        moved.append(Path(target).name)
+        if len(moved) == at:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, models.create(NETWORK), spec(NETWORK) | {"stage": "later"})
+    kept = {name: content for name, content in before.items() if name not in moved[: at - 1]}
+    assert kept and all((tmp_path / name).read_bytes() == content for name, content in kept.items())
+
+
 def test_an_unpruned_network_says_so():
     assert checkpoint.changed_dimensions(models.create(NETWORK), NETWORK) is None
 

@@ -49,6 +49,16 @@ def test_the_source_is_left_as_it_was():
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+def test_frozen_parts_stay_frozen_and_the_others_learn():
+    model = network()
+    frozen = models.freeze(model, 2)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert frozen and set(before.values()) == {True, False}
+    smaller, _ = pruning.cut(model, EXAMPLE, macs=macs(model) // 2, criterion="l2")
+    assert {name: p.requires_grad for name, p in smaller.named_parameters()} == before
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
 @pytest.mark.parametrize("scope", pruning.SCOPES)
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_pruning_nothing_changes_no_bit(scope, round_to):

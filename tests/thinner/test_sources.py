@@ -63,6 +63,15 @@ def test_a_folder_of_class_folders_is_one_training_part(tmp_path: Path) -> None:
     ]
 
 
+def test_the_notes_of_macos_and_hidden_folders_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/2.png"):
+        picture(tmp_path / name)
+    for name in ("cat/._1.jpg", "dog/.2.png", ".thumbnails/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    assert [path for path, _, _ in table(list_source(f"folder:{tmp_path}", tmp_path))] == ["cat/1.png", "dog/2.png"]
+
+
 def test_ready_made_splits_and_either_spelling_of_unlabelled_are_respected(tmp_path: Path) -> None:
     for name in ("train/a/1.png", "train/b/2.png", "val/a/3.png", "test/b/4.png", "unlabeled/5.png"):
         picture(tmp_path / name)
