@@ -13,16 +13,19 @@ import difflib
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from thinner import yaml_files
 from thinner.config import ParamsError, Section, load_params
 from thinner.errors import UserError
 
 FOLDER = "recipes"
+_Model = TypeVar("_Model", bound=Section)
 
 
 class Recipe(Section):
@@ -42,7 +45,22 @@ def load(root: Path, name: str) -> Recipe:
         near = difflib.get_close_matches(name, names(root), 1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise UserError(f"recipe: unknown '{name}'.{hint} Choose one of: {', '.join(names(root))}")
-    return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return read_own(path, Recipe)
+
+
+def read_own(path: Path, model: type[_Model]) -> _Model:
+    """A file of ours beside params.yaml, by its model. Raises UserError with every mistake, and FileNotFoundError."""
+    try:
+        return model.model_validate(yaml_files.read(path))
+    except yaml_files.YamlFileError as error:
+        raise UserError(f"{path}: {error}") from None
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"])
+            text = str(item.get("ctx", {}).get("error", "")) or f"{item['input']!r}: {item['msg'].lower()}"
+            lines.append(f"  {where}: {text}" if where else f"  {text}")
+        raise UserError("\n".join([f"{path}: {len(lines)} mistake(s)", *lines])) from None
 
 
 def apply(root: Path, name: str, *, source: str | None = None) -> list[str]:

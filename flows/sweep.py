@@ -24,7 +24,7 @@ import pandas as pd
 import yaml
 from prefect import flow, get_run_logger, task
 from prefect.states import Cancelled, Completed, Failed, State
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from flows import console, recipes
 from flows.pipeline import only_one
@@ -103,19 +103,9 @@ class Run:
 def load_study(path: Path, root: Path) -> Study:
     """The study in ``path``. Raises UserError with every mistake, those in the variants' parameters among them."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        study = Study.model_validate(raw)
+        study = recipes.read_own(path, Study)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. docs/studies.md says how to write one") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"])
-            text = str(item.get("ctx", {}).get("error", "")) or f"{item['input']!r}: {item['msg'].lower()}"
-            lines.append(f"  {where}: {text}" if where else f"  {text}")
-        raise UserError("\n".join([f"{path}: {len(lines)} mistake(s)", *lines])) from error
     mistakes = list(_mistakes(study, root))
     if mistakes:
         raise UserError("\n".join([f"{path}: {len(mistakes)} mistake(s)", *(f"  {line}" for line in mistakes)]))

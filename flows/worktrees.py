@@ -26,6 +26,7 @@ from flows.pipeline import kill_group, start_dvc, stoppable, this_process
 from tasks import lineage
 from tasks.environment import FLOW, PARENT, PROGRESS, child_environment
 from tasks.tracking import VARIANT, tracking_uri
+from thinner import yaml_files
 from thinner.config import load_params
 from thinner.errors import UserError
 
@@ -118,7 +119,7 @@ def parse_seeds(text: str) -> list[int]:
 def with_values(root: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """params.yaml with these values, by dotted key, in it. Raises UserError for a section that is not there; what is
     wrong below that, load_params says."""
-    params: dict[str, Any] = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    params: dict[str, Any] = yaml_files.read(root / "params.yaml")
     for key, value in values.items():
         *sections, last = key.split(".")
         place = params

@@ -10,15 +10,16 @@ All errors of a file are raised together, one line each: key, value, mend.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from thinner import yaml_files
 from thinner.errors import UserError
 
 
@@ -32,20 +33,16 @@ class ParamsError(UserError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-# YAML reads 1e-3 as a string (it wants 1.0e-3) and 1 as an int; people mean numbers by both.
+# 1 is an int, and people mean a number by it
 def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return float(value)
-    if isinstance(value, str):
+    if isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
-            return value
+        except OverflowError:
+            return math.inf  # which is refused
     return value
 
 
@@ -53,7 +50,7 @@ _Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Ratio = Annotated[_Real, Field(ge=0.0, le=1.0)]
 Positive = Annotated[_Real, Field(gt=0.0)]
 NonNegative = Annotated[_Real, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 def _share(value: int | float) -> int | float:
@@ -407,15 +404,17 @@ def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:
             path, ["no such file. Run from the repository's root, or restore it: git checkout params.yaml"]
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(path, ["not YAML: " + " ".join(str(error).split())]) from error
+        raw = yaml_files.read(path)
+    except yaml_files.YamlFileError as error:
+        raise ParamsError(path, [str(error)]) from None
+    except OSError as error:
+        raise ParamsError(path, [f"cannot be read ({error.strerror})"]) from None
     if not isinstance(raw, dict):
         raise ParamsError(path, [f"must be sections with keys, found {type(raw).__name__}"])
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        raise ParamsError(path, _readable(error)) from error
+        raise ParamsError(path, _readable(error, raw)) from None
     lines = list(_contradictions(params))
     if deep:
         lines += _deep_contradictions(params)
@@ -424,26 +423,21 @@ def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:
     return params
 
 
-def _readable(error: ValidationError) -> list[str]:
+def _readable(error: ValidationError, raw: dict[Any, Any]) -> list[str]:
     lines: dict[str, str] = {}
     for item in error.errors():
-        # pydantic adds the branch of a union ("int", "constrained-float") to the location: not a key of the file
-        parts = [
-            p
-            for p in item["loc"]
-            if isinstance(p, int) or (p.isidentifier() and p not in ("int", "float", "bool", "str"))
-        ]
-        key = ".".join(str(p) for p in parts)
-        value, kind, context = item["input"], item["type"], item.get("ctx", {})
+        kind, context = item["type"], item.get("ctx", {})
+        parts, value = _place(item["loc"], raw, missing=kind == "missing")
+        key, shown = ".".join(str(part) for part in parts), _shown(value)
         if kind == "extra_forbidden":
             known = _known_keys(parts[:-1])
             near = difflib.get_close_matches(str(parts[-1]), known, 1)
             hint = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(known)}"
-            line = f"unknown key (value {value!r}). {hint}"
+            line = f"unknown key (value {shown}). {hint}"
         elif kind == "missing":
             line = "missing. Add it; docs/params.md says what it does"
         elif kind == "literal_error":
-            line = f"unknown {value!r}. Choose one of: {context['expected']}"
+            line = f"unknown {shown}. Choose one of: {context['expected']}"
         elif kind == "value_error":
             text = str(context["error"])
             if parts and parts[0] in Params.model_fields and ": " in text and " " not in text.split(": ", 1)[0]:
@@ -451,14 +445,44 @@ def _readable(error: ValidationError) -> list[str]:
                 key = f"{key}.{inner}"
                 line = text
             else:
-                line = f"{value!r} {text}"
+                line = f"{shown} {text}"
         elif kind == "string_pattern_mismatch" and key == "data.source":
-            line = f"unknown {value!r}. Choose one of: torchvision:NAME, folder:PATH, csv:PATH"
+            line = f"unknown {shown}. Choose one of: torchvision:NAME, folder:PATH, csv:PATH"
+        elif kind == "bool_type":
+            line = f"{shown}: should be a valid boolean, true or false"
         else:
             message = item["msg"][0].lower() + item["msg"][1:]
-            line = f"{value!r}: {message.replace('input ', '')}"
+            line = f"{shown}: {message.replace('input ', '')}"
         lines[key] = f"{lines[key]}; or {line}" if key in lines and lines[key] != line else line
-    return [f"{key}: {line}" for key, line in lines.items()]
+    return [f"{key}: {line}" if key else line for key, line in lines.items()]
+
+
+def _place(loc: tuple[int | str, ...], raw: Any, *, missing: bool) -> tuple[list[Any], Any]:
+    """The keys of the file in pydantic's location, and the value there.
+
+    pydantic adds to a location which branch of a union it tried ("int", "constrained-float"): no key of the file. It
+    also writes keys that are no strings as such.
+    """
+    parts: list[Any] = []
+    value = raw
+    for number, part in enumerate(loc):
+        if isinstance(value, dict):
+            keys = [key for key in value if key == part or (not isinstance(key, str) and str(key) == part)]
+            if keys:
+                value = value[keys[0]]
+                parts.append(part)
+            elif missing and number == len(loc) - 1:
+                parts.append(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+            parts.append(part)
+    return parts, value
+
+
+def _shown(value: Any) -> str:
+    """A value on one line, not longer than a person wants to read."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:150]}... ({len(text):,} characters)"
 
 
 def _known_keys(loc: list[Any]) -> list[str]:

@@ -222,7 +222,7 @@ def test_a_study_that_is_not_there_or_no_yaml(toy: Toy) -> None:
     with pytest.raises(UserError, match=r"nothing.yaml: no such file. docs/studies.md"):
         sweep.load_study(toy.root / "nothing.yaml", toy.root)
     (toy.root / "bad.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"bad.yaml: not YAML"):
+    with pytest.raises(UserError, match=r"bad.yaml: line 2: not YAML"):
         sweep.load_study(toy.root / "bad.yaml", toy.root)
 
 
