@@ -35,7 +35,7 @@ from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console
-from tasks import lineage
+from tasks import lineage, lockfile
 from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, child_environment, repository_root
 from tasks.stage import params_digest
 from thinner.config import load_params
@@ -91,6 +91,9 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
     root = repository_root()
     with only_run(root):
         _end_leftovers()
+        if said := lockfile.mend(root):
+            get_run_logger().warning(said)
+        lockfile.keep(root)
         graph = lineage.graph(root)
         nodes = select(graph, stages)
         if left := lineage.remove_leftovers(root, graph):
@@ -183,6 +186,7 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
         logger.error(message)
         return Failed(name="TimedOut", message=message)
     if code == 0:
+        lockfile.keep(root)
         restored = any(mark in everything for mark in lineage.RESTORED)
         logger.info("restored from DVC's cache" if restored else f"done in {took}")
         return Completed(name="Restored" if restored else "Completed", message=took)
@@ -456,6 +460,8 @@ def run(stages: list[str] | None = None, jobs: int = 2) -> int:
     try:
         root = repository_root()
         load_params()  # first of all: a typo is told at once
+        if said := lockfile.mend(root):
+            console.console.print(said, style="yellow", markup=False)
         nodes = select(lineage.graph(root), stages)
         stale = plan(root, nodes)
         console.console.print(

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from tasks import lockfile
 from thinner.errors import UserError
 
 # Repo objects are cheap (10 ms), but their lock is per process: two of our threads must take turns.
@@ -242,7 +243,7 @@ def locked_hashes(root: Path) -> dict[str, str]:
 
 def _locked_stages(root: Path) -> dict[str, Any]:
     path = root / "dvc.lock"
-    for attempt in range(5):
+    for attempt in range(6):
         try:
             entries = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
             break
@@ -250,7 +251,7 @@ def _locked_stages(root: Path) -> dict[str, Any]:
             return {}
         except (yaml.YAMLError, AttributeError):
             # DVC rewrites the file in place; a reader beside it can see half of it, for milliseconds.
-            if attempt == 4:
+            if attempt == 5 or (attempt == 4 and lockfile.mend(root) is None):
                 raise UserError(f"{path} cannot be read: it is not YAML. To make it anew: dvc repro") from None
             time.sleep(0.1)
     return dict(entries)
@@ -273,4 +274,6 @@ def _repo(root: Path) -> Iterator[Any]:
             raise BusyError(f"DVC: {error}") from error
         raise UserError(f"DVC: {error}") from error
     except DvcException as error:
+        if (said := lockfile.mend(root)) is not None:
+            raise UserError(f"DVC: {error}. {said}. The same command goes on") from error
         raise UserError(f"DVC: {error}") from error

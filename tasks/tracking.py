@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tasks import lockfile
 from tasks.environment import FLOW, PARENT, home_root, set_environment
 from thinner import shipping
 from thinner.errors import UserError
@@ -263,6 +264,7 @@ def start_stage_run(
     """
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
+    lockfile.keep(Path.cwd())  # also of runs by `dvc repro` alone
     client, experiment = connect()
     with reachable():
         parent = os.environ.get(PARENT)

@@ -292,6 +292,21 @@ def test_after_kill_9_of_anything_the_next_run_just_works(toy: Toy, victim: str)
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_a_lock_file_that_was_cut_off_is_mended_and_nothing_is_trained_again(toy: Toy, share: float) -> None:
+    lock = toy.root / "dvc.lock"
+    whole = lock.read_text()
+    lock.write_text(whole[: int(share * len(whole))])
+    done = toy.pipeline()
+    assert (
+        "dvc.lock was cut off (a full disk, or a kill while DVC wrote it). It is whole again, by .thinner"
+        in done.stdout
+    )
+    assert "Every stage is up to date" in done.stdout and toy.ran() == []
+    assert lock.read_text() == whole
+
+
+@pytest.mark.integration
 def test_a_second_run_at_the_same_time_is_told_so(toy: Toy) -> None:
     process = _start_slow(toy)
     try:

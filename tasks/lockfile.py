@@ -1,0 +1,115 @@
+"""dvc.lock, which DVC rewrites in place: a copy of it when it was whole, and what is lost of it brought back.
+
+A full disk or a kill in that moment leaves it empty or cut off. Then every command of DVC fails, or stages are silently
+missing. Nothing is believed that DVC would not judge anyway: an entry says what a stage read and wrote, by hash, and
+DVC compares it with what lies there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LOCK, KEPT = Path("dvc.lock"), Path(".thinner/dvc.lock")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PATIENCE = 10, 0.1  # looks, and seconds between them: DVC itself may be at its milliseconds of writing
+
+
+def keep(root: Path) -> None:
+    """Copy dvc.lock, if it is whole. Never raises: a run does not fail for want of a copy."""
+    with contextlib.suppress(OSError):
+        text = (root / LOCK).read_text(encoding="utf-8")
+        now, before = _stages(text), _read(root / KEPT)
+        if now is None or now == before or _is_cut(now, before):
+            return
+        partial = root / KEPT.with_suffix(".partial")
+        partial.parent.mkdir(exist_ok=True)
+        _write(partial, text)
+        os.replace(partial, root / KEPT)
+
+
+def mend(root: Path) -> str | None:
+    """Bring back what is lost of dvc.lock. Returns one sentence about it, or None where nothing was to be done."""
+    path = root / LOCK
+    for look in range(_PATIENCE[0]):
+        if not path.exists():  # nothing has run yet, or a person wants it so
+            return None
+        now = _read(path)
+        best = next(((w, t) for w, t in _whole_ones(root) if now is None or _is_cut(now, _stages(t))), None)
+        if best is None:
+            return None
+        if look:
+            time.sleep(_PATIENCE[1])
+    where, text = best
+    kept = _stages(text) or {}
+    later = dict(list((now or {}).items())[:-1])  # the last entry of what was cut off may itself be a part
+    partial = path.with_name(".partial-dvc.lock")
+    if later.items() <= kept.items():
+        _write(partial, text)
+    else:
+        from dvc.utils.serialize import dump_yaml
+
+        dump_yaml(str(partial), {"schema": "2.0", "stages": {**kept, **later}})
+    os.replace(partial, path)
+    return f"dvc.lock was cut off (a full disk, or a kill while DVC wrote it). It is whole again, by {where}"
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole_ones(root: Path) -> Iterator[tuple[str, str]]:
+    """(where from, text), the latest first."""
+    if _read(root / KEPT) is not None:
+        yield str(KEPT), (root / KEPT).read_text(encoding="utf-8")
+    shown = subprocess.run(
+        ["git", "show", f"HEAD:./{LOCK}"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    if shown.returncode == 0 and _stages(shown.stdout) is not None:
+        yield "the last commit", shown.stdout
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return _stages(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _stages(text: str) -> dict[str, Any] | None:
+    """The entries, if the text is a whole file as DVC writes it."""
+    try:
+        found = yaml.load(text, Loader=_LOADER)
+    except yaml.YAMLError:
+        return None
+    if not isinstance(found, dict) or "schema" not in found or not isinstance(found.get("stages", {}), dict):
+        return None
+    stages: dict[str, Any] = found.get("stages", {})
+    return stages if all(_is_entry(entry) for entry in stages.values()) else None
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or "cmd" not in entry:
+        return False
+    parts = [part for key in ("deps", "outs") for part in entry.get(key) or [{}]]
+    return all(isinstance(part, dict) and (not part or ("path" in part and len(part) > 1)) for part in parts)
+
+
+def _is_cut(now: dict[str, Any], kept: dict[str, Any] | None) -> bool:
+    """Whether ``now`` is the beginning of ``kept``: DVC keeps the order of entries and adds new ones at the end."""
+    return kept is not None and len(now) < len(kept) and list(now) == list(kept)[: len(now)]

@@ -1,0 +1,125 @@
+"""dvc.lock cut off at any byte: nothing that was whole is lost."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks import lineage, lockfile
+
+PROJECT = Path(__file__).parents[2]
+TEXT = (PROJECT / "dvc.lock").read_text(encoding="utf-8")
+
+
+def load(text: str) -> Any:
+    return yaml.load(text, Loader=lockfile._LOADER)
+
+
+WHOLE = load(TEXT)["stages"]
+CUTS = sorted({0, 1, 9, 16, 23, 24, *range(40, len(TEXT), 797)})
+
+
+def lock(root: Path, text: str) -> None:
+    (root / "dvc.lock").write_text(text, encoding="utf-8")
+
+
+def stages(root: Path) -> dict:
+    return load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(lockfile, "_PATIENCE", (2, 0.0))
+    lock(tmp_path, TEXT)
+    lockfile.keep(tmp_path)
+    return tmp_path
+
+
+def test_a_whole_file_is_left_alone(root: Path) -> None:
+    assert lockfile.mend(root) is None
+    assert (root / "dvc.lock").read_text() == TEXT == (root / ".thinner/dvc.lock").read_text()
+
+
+def test_cut_anywhere_it_comes_back_byte_for_byte(root: Path) -> None:
+    for at in CUTS[:-1]:
+        lock(root, TEXT[:at])
+        said = lockfile.mend(root)
+        in_last = load(TEXT[:at]) if _parses(TEXT[:at]) else {}
+        if said is None:  # the cut left every stage there: DVC compares what the last one says with what lies there
+            assert list(in_last["stages"]) == list(WHOLE)
+        else:
+            assert "cut off" in said and (root / "dvc.lock").read_text() == TEXT, at
+
+
+def _parses(text: str) -> bool:
+    try:
+        load(text)
+    except yaml.YAMLError:
+        return False
+    return True
+
+
+def test_what_was_written_before_the_cut_is_kept(root: Path) -> None:
+    later = load(TEXT)
+    first, second = list(WHOLE)[:2]
+    later["stages"][first]["outs"][0]["md5"] = "f" * 32
+    text = yaml.safe_dump(later, sort_keys=False)
+    at = text.index(list(WHOLE)[4] + ":\n") - 3
+    lock(root, text[:at])
+    assert lockfile.mend(root) is not None
+    found = stages(root)
+    assert list(found) == list(WHOLE)
+    assert found[first]["outs"][0]["md5"] == "f" * 32
+    assert {name: entry for name, entry in found.items() if name != first} == {
+        name: entry for name, entry in WHOLE.items() if name != first
+    }
+    assert found[second] == WHOLE[second]
+
+
+def test_a_file_that_is_cut_is_never_kept(root: Path) -> None:
+    for at in CUTS[:-1]:
+        lock(root, TEXT[:at])
+        lockfile.keep(root)
+        assert load((root / ".thinner/dvc.lock").read_text())["stages"].keys() == WHOLE.keys()
+
+
+def test_without_a_copy_the_last_commit_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lockfile, "_PATIENCE", (2, 0.0))
+    lock(tmp_path, TEXT)
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    lock(tmp_path, "")
+    assert "whole again, by the last commit" in (lockfile.mend(tmp_path) or "")
+    assert stages(tmp_path) == WHOLE
+
+
+@pytest.mark.parametrize("change", ["missing", "fewer", "other"])
+def test_what_a_person_did_is_left_alone(root: Path, change: str) -> None:
+    """No file: everything is to run anew. Other entries: another branch."""
+    now = load(TEXT)
+    if change == "missing":
+        (root / "dvc.lock").unlink()
+    elif change == "fewer":
+        del now["stages"][next(iter(WHOLE))]
+        lock(root, yaml.safe_dump(now, sort_keys=False))
+    else:
+        lock(root, yaml.safe_dump({"schema": "2.0", "stages": {"mine": {"cmd": "true"}}}))
+    assert lockfile.mend(root) is None
+    if change == "missing":
+        assert not (root / "dvc.lock").exists()
+
+
+def test_with_nothing_to_go_by_it_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lockfile, "_PATIENCE", (2, 0.0))
+    lock(tmp_path, TEXT[:100])
+    assert lockfile.mend(tmp_path) is None
+    assert (tmp_path / "dvc.lock").read_text() == TEXT[:100]
+
+
+def test_whoever_reads_the_lock_mends_it(root: Path) -> None:
+    whole = lineage.locked_hashes(root)
+    lock(root, TEXT[: TEXT.index("outs:") + 2])
+    assert lineage.locked_hashes(root) == whole
+    assert (root / "dvc.lock").read_text() == TEXT
