@@ -35,6 +35,7 @@ from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console
+from flows.watch import MARK
 from tasks import lineage, lockfile
 from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, child_environment, repository_root
 from tasks.stage import params_digest
@@ -61,7 +62,7 @@ _TALK = (
 )
 
 _processes: dict[str, subprocess.Popen[str]] = {}  # stage -> the dvc that runs it now
-_watches: list[subprocess.Popen[str]] = []
+_watches: list[subprocess.Popen[bytes]] = []
 _guard = threading.Lock()
 _cancelled = threading.Event()
 
@@ -364,6 +365,9 @@ def stoppable(words: str, seconds: float = 30.0) -> Iterator[None]:
     for its last logs even when the flow has ended. So whatever is left after `seconds` is cut off.
     """
 
+    if PREFECT_API_URL.value() is None:
+        _watch_server()
+
     def leave() -> None:
         for child in psutil.Process().children():
             child.kill()
@@ -413,30 +417,24 @@ def only_run(root: Path) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def _end_leftovers() -> None:
-    """See to it that a run which is killed leaves nothing behind, and clear up after those that were.
-
-    Prefect's embedded server outlives a flow that dies by a signal, and would keep the terminal's pipe open.
-    A flow run that was killed would be shown as running for ever.
-    """
-    servers = [
-        child.pid
-        for child in psutil.Process().children()
-        if "prefect.server.api.server:create_app" in " ".join(child.cmdline())
-    ]
-    for server in servers:
-        # A shell that waits for the end of a pipe whose other end only this process holds: however we die, it
-        # wakes. Asking for our process id would not do: a zombie still has one.
-        watch = subprocess.Popen(
-            ["/bin/sh", "-c", f"read _; kill {server}"],
+def _watch_server() -> None:
+    """Have Prefect's embedded server, which this process is about to start, end with it: also by `kill -9`."""
+    mark = os.environ[MARK] = this_process()
+    _watches.append(  # or the pipe would be closed with the object
+        subprocess.Popen(
+            [sys.executable, "-m", "flows.watch", mark],
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            text=True,
             start_new_session=True,
         )
-        _watches.append(watch)  # or the pipe would be closed with the object
-    if not servers:
+    )
+
+
+def _end_leftovers() -> None:
+    """A flow run that was killed would be shown as running for ever."""
+    if os.environ.get(MARK) != this_process():
         return  # a shared server: others' runs are none of our business
     from prefect.client.schemas.filters import (
         FlowFilter,

@@ -10,17 +10,18 @@ a stage twice.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import yaml
 
@@ -35,9 +36,38 @@ BUSY = "is busy"  # in the message of DVC's LockError when another process works
 # What DVC prints when it fetched a stage's results from its run-cache instead of running the command.
 RESTORED = ("is cached - skipping run", "didn't change, skipping")
 
+_LOOKS, _LOOK_SECONDS = 6, 0.2
+_P, _T = ParamSpec("_P"), TypeVar("_T")
+
 
 class BusyError(UserError):
     """Another process works on the same files; it is worth trying again a little later."""
+
+
+class _LockUnreadableError(UserError):
+    """dvc.lock is half written, or cut off."""
+
+
+def _refusal(error: Exception, text: str) -> UserError:
+    return _LockUnreadableError(text) if str(lockfile.LOCK) in str(error) else UserError(text)
+
+
+def _patient(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Asked once more where dvc.lock could not be read, for DVC rewrites it in place and a reader beside it can see
+    half of it, for milliseconds; where it stays so, it is mended."""
+
+    @functools.wraps(function)
+    def asked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        for look in range(_LOOKS):
+            try:
+                return function(*args, **kwargs)
+            except _LockUnreadableError:
+                if look == _LOOKS - 1 or (look == _LOOKS - 2 and lockfile.mend(Path(str(args[0]))) is None):
+                    raise
+                time.sleep(_LOOK_SECONDS)
+        raise AssertionError("unreachable")
+
+    return asked
 
 
 def check_data(root: str, source: str) -> None:
@@ -85,6 +115,7 @@ class Inputs:
         return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
+@_patient
 def graph(root: Path) -> list[Node]:
     """All stages of dvc.yaml, each after its upstream ones; ties in the order of dvc.yaml."""
     with _repo(root) as repo, repo.lock:
@@ -135,6 +166,7 @@ def remove_leftovers(root: Path, nodes: list[Node]) -> list[str]:
     return removed
 
 
+@_patient
 def reasons(root: Path, name: str) -> list[str]:
     """Why the stage is out of date, one short phrase each; empty when it is up to date."""
     with _repo(root) as repo:
@@ -155,6 +187,7 @@ def reasons(root: Path, name: str) -> list[str]:
     return found
 
 
+@_patient
 def key(root: Path, *targets: str) -> str:
     """SHA-256 over everything that the results of ``targets`` depend on: commands and parameters of these stages and of
     all upstream, and the content of every file that they read and no stage makes (code, raw data)."""
@@ -179,7 +212,7 @@ def key(root: Path, *targets: str) -> str:
                     reads[dep.def_path] = dep.hash_info.value
                 said[stage.name] = {"cmd": str(stage.cmd), "reads": reads}
         except DvcException as error:
-            raise UserError(f"{', '.join(targets)}: {error}") from error
+            raise _refusal(error, f"{', '.join(targets)}: {error}") from error
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -194,6 +227,7 @@ def reproduce_command(name: str) -> list[str]:
     return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
 
 
+@_patient
 def inputs(root: Path, name: str) -> Inputs:
     """Hash what the stage reads as it is now. Takes no lock of DVC's: `dvc repro` holds some while the stage
     runs.
@@ -210,7 +244,7 @@ def inputs(root: Path, name: str) -> Inputs:
             for dep in stage.deps:
                 dep.save()  # "save" into the object that we throw away: dvc.lock is not written
         except DvcException as error:
-            raise UserError(f"{name}: {error}. To make what is missing: dvc repro {name}") from error
+            raise _refusal(error, f"{name}: {error}. To make what is missing: dvc repro {name}") from error
         params: dict[str, Any] = {}
         deps: dict[str, str] = {}
         for dep in stage.deps:
@@ -241,19 +275,15 @@ def locked_hashes(root: Path) -> dict[str, str]:
     return {name: _get_cache_hash(copy.deepcopy(entry), key=True) for name, entry in entries.items()}
 
 
+@_patient
 def _locked_stages(root: Path) -> dict[str, Any]:
-    path = root / "dvc.lock"
-    for attempt in range(6):
-        try:
-            entries = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
-            break
-        except FileNotFoundError:
-            return {}
-        except (yaml.YAMLError, AttributeError):
-            # DVC rewrites the file in place; a reader beside it can see half of it, for milliseconds.
-            if attempt == 5 or (attempt == 4 and lockfile.mend(root) is None):
-                raise UserError(f"{path} cannot be read: it is not YAML. To make it anew: dvc repro") from None
-            time.sleep(0.1)
+    path = root / lockfile.LOCK
+    try:
+        entries = (yaml.safe_load(path.read_text()) or {}).get("stages") or {}
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, AttributeError) as error:
+        raise _LockUnreadableError(f"{path} cannot be read: it is not YAML. To make it anew: dvc repro") from error
     return dict(entries)
 
 
@@ -274,6 +304,4 @@ def _repo(root: Path) -> Iterator[Any]:
             raise BusyError(f"DVC: {error}") from error
         raise UserError(f"DVC: {error}") from error
     except DvcException as error:
-        if (said := lockfile.mend(root)) is not None:
-            raise UserError(f"DVC: {error}. {said}. The same command goes on") from error
-        raise UserError(f"DVC: {error}") from error
+        raise _refusal(error, f"DVC: {error}") from error

@@ -1,6 +1,7 @@
 """flows/pipeline.py: the joining of Prefect, DVC and MLflow, on a small repository with real stages
 (tests/toy.py)."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prefect.states import Completed, Failed, Pending
 
-from flows import pipeline
+from flows import pipeline, watch
 from flows.worktrees import Worktrees
 from tasks.lineage import Node
 from tests.toy import PROJECT, Toy, eventually
@@ -289,6 +291,29 @@ def test_after_kill_9_of_anything_the_next_run_just_works(toy: Toy, victim: str)
     assert toy.ran() == ["distill"], done.stdout
     assert "up to date" in toy.run("dvc", "status").stdout
     assert all(run.info.status != "RUNNING" for run in _runs(toy))
+
+
+def _servers(toy: Toy) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if any(watch._PROGRAM in word for word in process.cmdline()) and process.environ().get(
+                "PREFECT_HOME"
+            ) == str(toy.root / ".prefect"):
+                found.append(process)
+    return found
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("wait", [0.0, 1.0])
+def test_a_flow_that_is_killed_while_its_server_starts_leaves_no_server(toy: Toy, wait: float) -> None:
+    toy.change_param("temperature: ", "temperature: 1")
+    process = toy.start(sys.executable, "-m", "flows.pipeline")
+    eventually(lambda: _servers(toy))
+    time.sleep(wait)
+    process.kill()
+    process.communicate(timeout=60)  # whoever holds the other end of the pipe has gone
+    eventually(lambda: not _servers(toy), 20)
 
 
 @pytest.mark.integration

@@ -123,3 +123,17 @@ def test_whoever_reads_the_lock_mends_it(root: Path) -> None:
     lock(root, TEXT[: TEXT.index("outs:") + 2])
     assert lineage.locked_hashes(root) == whole
     assert (root / "dvc.lock").read_text() == TEXT
+
+
+def test_a_reader_beside_dvc_waits_until_the_file_is_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = lineage.locked_hashes(root)
+    half = TEXT[: TEXT.index("outs:") + 2]
+    lock(root, half)
+    slept = []
+
+    def sleep(seconds: float) -> None:  # in which DVC comes to the end
+        slept.append(seconds)
+        lock(root, TEXT)
+
+    monkeypatch.setattr(lineage.time, "sleep", sleep)
+    assert lineage.locked_hashes(root) == whole and len(slept) == 1
