@@ -168,6 +168,9 @@ def claims(
         ),
     ] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Keep the verdicts in this file.")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="With --seeds: write verdicts and each seed's networks, as Markdown.")
+    ] = None,
 ) -> None:
     """Show the verdict on each claim of params.yaml, as of the last report or over several seeds. A schedule can gate
     on --strict."""
@@ -176,7 +179,12 @@ def claims(
         raise UserError("--workers: how many of --seeds train side by side. Give --seeds too, for example 0,1,2")
     if seeds is not None and also:
         raise UserError("--seeds and --with: give one of them. --seeds runs the seeds here, --with reads other copies")
-    verdicts = _last_verdicts(root, also or []) if seeds is None else _verdicts_over(root, seeds, workers or 1)
+    if seeds is None and page is not None:
+        raise UserError("--page: shows the networks of several seeds. Give --seeds too, for example 0,1,2")
+    if seeds is None:
+        verdicts = _last_verdicts(root, also or [])
+    else:
+        verdicts = _verdicts_over(root, seeds, workers or 1, page)
     print_verdicts(verdicts)
     proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
     console.print(f"{proven} of {len(verdicts)} proven")
@@ -202,9 +210,9 @@ def _last_verdicts(root: Path, also: list[Path]) -> dict[str, Any]:
     return verdicts
 
 
-def _verdicts_over(root: Path, text: str, workers: int) -> dict[str, Any]:
+def _verdicts_over(root: Path, text: str, workers: int, page: Path | None) -> dict[str, Any]:
     from flows import seeds as over
-    from flows.worktrees import parse_seeds
+    from flows.worktrees import head, parse_seeds
 
     chosen = parse_seeds(text)
     params = load_params()
@@ -219,6 +227,10 @@ def _verdicts_over(root: Path, text: str, workers: int) -> dict[str, Any]:
     verdicts = judge_runs(folders, params.claims, params.run.seed)
     if len(chosen) == 1:
         console.print("1 seed: what another seed would change is not known", style="yellow")
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        text = over.render(params, dict(zip(chosen, folders, strict=True)), verdicts, head(root))
+        page.write_text(text, encoding="utf-8")
     return verdicts
 
 

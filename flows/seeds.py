@@ -9,10 +9,13 @@ seed is run again, that is, trained or brought from DVC's cache.
 
 from __future__ import annotations
 
+import json
 import shutil
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.states import Cancelled, Completed, Failed, State
@@ -31,6 +34,7 @@ from flows.worktrees import (
     write_params,
 )
 from tasks import lineage
+from thinner import words
 from thinner.config import Params
 from thinner.errors import UserError
 
@@ -69,6 +73,44 @@ def evaluate_seeds(root: Path, params: Params, seeds: Sequence[int], workers: in
     for seed, folder in zip(seeds, folders, strict=True):  # whose results they are; their key has told that it is so
         write_params(folder, with_values(root, {"run.seed": seed}))
     return folders
+
+
+def render(params: Params, folders: Mapping[int, Path], verdicts: Mapping[str, Any], commit: str) -> str:
+    """The page of `--page`: verdicts over all seeds, and what each seed's networks are."""
+    measured = {seed: json.loads((folder / KEPT[0]).read_text()) for seed, folder in folders.items()}
+    seeds = ",".join(map(str, folders))
+    lines = [
+        "<!-- written by `thinner claims --seeds ... --page`; do not edit -->",
+        f"# The job of params.yaml over {_named(folders)}",
+        "",
+        f"Data: `{params.data.source}`. A seed changes all that is drawn: which images are labelled, the teacher,",
+        "first weights, the order of images. All are tested on the same images.",
+        "",
+        "```sh",
+        f"thinner claims --seeds {seeds} --strict --json reports/claims_seeds.json --page docs/seeds.md",
+        "```",
+        "",
+        "| verdict | claim | over all seeds |",
+        "|---|---|---|",
+        *(f"| **{v['outcome']}** | {v['claim']} | {v['numbers']} |" for v in verdicts.values()),
+        "",
+        "Accuracy on the test split, %:",
+        "",
+        "| network | " + " | ".join(f"seed {seed}" for seed in folders) + " | mean | multiply-adds |",
+        "|---|" + "---:|" * (len(folders) + 2),
+    ]
+    for name in params.networks:
+        rows = [of[name] for of in measured.values() if name in of]
+        if len(rows) < len(folders):
+            continue
+        accuracies = [100 * row["accuracy"] for row in rows]
+        sizes = [words.si(size) for size in sorted({row["macs"] for row in rows})]
+        lines.append(
+            f"| `{name}` | "
+            + " | ".join(f"{value:.2f}" for value in accuracies)
+            + f" | {statistics.mean(accuracies):.2f} | {' to '.join(dict.fromkeys((sizes[0], sizes[-1])))} |"
+        )
+    return "\n".join([*lines, "", f"Of commit {commit[:12]}.", ""])
 
 
 def find_keys(root: Path, seeds: Sequence[int]) -> dict[int, str]:

@@ -48,7 +48,7 @@ class Worktrees:
             lineage.check_data(str(root / place), source)  # or DVC would hang at a FIFO, in each of them
         places = dict.fromkeys([*(place for place, _ in sources or [(data.root, "")]), *OUTSIDE])
         self._root, self._free = root, threading.Condition()
-        self.commit = _git(root, "rev-parse", "HEAD")
+        self.commit = head(root)
         _git(root, "worktree", "prune")
         cache = lineage.cache_folder(root)
         self._outside = [place for place in places if (root / place).is_dir()]
@@ -92,6 +92,10 @@ class Worktrees:
             for place in self._outside:
                 (path / place).unlink()
             _git(self._root, "worktree", "remove", "--force", str(path))
+
+
+def head(root: Path) -> str:
+    return _git(root, "rev-parse", "HEAD")
 
 
 def refuse_changes(root: Path, why: str) -> None:

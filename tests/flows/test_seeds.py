@@ -39,7 +39,7 @@ END = """
         np.savez("data/evaluate/predictions.npz", index=np.arange(400), labels=labels, **named)
         rows = [f"{n},1,{k},{(2 if n == 'scratch' else 1) + 0.1 * rng.random()}" for n in shares for k in range(12)]
         Path("data/evaluate/latency.csv").write_text("\\n".join(["candidate,batch,round,latency_ms", *rows]))
-        row = {"params": 1, "macs": 1, "file_bytes": 1, "runtime": "pytorch"}
+        row = {"params": 1, "macs": 1000 * (1 + seed), "file_bytes": 1, "runtime": "pytorch", "accuracy": 0.5 + 0.01 * seed}
         Path("reports").mkdir(exist_ok=True)
         Path("reports/metrics.json").write_text(json.dumps(dict.fromkeys(shares, row)))
     journal("end")
@@ -118,7 +118,11 @@ def test_seeds_run_once_and_claims_are_judged_over_them(toy: Toy) -> None:
         (True, "FINISHED")
     ]
 
-    again = claims(toy, "--seeds", "1,0")
+    again = claims(toy, "--seeds", "1,0", "--page", "docs/seeds.md")
+    page = (toy.root / "docs/seeds.md").read_text()
+    assert all(f"| **proven** | {text} | " in page for text in CLAIMS)
+    assert "| `scratch` | 51.00 | 50.00 | 50.50 | 1 k to 2 k |\n" in page
+    assert "| network | seed 1 | seed 0 | mean |" in page and "--seeds 1,0 --strict" in page
     assert "Up to date: seeds 1, 0" in again
     assert "2 seeds" in again
     assert journal(toy) == []
@@ -171,6 +175,7 @@ def test_what_is_stopped_goes_on(toy: Toy) -> None:
         (["--seeds", "1,2,1"], "1,2,1 has one twice"),
         (["--seeds", "0", "--with", "../seed1"], "--seeds and --with: give one of them"),
         (["--workers", "2"], "Give --seeds too"),
+        (["--page", "a.md"], "Give --seeds too"),
         (["--seeds", "0,1", "--workers", "0"], "Invalid value for '--workers'"),
     ],
 )
