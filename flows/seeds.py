@@ -110,7 +110,8 @@ def render(params: Params, folders: Mapping[int, Path], verdicts: Mapping[str, A
             + " | ".join(f"{value:.2f}" for value in accuracies)
             + f" | {statistics.mean(accuracies):.2f} | {' to '.join(dict.fromkeys((sizes[0], sizes[-1])))} |"
         )
-    return "\n".join([*lines, "", f"Of commit {commit[:12]}.", ""])
+    note = "`small` is cut to at most the size of `prune`: where widths come in multiples it can be smaller."
+    return "\n".join([*lines, "", *([note] if "small" in params.networks else []), f"Of commit {commit[:12]}.", ""])
 
 
 def find_keys(root: Path, seeds: Sequence[int]) -> dict[int, str]:
