@@ -111,16 +111,23 @@ def test_programs_exist(page: Path) -> None:
                 assert importlib.util.find_spec(name), f"python -m {name}: no such module"
 
 
-def test_readme_names_every_verb_and_every_stage() -> None:
+def test_every_verb_is_in_the_list_of_commands_and_every_stage_in_readme() -> None:
     import typer
 
     from flows.cli import app
 
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "commands.md").read_text()
     for verb in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         assert f"`thinner {verb}" in text
+    readme = (ROOT / "README.md").read_text()
     for stage in GRAPH["stages"]:
-        assert f"| `{stage}` |" in text
+        assert f"| `{stage}` |" in readme
+
+
+def test_readme_is_read_in_a_hurry() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
 # ------------------------------------------------------------------------------------------- paths and links

@@ -18,6 +18,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,9 +218,6 @@ def render_markdown(
     """What was proven, and the candidates as a table, for a README or a pull request. What was asked of pruning stands
     in the first lines: a missed target and a loss that is shown before all else."""
     marked = None if open_points(shipped, verdicts, targets) else shipped
-    told = [part for line in target_lines(targets) for part in (f"**{line}**", "")]
-    loud = any(not target["met"] or len(target["lines"]) > 1 for target in targets)
-    first = [headline(measured, environment["test_images"]), ""]
     batches = latency_batches(measured)
     top5 = has_top5(measured)
     header = [
@@ -258,20 +256,77 @@ def render_markdown(
     return (
         "\n".join(
             [
-                *(told + first if loud else first + told),
-                f"**{ship_line(measured, shipped, verdicts, targets)}**",
-                "",
+                *_first_lines(measured, environment, shipped, verdicts, targets),
                 *_verdict_lines(verdicts),
                 *lines,
                 "",
                 f"{environment['test_images']:,} test images; agreement is with the teacher ({TEACHER}); "
-                '"vs teacher" is in points. '
-                f"Latency is the median of {environment['latency_repeats']} interleaved runs "
-                f"on {environment['cpu']}, "
-                f"{_threads(teacher['threads'])}. MACs are per image.",
+                '"vs teacher" is in points. ' + _how_latency_was_measured(environment, teacher["threads"]),
             ]
         )
         + "\n"
+    )
+
+
+def _first_lines(
+    measured: Metrics,
+    environment: Mapping[str, Any],
+    shipped: str,
+    verdicts: Sequence[Mapping[str, Any]],
+    targets: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """What came out, whether the target was met, and what to ship, as paragraphs; what went wrong comes first."""
+    told = [part for line in target_lines(targets) for part in (f"**{line}**", "")]
+    loud = any(not target["met"] or len(target["lines"]) > 1 for target in targets)
+    first = [headline(measured, environment["test_images"]), ""]
+    return [*(told + first if loud else first + told), f"**{ship_line(measured, shipped, verdicts, targets)}**", ""]
+
+
+def _how_latency_was_measured(environment: Mapping[str, Any], threads: int) -> str:
+    return (
+        f"Latency is the median of {environment['latency_repeats']} interleaved runs on {environment['cpu']}, "
+        f"{_threads(threads)}. MACs are per image."
+    )
+
+
+def render_readme(
+    measured: Metrics,
+    environment: Mapping[str, Any],
+    shipped: str,
+    verdicts: Sequence[Mapping[str, Any]] = (),
+    targets: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The first screen of a README: what came out, and the networks with the exports of the one to ship. Claims stand
+    here where they are not proven; ``render_markdown`` has all."""
+    family = shipped.removesuffix("_int8").removesuffix("_onnx").removesuffix("_pt2")
+    batch, teacher = latency_batches(measured)[-1], measured[TEACHER]
+    rows = [
+        [
+            f"**{name}**" if name == shipped else name,
+            percent(row["accuracy"]),
+            si(row["params"]),
+            si(row["macs"]),
+            si(row["file_bytes"], "B"),
+            milliseconds(row[f"latency_ms_b{batch}"]),
+            RUNTIMES[row["runtime"]],
+        ]
+        for name, row in measured.items()
+        if row["runtime"] == "pytorch" or name.startswith(f"{family}_onnx")
+        if not name.endswith("_pt2")
+    ]
+    table = _markdown_table(
+        ["network", "accuracy", "parameters", "MACs", "file", f"ms, batch {batch}", "runtime"], rows
+    )
+    last = f"{environment['test_images']:,} test images. {_how_latency_was_measured(environment, teacher['threads'])}"
+    return "\n".join(
+        [
+            *(textwrap.fill(line, 120) for line in _first_lines(measured, environment, shipped, verdicts, targets)),
+            *_verdict_lines([verdict for verdict in verdicts if verdict["outcome"] != "proven"]),
+            *table,
+            "",
+            textwrap.fill(last, 120),
+            "",
+        ]
     )
 
 
@@ -1145,7 +1200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the table is out of date")
     options = parser.parse_args(arguments)
     try:
-        table = render_markdown(
+        table = render_readme(
             read_metrics(options.reports / "metrics.json"),
             json.loads((options.reports / "evaluate" / "environment.json").read_text()),
             yaml.safe_load(options.params.read_text(encoding="utf-8"))["ship"]["candidate"],

@@ -31,6 +31,7 @@ from thinner.report import (
     render_html,
     render_markdown,
     render_pull_request,
+    render_readme,
     si,
     speed,
     times,
@@ -231,6 +232,18 @@ def test_points_have_a_sign_and_no_negative_zero() -> None:
         "0.0",
         "0.0",
     )
+
+
+def test_a_readme_shows_the_networks_and_only_what_is_not_proven() -> None:
+    proven = {"claim": "distill beats prune on accuracy", "outcome": "proven", "numbers": "+9 points"}
+    open_ = {"claim": "prune beats distill on accuracy", "outcome": "refuted", "numbers": "-9 points"}
+    text = render_readme(METRICS, ENVIRONMENT, "prune", [proven])
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:] == ["finetune", "distill", "**prune**", "prune_onnx"] and "+9 points" not in text
+    assert "To ship: prune" in text and max(map(len, text.splitlines())) <= 120
+    text = render_readme(METRICS, ENVIRONMENT, "prune", [proven, open_])
+    assert "| **refuted** | prune beats distill on accuracy | -9 points |" in text and "+9 points" not in text
+    assert "Nothing is ready to ship" in text
 
 
 def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:
