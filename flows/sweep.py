@@ -228,9 +228,10 @@ def _macs(folder: Path) -> dict[str, int]:
     """Of the checkpoint in ``folder``, if there is one."""
     from thinner import checkpoint, profiling  # torch takes seconds, and most of what this program does needs none
 
-    if not (folder / checkpoint.SPEC).exists():
+    try:
+        made = checkpoint.load(folder)
+    except checkpoint.CheckpointError:  # a stage that makes no network, such as teach; what it says is the stage's
         return {}
-    made = checkpoint.load(folder)
     wants = made.spec["preprocessing"]
     return {"macs": profiling.count_macs(made.model, (wants["channels"], wants["image_size"], wants["image_size"]))}
 

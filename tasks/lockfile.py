@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAML
 
 LOCK, KEPT = Path("dvc.lock"), Path(".thinner/dvc.lock")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -54,9 +55,8 @@ def mend(root: Path) -> str | None:
     if later.items() <= kept.items():
         _write(partial, text)
     else:
-        from dvc.utils.serialize import dump_yaml
-
-        dump_yaml(str(partial), {"schema": "2.0", "stages": {**kept, **later}})
+        with partial.open("w", encoding="utf-8") as file:
+            YAML().dump({"schema": "2.0", "stages": {**kept, **later}}, file)  # the library and style of DVC
     os.replace(partial, path)
     return f"dvc.lock was cut off (a full disk, or a kill while DVC wrote it). It is whole again, by {where}"
 

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tasks import lockfile
+from tasks import lockfile, mlflow_db
 from tasks.environment import FLOW, PARENT, home_root, set_environment
 from thinner import shipping
 from thinner.errors import UserError
@@ -361,6 +361,7 @@ def connect() -> tuple[MlflowClient, str]:
         from mlflow.exceptions import MlflowException
 
         uri = tracking_uri()
+        mlflow_db.prepare(uri)
         try:
             client = MlflowClient(tracking_uri=uri)
             return client, _experiment(client)
