@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.console import console, few, print_comparison, print_results, print_verdicts
-from tasks import lineage
+from tasks import lineage, lockfile
 from tasks.environment import repository_root, set_environment
 from thinner.config import load_params
 from thinner.errors import UserError
@@ -120,6 +120,8 @@ def status() -> None:
     root = repository_root()
     data = load_params().data
     lineage.check_data(data.root, data.source)
+    if said := lockfile.mend(root):
+        console.print(said, style="yellow", markup=False)
     nodes = lineage.graph(root)
     why = {node.name: lineage.reasons(root, node.name) for node in nodes}
     stale: set[str] = set()
