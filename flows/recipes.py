@@ -71,6 +71,10 @@ def apply(root: Path, name: str, *, source: str | None = None) -> list[str]:
     """
     recipe, path = load(root, name), root / "params.yaml"
     values = recipe.set | ({} if source is None else _placed(source, recipe.set.get("data.root", "")))
+    try:
+        yaml_files.read(path)
+    except yaml_files.YamlFileError as error:
+        raise ParamsError(Path(path.name), [str(error)]) from None
     parser = _parser()
     params = parser.load(path.read_text(encoding="utf-8"))
     changed = []

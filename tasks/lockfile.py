@@ -11,7 +11,6 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,8 @@ def mend(root: Path) -> str | None:
         if not path.exists():  # nothing has run yet, or a person wants it so
             return None
         now = _read(path)
-        best = next(((w, t) for w, t in _whole_ones(root) if now is None or _is_cut(now, _stages(t))), None)
-        if best is None:
+        best = _last_whole(root)
+        if best is None or not (now is None or _is_cut(now, _stages(best[1]))):
             return None
         if look:
             time.sleep(_PATIENCE[1])
@@ -68,10 +67,10 @@ def _write(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _whole_ones(root: Path) -> Iterator[tuple[str, str]]:
-    """(where from, text), the latest first."""
+def _last_whole(root: Path) -> tuple[str, str] | None:
+    """(where from, text) of our copy, or where there is none, of the last commit's."""
     if _read(root / KEPT) is not None:
-        yield str(KEPT), (root / KEPT).read_text(encoding="utf-8")
+        return str(KEPT), (root / KEPT).read_text(encoding="utf-8")
     shown = subprocess.run(
         ["git", "show", f"HEAD:./{LOCK}"],
         cwd=root,
@@ -80,8 +79,7 @@ def _whole_ones(root: Path) -> Iterator[tuple[str, str]]:
         stdin=subprocess.DEVNULL,
         check=False,
     )
-    if shown.returncode == 0 and _stages(shown.stdout) is not None:
-        yield "the last commit", shown.stdout
+    return ("the last commit", shown.stdout) if shown.returncode == 0 and _stages(shown.stdout) is not None else None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -76,6 +76,14 @@ def test_a_recipe_that_cannot_be_run_leaves_the_file_as_it_was(root: Path) -> No
     assert not list(root.glob(".partial*"))
 
 
+def test_a_params_file_that_cannot_be_read_is_named_and_left_as_it_is(root: Path) -> None:
+    text = (root / "params.yaml").read_text().replace("  seed: 0", "  seed: 0\n  seed: 1")
+    (root / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=r"params.yaml: 1 mistake\n  line 6: the key seed stands there twice"):
+        recipes.apply(root, "cifar10")
+    assert (root / "params.yaml").read_text() == text
+
+
 def test_an_unknown_recipe_names_the_near_one(root: Path) -> None:
     with pytest.raises(UserError, match=r"recipe: unknown 'cifar'. Did you mean 'cifar10'\? Choose one of: "):
         recipes.apply(root, "cifar")
