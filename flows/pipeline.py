@@ -69,7 +69,7 @@ _cancelled = threading.Event()
 
 def _is_busy(task: Any, task_run: Any, state: State) -> bool:
     """Worth a retry: another process holds the files. A failed training fails again."""
-    return lineage.BUSY in (state.message or "")
+    return lineage.is_busy(state.message or "")
 
 
 @flow(
@@ -191,7 +191,9 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
         restored = any(mark in everything for mark in lineage.RESTORED)
         logger.info("restored from DVC's cache" if restored else f"done in {took}")
         return Completed(name="Restored" if restored else "Completed", message=took)
-    if lineage.BUSY in everything:
+    if lineage.is_busy(everything):
+        if mended := lockfile.mend_rwlock(root):
+            logger.warning(mended)
         raise lineage.BusyError(everything[-500:])
     tail = [line for line in said if line and not line.startswith(_TALK)]
     message = f"{node.name} failed after {took}: {tail[-1] if tail else f'exit code {code}'}"

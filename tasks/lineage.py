@@ -31,7 +31,9 @@ from thinner.errors import UserError
 # Repo objects are cheap (10 ms), but their lock is per process: two of our threads must take turns.
 _turn = threading.Lock()
 
-BUSY = "is busy"  # in the message of DVC's LockError when another process works on the same paths
+# In DVC's messages when another process works on the same paths, or its note of who does is half written.
+BUSY = "is busy"
+_TORN = "Unable to read RWLock-file", "RWLock-file format error"
 
 # What DVC prints when it fetched a stage's results from its run-cache instead of running the command.
 RESTORED = ("is cached - skipping run", "didn't change, skipping")
@@ -44,8 +46,13 @@ class BusyError(UserError):
     """Another process works on the same files; it is worth trying again a little later."""
 
 
+def is_busy(text: str) -> bool:
+    """Whether DVC says what `BusyError` says."""
+    return any(mark in text for mark in (BUSY, *_TORN))
+
+
 class _LockUnreadableError(UserError):
-    """dvc.lock is half written, or cut off."""
+    """dvc.lock is half written, or cut off; or DVC's rwlock was, and is mended."""
 
 
 def _refusal(error: Exception, text: str) -> UserError:
@@ -292,6 +299,7 @@ def _repo(root: Path) -> Iterator[Any]:
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.lock import LockError
     from dvc.repo import Repo
+    from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError
 
     try:
         # The root is named outright: inside `dvc exp run --temp` DVC_ROOT points at another repository.
@@ -299,8 +307,12 @@ def _repo(root: Path) -> Iterator[Any]:
             yield repo
     except NotDvcRepoError as error:
         raise UserError(f"{root} is not under DVC: dvc init makes it so") from error
+    except (RWLockFileCorruptedError, RWLockFileFormatError) as error:
+        raise _LockUnreadableError(f"DVC: {error}. {lockfile.mend_rwlock(root) or ''}") from error
     except LockError as error:
         if BUSY in str(error):
+            if said := lockfile.mend_rwlock(root):
+                raise _LockUnreadableError(f"DVC: {error}. {said}") from error
             raise BusyError(f"DVC: {error}") from error
         raise UserError(f"DVC: {error}") from error
     except DvcException as error:

@@ -1,23 +1,31 @@
-"""dvc.lock, which DVC rewrites in place: a copy of it when it was whole, and what is lost of it brought back.
+"""The two files that DVC rewrites in place, dvc.lock and .dvc/tmp/rwlock, and how they are mended.
 
-A full disk or a kill in that moment leaves it empty or cut off. Then every command of DVC fails, or stages are silently
-missing. Nothing is believed that DVC would not judge anyway: an entry says what a stage read and wrote, by hash, and
-DVC compares it with what lies there.
+A full disk or a kill in that moment leaves them empty or cut off. Then every command of DVC fails, or stages are
+silently missing.
+
+Of dvc.lock there is a copy from when it was whole, by which what is lost comes back. Nothing is believed that DVC would
+not judge anyway: an entry says what a stage read and wrote, by hash, and DVC compares it with what lies there.
+
+The rwlock says which process uses which files. What it says of processes that are gone is taken out; DVC does that too,
+but believes that a process lives as soon as another one has its number.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from ruamel.yaml import YAML
 
 LOCK, KEPT = Path("dvc.lock"), Path(".thinner/dvc.lock")
+RWLOCK = Path(".dvc/tmp/rwlock")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PATIENCE = 10, 0.1  # looks, and seconds between them: DVC itself may be at its milliseconds of writing
 
@@ -58,6 +66,70 @@ def mend(root: Path) -> str | None:
             YAML().dump({"schema": "2.0", "stages": {**kept, **later}}, file)  # the library and style of DVC
     os.replace(partial, path)
     return f"dvc.lock was cut off (a full disk, or a kill while DVC wrote it). It is whole again, by {where}"
+
+
+def mend_rwlock(root: Path) -> str | None:
+    """Take out of DVC's rwlock what names no living process; remove it where it is no JSON. Returns one sentence, or
+    None where nothing was to be done.
+
+    DVC itself writes it under the guard that is taken here, so what is half a file is nobody's work in progress.
+    """
+    path = root / RWLOCK
+    if not path.exists():
+        return None
+    from dvc.lock import LockError, make_lock
+
+    try:
+        with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent)):
+            try:
+                entries = json.loads(path.read_text(encoding="utf-8"))
+                readers = {name: list(infos) for name, infos in entries.get("read", {}).items()}
+                writers = dict(entries.get("write", {}))
+                gone = {_sign(info) for infos in [*readers.values(), writers.values()] for info in infos}
+                written = path.stat().st_mtime
+                gone = {sign for sign in gone if not _lives(*sign, written)}
+            except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+                path.unlink(missing_ok=True)
+                return f"{RWLOCK} was cut off (a kill while DVC wrote it) and is removed"
+            if not gone:
+                return None
+            left = {
+                "write": {name: info for name, info in writers.items() if _sign(info) not in gone},
+                "read": {
+                    name: kept
+                    for name, infos in readers.items()
+                    if (kept := [info for info in infos if _sign(info) not in gone])
+                },
+            }
+            partial = path.with_name(".partial-rwlock")
+            _write(partial, json.dumps(left))
+            os.replace(partial, path)
+            ended = ", ".join(str(pid) for pid in sorted({pid for pid, _ in gone}))
+            return f"{RWLOCK} named processes that have ended ({ended}); they are taken out"
+    except (LockError, OSError):  # somebody else is at it; DVC says what it thinks of the file
+        return None
+
+
+def _sign(info: dict[str, Any]) -> tuple[int, str]:
+    return int(info["pid"]), str(info["cmd"])
+
+
+def _lives(pid: int, command: str, written: float) -> bool:
+    """Whether this very command runs: numbers of processes are used again. DVC writes `" ".join(sys.argv)`."""
+    try:
+        process = psutil.Process(pid)
+        words = " ".join(process.cmdline()).split()
+        started = process.create_time()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+    if started > written + 1:
+        return False
+    arguments = command.split()[1:]
+    if not arguments or "-c" in words[1:2]:  # a worker of pytest, for one, shows other words than it was given
+        return True
+    return words[-len(arguments) :] == arguments
 
 
 def _write(path: Path, text: str) -> None:

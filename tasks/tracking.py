@@ -504,6 +504,8 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
     """`stages` maps each stage to `state` (what the flow called it) and `hash` (its dvc.stage_hash)."""
     client, experiment = connect()
     recorder = Recorder(client, run_id)
+    with reachable():  # a stage that did not end within its grace could not end its run either
+        _mark_killed(client, experiment)
     lines = ["| stage | state | run | took | energy |", "|---|---|---|---:|---:|"]
     with reachable():
         for name, stage in stages.items():

@@ -5,8 +5,8 @@ on.
         └───── scratch ───┴── distill
 
 Each stage runs `run_stage` from tasks/stage.py, writes what it read, and can be told through the environment
-to fail (TOY_FAIL=NAME), to be slow (TOY_SLOW=NAME:SECONDS) or to edit its own input while it runs
-(TOY_EDIT=NAME).
+to fail (TOY_FAIL=NAME), to be slow (TOY_SLOW=NAME:SECONDS), not to heed SIGTERM (TOY_DEAF=NAME) or to edit
+its own input while it runs (TOY_EDIT=NAME).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import yaml
 PROJECT = Path(__file__).resolve().parent.parent
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from tasks.stage import Stage, run_stage
 from thinner.errors import UserError
@@ -31,6 +31,8 @@ from thinner.errors import UserError
 def work(stage: Stage) -> None:
     with Path("ran.txt").open("a") as ran:
         ran.write(stage.name + "\\n")
+    if os.environ.get("TOY_DEAF") == stage.name:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     read = {"prepare": ["raw"], "finetune": ["data/prepare"], "scratch": ["data/prepare"],
             "distill": ["data/finetune", "data/scratch"]}[stage.name]
     text = "".join(p.read_text() for folder in read for p in sorted(Path(folder).iterdir()))

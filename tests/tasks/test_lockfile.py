@@ -1,6 +1,11 @@
 """dvc.lock cut off at any byte: nothing that was whole is lost."""
 
+import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +142,83 @@ def test_a_reader_beside_dvc_waits_until_the_file_is_whole(root: Path, monkeypat
 
     monkeypatch.setattr(lineage.time, "sleep", sleep)
     assert lineage.locked_hashes(root) == whole and len(slept) == 1
+
+
+# --- the rwlock ---
+
+OTHER = {"write": {}, "read": {"/data/raw": [{"pid": 1, "cmd": "dvc status"}]}}
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, check=True)
+    (tmp_path / "raw.txt").write_text("raw")
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  copy:\n    cmd: cp raw.txt made.txt\n    deps: [raw.txt]\n    outs: [made.txt]\n"
+    )
+    return tmp_path
+
+
+def dvc(root: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("text", ["", '{"write": {}, "re', "[]", '{"read": {"/raw": [1]}}', '{"write": 3}'])
+def test_an_rwlock_that_was_cut_off_is_removed(repository: Path, text: str) -> None:
+    path = repository / lockfile.RWLOCK
+    path.write_text(text)
+    assert dvc(repository, "status").returncode != 0  # what a person meets without us
+    assert lineage.reasons(repository, "copy") == ["has not run yet"]
+    assert dvc(repository, "repro").returncode == 0
+    path.write_text(text)
+    assert "cut off" in lockfile.mend_rwlock(repository)
+    assert lockfile.mend_rwlock(repository) is None
+
+
+def test_a_process_that_only_has_the_number_of_one_that_was_killed_holds_nothing(repository: Path) -> None:
+    path = repository / lockfile.RWLOCK
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as later:
+        sleeping = subprocess.Popen(["sleep", "600"])
+        try:
+            for pid in (sleeping.pid, later.pid):
+                held = {"pid": pid, "cmd": "/bin/dvc repro --single-item copy"}
+                path.write_text(json.dumps({"write": {str(repository / "made.txt"): held}, "read": {}}))
+                if pid == later.pid:  # its words tell nothing; that it began after the file was written does
+                    os.utime(path, (time.time() - 60, time.time() - 60))
+                assert "is busy" in dvc(repository, "repro").stderr
+                assert lineage.reasons(repository, "copy") == ["has not run yet"]
+                assert dvc(repository, "repro", "--force").returncode == 0
+                (repository / "dvc.lock").unlink()
+                (repository / "made.txt").unlink()
+        finally:
+            sleeping.kill()
+            sleeping.wait()
+            later.communicate(b"\n")
+
+
+def test_who_really_works_keeps_what_it_holds(repository: Path) -> None:
+    graph = (repository / "dvc.yaml").read_text()
+    (repository / "dvc.yaml").write_text(graph.replace("cp raw", "sleep 600; cp raw"))
+    worker = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "copy"], cwd=repository, start_new_session=True)
+    path = repository / lockfile.RWLOCK
+    try:
+        give_up = time.monotonic() + 60
+        while not (path.exists() and str(worker.pid) in path.read_text()):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        before = path.read_text()
+        assert lockfile.mend_rwlock(repository) is None
+        assert path.read_text() == before
+        with pytest.raises(lineage.BusyError):
+            lineage.reasons(repository, "copy")
+        held = json.loads(before)
+        held["read"].update(OTHER["read"])  # process 1 is no `dvc status`
+        path.write_text(json.dumps(held))
+        assert "(1)" in lockfile.mend_rwlock(repository)
+        assert json.loads(path.read_text()) == json.loads(before)
+    finally:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+    assert lineage.reasons(repository, "copy") == ["has not run yet"]
