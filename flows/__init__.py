@@ -12,12 +12,14 @@ import tempfile
 from pathlib import Path
 
 from tasks.environment import set_environment
-from tasks.tracking import is_alive
+from tasks.processes import is_alive
 
 ROOT = Path(__file__).resolve().parent.parent
 
+OWN_SERVER = "THINNER_OWN_SERVER"  # "yes": the server that is set does not answer, see flows.pipeline
+
 _shared = "PREFECT_API_URL" in os.environ
-if "PREFECT_HOME" not in os.environ and not _shared:
+if "PREFECT_HOME" not in os.environ and not _shared and OWN_SERVER not in os.environ:
     # Two servers on one SQLite file lock each other out, so while `make ui` or `make serve` runs, theirs is
     # used.
     with contextlib.suppress(OSError, ValueError, KeyError):

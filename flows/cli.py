@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.console import console, few, print_comparison, print_results, print_verdicts
-from tasks import lineage, lockfile
+from tasks import integrity, lineage, lockfile
 from tasks.environment import repository_root, set_environment
 from thinner.config import load_params
 from thinner.errors import UserError
@@ -139,6 +139,39 @@ def status() -> None:
         else:
             table.add_row(node.name, "up to date", "")
     console.print(table)
+
+
+@app.command()
+@_for_people
+def verify() -> None:
+    """Read every result and its copy in DVC's cache again; bring back, or have made again, what a disk has damaged."""
+    from flows import pipeline
+
+    root = repository_root()
+    with pipeline.only_run(root), console.status("") as shown:
+        if said := lockfile.mend(root):
+            console.print(said, style="yellow", markup=False)
+        found = integrity.mend_all(root, lambda path: shown.update(f"reading {path}"))
+    for damage in found:
+        console.print(str(damage), style="yellow" if damage.restored else "red", markup=False)
+    outs = lineage.locked_outs(root)
+    if not found:
+        console.print(f"{len(outs)} results of {len({out.stage for out in outs})} stages: all as they were written")
+    if any(not damage.restored for damage in found):
+        console.print("\nNext     thinner run    make again what is missing")
+        raise typer.Exit(1)
+
+
+@app.command()
+@_for_people
+def sync() -> None:
+    """Send what MLflow's server missed while it was away; the next run does that, too."""
+    from tasks import tracking
+
+    repository_root()
+    set_environment()
+    sent = tracking.sync()
+    console.print(f"{sent} runs that {tracking.shown_uri()} had missed are in it now" if sent else "Nothing to send")
 
 
 @app.command()

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -34,15 +38,16 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import console
+from flows import OWN_SERVER, console
 from flows.watch import MARK
-from tasks import lineage, lockfile
-from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, child_environment, repository_root
+from tasks import integrity, lineage, lockfile, processes
+from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, UNSENT, child_environment, repository_root
 from tasks.stage import params_digest
 from thinner.config import load_params
 from thinner.errors import UserError
 
 GRACE_SECONDS = 10.0  # between asking a stage to end and making it
+_PASSES = 3  # over the graph, where files were damaged
 BUSY_RETRIES, BUSY_SECONDS = 20, 3.0  # somebody's `dvc status` takes a moment, their `dvc repro` a while
 
 # DVC's own talk around a stage's output: the flow has said it better, or it is for people without a flow.
@@ -103,22 +108,26 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         environment = _before_first_stage() if stale else {}
         _cancelled.clear()
         slots = threading.BoundedSemaphore(jobs)
-        futures: dict[str, Any] = {}
         states: dict[str, State] = {}
         status = "KILLED"
         console.start_bars()
         try:
-            for node in nodes:
-                run = stage.with_options(name=node.name, task_run_name=node.name)
-                futures[node.name] = run.submit(
-                    root,
-                    node,
-                    environment,
-                    slots,
-                    wait_for=[futures[up] for up in node.upstream if up in futures],
-                )
-            wait(list(futures.values()))
-            states = {name: future.state for name, future in futures.items()}
+            for _ in range(_PASSES):
+                futures: dict[str, Any] = {}
+                for node in nodes:
+                    run = stage.with_options(name=node.name, task_run_name=node.name)
+                    futures[node.name] = run.submit(
+                        root,
+                        node,
+                        environment,
+                        slots,
+                        wait_for=[futures[up] for up in node.upstream if up in futures],
+                    )
+                wait(list(futures.values()))
+                states = _later(states, {name: future.state for name, future in futures.items()})
+                # what a stage found damaged is gone by now, so its maker is out of date
+                if not any(integrity.AGAIN in (state.message or "") for state in states.values()):
+                    break
             status = "FINISHED" if all(state.is_completed() for state in states.values()) else "FAILED"
         except BaseException:  # cancelled, Ctrl-C, SIGTERM: without this the stages would run on by themselves
             kill_stages()
@@ -126,8 +135,16 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         finally:
             console.stop_bars()
             if PARENT in environment:
-                _close_record(root, environment[PARENT], status, states)
+                _close_record(root, environment, status, states)
     return _verdict(states)
+
+
+def _later(before: Mapping[str, State], now: dict[str, State]) -> dict[str, State]:
+    """How each stage ended: one that ran in an earlier pass and is up to date since then has run."""
+    return {
+        name: before[name] if state.name == "Cached" and name in before and before[name].is_completed() else state
+        for name, state in now.items()
+    }
 
 
 @task(
@@ -192,7 +209,7 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
         logger.info("restored from DVC's cache" if restored else f"done in {took}")
         return Completed(name="Restored" if restored else "Completed", message=took)
     if lineage.is_busy(everything):
-        if mended := lockfile.mend_rwlock(root):
+        if mended := lineage.mend_rwlock(root):
             logger.warning(mended)
         raise lineage.BusyError(everything[-500:])
     tail = [line for line in said if line and not line.startswith(_TALK)]
@@ -238,7 +255,8 @@ def plan(root: Path, nodes: list[lineage.Node]) -> list[str]:
     A stage whose files another process is using counts: its task asks again, and waits if need be.
 
     Raises:
-        UserError: params.yaml is wrong, or something lies in the raw data at which DVC would hang or fail.
+        UserError: params.yaml is wrong, something lies in the raw data at which DVC would hang or fail, or a place
+            where a result has to be written may not be.
     """
     data = load_params().data
     lineage.check_data(data.root, data.source)
@@ -249,6 +267,8 @@ def plan(root: Path, nodes: list[lineage.Node]) -> list[str]:
                 stale.append(node.name)
         except lineage.BusyError:
             stale.append(node.name)
+    if stale:
+        lineage.check_writable(root, nodes)
     return stale
 
 
@@ -256,7 +276,7 @@ def _before_first_stage() -> dict[str, str]:
     """Check params.yaml in depth and open MLflow's run, side by side: each takes seconds, in a process of
     its own."""
     load_params()
-    env = child_environment(**{FLOW: this_process(), "THINNER_PREFECT_RUN": str(flow_run.id or "")})
+    env = child_environment(**{FLOW: processes.mark(), "THINNER_PREFECT_RUN": str(flow_run.id or "")})
     digest = params_digest()
 
     def start(*module: str) -> subprocess.Popen[str]:
@@ -277,18 +297,21 @@ def _before_first_stage() -> dict[str, str]:
         raise UserError(check_error.strip())
     if record.returncode:
         raise UserError(record_error.strip())
-    return {PARENT: run_id.split()[-1], CHECKED: digest}
+    where, run_id = run_id.split()[-2:]
+    if record_error.strip():
+        get_run_logger().warning(record_error.strip())
+    return {PARENT: run_id, CHECKED: digest, UNSENT: "yes" if where == "kept" else "no"}
 
 
-def _close_record(root: Path, run_id: str, status: str, states: dict[str, State]) -> None:
+def _close_record(root: Path, environment: Mapping[str, str], status: str, states: dict[str, State]) -> None:
     hashes = lineage.locked_hashes(root)
     stages = {
         name: {"state": state.name or "", "hash": hashes.get(name, "") if state.is_completed() else ""}
         for name, state in states.items()
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.tracking", "close", run_id, status],
-        env=child_environment(),
+        [sys.executable, "-m", "tasks.tracking", "close", environment[PARENT], status],
+        env=child_environment(**{UNSENT: environment[UNSENT]}),
         input=json.dumps(stages),
         text=True,
         capture_output=True,
@@ -348,7 +371,7 @@ def start_dvc(command: list[str], root: Path, environment: Mapping[str, str]) ->
     return subprocess.Popen(
         command,
         cwd=root,
-        env=child_environment(**environment, THINNER_PROGRESS="json", **{FLOW: this_process()}),
+        env=child_environment(**environment, THINNER_PROGRESS="json", **{FLOW: processes.mark()}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -395,10 +418,6 @@ def stoppable(words: str, seconds: float = 30.0) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def this_process() -> str:
-    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
-
-
 @contextlib.contextmanager
 def only_one(path: Path, refusal: str) -> Iterator[None]:
     """Hold the lock in ``path``, or raise UserError; the kernel drops it when the process ends, however it ends."""
@@ -419,9 +438,45 @@ def only_run(root: Path) -> contextlib.AbstractContextManager[None]:
     )
 
 
+def leave_dead_server() -> None:
+    """Where the Prefect server that is set does not answer, begin this very command again with one of its own; it says
+    so. Prefect itself would wait for minutes, or end with a traceback.
+
+    Raises:
+        UserError: the server is set in a place that is not ours to change.
+    """
+    url = PREFECT_API_URL.value()
+    why = None if url is None else _why_dead(str(url))
+    if why is None:
+        return
+    words = f"Prefect's server at {_without_user(str(url), '***@')} does not answer ({why})"
+    if "PREFECT_API_URL" not in os.environ:
+        raise UserError(f"{words}. Start it, or take PREFECT_API_URL out of the profile: prefect config view")
+    console.console.print(f"{words}. This run has a server of its own", style="yellow", markup=False)
+    sys.stdout.flush()
+    theirs = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
+    environment = {name: value for name, value in os.environ.items() if name not in theirs}
+    os.execve(sys.executable, sys.orig_argv, {**environment, OWN_SERVER: "yes"})
+
+
+def _without_user(url: str, instead: str) -> str:
+    return re.sub(r"(?<=//)[^/@]*@", instead, url)
+
+
+def _why_dead(url: str, seconds: float = 5.0) -> str | None:
+    bare = _without_user(url, "")  # urllib would take it for a part of the host's name
+    try:
+        with urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=seconds):
+            return None
+    except urllib.error.HTTPError as error:  # "who are you?" is an answer
+        return None if error.code < 500 else f"HTTP {error.code}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
+
+
 def _watch_server() -> None:
     """Have Prefect's embedded server, which this process is about to start, end with it: also by `kill -9`."""
-    mark = os.environ[MARK] = this_process()
+    mark = os.environ[MARK] = processes.mark()
     _watches.append(  # or the pipe would be closed with the object
         subprocess.Popen(
             [sys.executable, "-m", "flows.watch", mark],
@@ -436,7 +491,7 @@ def _watch_server() -> None:
 
 def _end_leftovers() -> None:
     """A flow run that was killed would be shown as running for ever."""
-    if os.environ.get(MARK) != this_process():
+    if os.environ.get(MARK) != processes.mark():
         return  # a shared server: others' runs are none of our business
     from prefect.client.schemas.filters import (
         FlowFilter,
@@ -474,6 +529,7 @@ def run(stages: list[str] | None = None, jobs: int = 2) -> int:
             # No server is there to be told, and starting one takes twice as long as all the rest.
             console.print_results(root)
             return 0
+        leave_dead_server()
         console.take_over()
         with stoppable("Stopping. The next run goes on from the last checkpoint."):
             state = pipeline(stages, jobs, return_state=True)

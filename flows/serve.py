@@ -20,8 +20,10 @@ from pathlib import Path
 
 import psutil
 
+from tasks import processes
 from tasks.environment import child_environment, repository_root, set_environment
-from tasks.tracking import is_alive, tracking_uri
+from tasks.processes import is_alive
+from tasks.tracking import tracking_uri
 from thinner.errors import UserError
 
 HOST = "127.0.0.1"
@@ -177,7 +179,7 @@ class _Servers:
             "ERROR",
         )
         _await(f"{url}/api/health", child, "Prefect")
-        started = psutil.Process(child.pid).create_time()
+        started = processes.started(child.pid)
         self.note = self.root / ".thinner" / "prefect-server.json"
         self.note.parent.mkdir(exist_ok=True)
         self.note.write_text(json.dumps({"url": url, "pid": child.pid, "started": started}))

@@ -22,9 +22,9 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console
-from flows.pipeline import kill_group, start_dvc, stoppable, this_process
+from flows.pipeline import kill_group, leave_dead_server, start_dvc, stoppable
 from tasks import lineage
-from tasks.environment import FLOW, PARENT, PROGRESS, child_environment
+from tasks.environment import FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
 from tasks.tracking import VARIANT, tracking_uri
 from thinner import yaml_files
 from thinner.config import load_params
@@ -146,9 +146,15 @@ def write_params(folder: Path, params: Mapping[str, Any]) -> None:
 def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..., State], *arguments: Any) -> State:
     """The whole life of a flow that works in worktrees and is given them, and its runs' environment, after the
     ``arguments``: MLflow's run above the runs, the flow, and if all went well the end of the worktrees."""
+    leave_dead_server()
     # MLflow's run also makes the database before several processes meet in it
-    run_id = _tracking(root, "open", name).split()[-1]
-    environment = {PARENT: run_id, "MLFLOW_TRACKING_URI": tracking_uri()}
+    where, run_id = _tracking(root, "open", name).split()[-2:]
+    environment = {
+        PARENT: run_id,
+        "MLFLOW_TRACKING_URI": tracking_uri(),
+        UNSENT: "yes" if where == "kept" else "no",
+        HOME: str(root),  # what is kept in a worktree would go with it
+    }
     console.take_over()
     named = work.with_options(flow_run_name=name, task_runner=ThreadPoolTaskRunner(max_workers=workers))
     status = "KILLED"
@@ -157,20 +163,22 @@ def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..
             state: State = named(*arguments, trees, environment, return_state=True)
         status = "FINISHED" if state.is_completed() else "FAILED"
     finally:
-        _tracking(root, "end", run_id, status)
+        _tracking(root, "end", run_id, status, **{UNSENT: environment[UNSENT]})
     if status == "FINISHED":
         trees.remove()
     return state
 
 
-def _tracking(root: Path, *arguments: str) -> str:
-    env = child_environment(**{FLOW: this_process()})
+def _tracking(root: Path, *arguments: str, **environment: str) -> str:
+    env = child_environment(**{FLOW: processes.mark()}, **environment)
     done = subprocess.run(
         [sys.executable, "-m", "tasks.tracking", *arguments],
         cwd=root, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     if done.returncode:
         raise UserError(done.stderr.strip())
+    if done.stderr.strip():
+        console.console.print(done.stderr.strip(), style="yellow", markup=False)
     return done.stdout
 
 

@@ -15,6 +15,8 @@ from thinner.errors import UserError
 # Between the flow and the stage programs it starts.
 PARENT = "THINNER_PARENT_RUN_ID"  # the pipeline's MLflow run; not MLFLOW_RUN_ID: stages would write into that run
 FLOW = "THINNER_FLOW"  # "PID:SECONDS", the flow's process and when it started: stages end when it is gone
+UNSENT = "THINNER_UNSENT"  # "yes": MLflow did not answer when the flow began, so its runs are kept here
+HOME = "THINNER_HOME"  # the repository that keeps what could not be sent, told to runs in its worktrees
 CHECKED = "THINNER_CHECKED"  # SHA-256 of the params.yaml that has been checked in depth
 PROGRESS = "::progress "  # begins a line of JSON about a bar, when THINNER_PROGRESS=json
 

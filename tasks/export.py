@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def _formats(stage: Stage, folder: Path, source: str, images: Any) -> Iterator[s
             if format_ == "onnx":
                 pictures = np.array(images[:CALIBRATION_BATCH])
                 check_parity(loaded.model, target, compared, inputs=pictures)
-        (target.parent / "model.json").write_text(json.dumps(spec, indent=1, sort_keys=True) + "\n")
+        checkpoint.write_spec(target.parent, spec, target.name)
         stage.record.artifact(target, folder=target.parent.name)
         yield target.parent.name
     if plain.is_file() and "onnx" not in section.formats:  # then it was only a step on the way

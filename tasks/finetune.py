@@ -2,7 +2,7 @@
 
 from tasks import learning
 from tasks.stage import Stage, run_stage
-from thinner import models, store, training
+from thinner import models, store
 
 
 def finetune(stage: Stage) -> None:
@@ -16,26 +16,8 @@ def finetune(stage: Stage) -> None:
     stage.say(f"finetune: {section.network}, weights {start.source}, {len(frozen)} frozen parts")
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
-    batches = learning.batches_of(
-        stage, data, data.splits["labelled"], preprocessing, section.augment, section.training.batch_size, fabric
-    )
     plan = section.training
-    mixed = lambda batch, number: training.mix(  # noqa: E731
-        batch, mixup=plan.mixup, cutmix=plan.cutmix, classes=len(data.classes), seed=params.run.seed, step=number
-    )
-    history = learning.learn(
-        stage,
-        "finetune",
-        model,
-        batches,
-        training.supervised_step(plan.label_smoothing, mixed),
-        plan,
-        data,
-        preprocessing,
-        fabric,
-        resume=stage.resume,
-        head=models.head_of(model)[0],
-    )
+    history = learning.learn_labels(stage, model, plan, plan, section.augment, data, preprocessing, fabric)
     spec = learning.spec_of("finetune", network, preprocessing, data, start.parents)
     learning.finish(stage, model, spec, history)
 

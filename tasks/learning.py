@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.stage import Stage
-from thinner import checkpoint, models, own, store, training, views, weights
+from thinner import checkpoint, models, own, store, training, views, weights, whole
 from thinner.config import Augmentation, Budget, Network, Params
 
 PREPARED = "data/prepared"
@@ -161,7 +159,48 @@ def learn(
             resume=resume,
             on_step=lambda number, row: bar.update(number, **row),
             on_validation=on_validation,
+            say=lambda text: stage.say(f"{name}: {text}"),
         )
+
+
+def learn_labels(
+    stage: Stage,
+    model: nn.Module,
+    plan: Budget,
+    how: Any,
+    augment: Augmentation,
+    data: store.Store,
+    preprocessing: dict[str, Any],
+    fabric: Any,
+) -> list[training.Row]:
+    """Train with the labels alone; ``how`` has ``mixup``, ``cutmix`` and ``label_smoothing``.
+
+    Views are new in every pass: only a teacher's are limited in number.
+    """
+
+    def mixed(batch: training.Batch, number: int) -> training.Batch:
+        return training.mix(
+            batch,
+            mixup=how.mixup,
+            cutmix=how.cutmix,
+            classes=len(data.classes),
+            seed=stage.params.run.seed,
+            step=number,
+        )
+
+    return learn(
+        stage,
+        stage.name,
+        model,
+        batches_of(stage, data, data.splits["labelled"], preprocessing, augment, plan.batch_size, fabric),
+        training.supervised_step(how.label_smoothing, mixed),
+        plan,
+        data,
+        preprocessing,
+        fabric,
+        resume=stage.resume,
+        head=models.head_of(model)[0],
+    )
 
 
 def keep_early(
@@ -175,9 +214,7 @@ def keep_early(
 
     def keeping(wrapped: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:
         if number == at:
-            state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-            save_file(state, resume / f"{EARLY}.partial")
-            os.replace(resume / f"{EARLY}.partial", resume / f"{EARLY}.safetensors")
+            whole.write_tensors(resume / f"{EARLY}.safetensors", model.state_dict())
         return step(wrapped, batch, number)
 
     return keeping
@@ -201,14 +238,15 @@ def write_history(stage: Stage, path: str, history: list[training.Row]) -> None:
 def finish(stage: Stage, model: nn.Module, spec: dict[str, Any], history: list[training.Row]) -> None:
     """Write the stage's checkpoint and learning curve, record both, and say what came out."""
     folder = f"data/{stage.name}"
+    best = best_of(history)
+    spec = {**spec, "val_accuracy": best["val_accuracy"]}
     with stage.output(folder) as temporary:
         checkpoint.save(temporary, model, spec)
         if (early := stage.resume / f"{EARLY}.safetensors").exists():
             network = copy.deepcopy(model).cpu()
-            network.load_state_dict(load_file(early))
+            network.load_state_dict(whole.read_tensors(early)[0])
             checkpoint.save(temporary / EARLY, network, spec)
     write_history(stage, f"reports/{stage.name}/history.csv", history)
-    best = best_of(history)
     stage.record.metrics({"val/best_accuracy": best["val_accuracy"]})
     stage.record.artifact(f"{folder}/{checkpoint.WEIGHTS}", "checkpoint")
     stage.record.artifact(f"{folder}/{checkpoint.SPEC}", "checkpoint")
@@ -243,4 +281,4 @@ def new_student(stage: Stage, data: store.Store) -> tuple[nn.Module, dict[str, A
 
 def parent(folder: str) -> str:
     """SHA-256 of the weights of the checkpoint in ``folder``."""
-    return checkpoint.file_sha256(Path(folder) / checkpoint.WEIGHTS)
+    return whole.file_sha256(Path(folder) / checkpoint.WEIGHTS)

@@ -13,11 +13,13 @@ import copy
 import functools
 import hashlib
 import json
+import os
 import shutil
+import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +87,23 @@ def check_data(root: str, source: str) -> None:
     from thinner import sources  # NumPy and Pillow are not needed to ask for help
 
     sources.check_files(root, source)
+
+
+def check_writable(root: Path, nodes: Iterable[Node]) -> None:
+    """Raise UserError where a result could not be written: hours of training would end at that."""
+    outs = [out for node in nodes for out in node.outs]
+    for name in [".dvc/tmp", ".thinner", lockfile.LOCK.name, *outs]:
+        place = root / name
+        found = place.exists()
+        while not place.exists():
+            place = place.parent
+        for path in [place, place.parent] if found and name in outs else [place]:  # a result that is there is replaced
+            if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                shown = path.relative_to(root) if path != root else path
+                raise UserError(
+                    f"{shown}: may not be written ({stat.filemode(path.stat().st_mode)}), and {name} has to be. "
+                    f"Mend its owner or mode (chmod u+w {shown}), or the disk's mount"
+                )
 
 
 @dataclass(frozen=True)
@@ -223,6 +242,37 @@ def key(root: Path, *targets: str) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Out:
+    """A file or folder as its stage left it, by dvc.lock."""
+
+    path: str  # below the root
+    md5: str  # of a folder: with ".dir" at its end
+    stage: str
+
+
+def locked_outs(root: Path) -> list[Out]:
+    """All that stages have written, in the order of dvc.lock."""
+    return [
+        Out(out["path"], out["md5"], name)
+        for name, entry in _locked_stages(root).items()
+        for out in entry.get("outs", [])
+        if "md5" in out
+    ]
+
+
+def believed(root: Path) -> dict[str, str]:
+    """By path, what DVC takes the outs for that lie here; it does not read files whose time and size are as before."""
+    with _repo(root) as repo:
+        return {out.def_path: out.get_hash().value for out in repo.index.outs if out.exists}
+
+
+def files_in(root: Path, folder: Path) -> list[Path]:
+    """The files that DVC counts as the folder's: those that .dvcignore names are none."""
+    with _repo(root) as repo:
+        return sorted(Path(name) for name in repo.dvcignore.find(repo.fs, str(folder)))
+
+
 def cache_folder(root: Path) -> Path:
     """Where DVC keeps every version of what the stages made."""
     with _repo(root) as repo:
@@ -294,6 +344,18 @@ def _locked_stages(root: Path) -> dict[str, Any]:
     return dict(entries)
 
 
+def mend_rwlock(root: Path) -> str | None:
+    """`lockfile.mend_rwlock`, while no command of DVC writes the file; None, too, where one does not let go of it."""
+    from dvc.lock import LockError, make_lock
+
+    guard = root / lockfile.RWLOCK.with_name("rwlock.lock")
+    try:
+        with make_lock(str(guard), tmp_dir=str(guard.parent)):
+            return lockfile.mend_rwlock(root)
+    except (LockError, OSError):
+        return None
+
+
 @contextmanager
 def _repo(root: Path) -> Iterator[Any]:
     from dvc.exceptions import DvcException, NotDvcRepoError
@@ -308,10 +370,10 @@ def _repo(root: Path) -> Iterator[Any]:
     except NotDvcRepoError as error:
         raise UserError(f"{root} is not under DVC: dvc init makes it so") from error
     except (RWLockFileCorruptedError, RWLockFileFormatError) as error:
-        raise _LockUnreadableError(f"DVC: {error}. {lockfile.mend_rwlock(root) or ''}") from error
+        raise _LockUnreadableError(f"DVC: {error}. {mend_rwlock(root) or ''}") from error
     except LockError as error:
         if BUSY in str(error):
-            if said := lockfile.mend_rwlock(root):
+            if said := mend_rwlock(root):
                 raise _LockUnreadableError(f"DVC: {error}. {said}") from error
             raise BusyError(f"DVC: {error}") from error
         raise UserError(f"DVC: {error}") from error

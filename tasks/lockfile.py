@@ -70,44 +70,33 @@ def mend(root: Path) -> str | None:
 
 def mend_rwlock(root: Path) -> str | None:
     """Take out of DVC's rwlock what names no living process; remove it where it is no JSON. Returns one sentence, or
-    None where nothing was to be done.
-
-    DVC itself writes it under the guard that is taken here, so what is half a file is nobody's work in progress.
+    None where nothing was to be done. To be called with the guard under which DVC writes it: `lineage.mend_rwlock`.
     """
     path = root / RWLOCK
     if not path.exists():
         return None
-    from dvc.lock import LockError, make_lock
-
+    written = path.stat().st_mtime
     try:
-        with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent)):
-            try:
-                entries = json.loads(path.read_text(encoding="utf-8"))
-                readers = {name: list(infos) for name, infos in entries.get("read", {}).items()}
-                writers = dict(entries.get("write", {}))
-                gone = {_sign(info) for infos in [*readers.values(), writers.values()] for info in infos}
-                written = path.stat().st_mtime
-                gone = {sign for sign in gone if not _lives(*sign, written)}
-            except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
-                path.unlink(missing_ok=True)
-                return f"{RWLOCK} was cut off (a kill while DVC wrote it) and is removed"
-            if not gone:
-                return None
-            left = {
-                "write": {name: info for name, info in writers.items() if _sign(info) not in gone},
-                "read": {
-                    name: kept
-                    for name, infos in readers.items()
-                    if (kept := [info for info in infos if _sign(info) not in gone])
-                },
-            }
-            partial = path.with_name(".partial-rwlock")
-            _write(partial, json.dumps(left))
-            os.replace(partial, path)
-            ended = ", ".join(str(pid) for pid in sorted({pid for pid, _ in gone}))
-            return f"{RWLOCK} named processes that have ended ({ended}); they are taken out"
-    except (LockError, OSError):  # somebody else is at it; DVC says what it thinks of the file
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        readers = {name: list(infos) for name, infos in entries.get("read", {}).items()}
+        writers = dict(entries.get("write", {}))
+        named = {_sign(info) for infos in [*readers.values(), writers.values()] for info in infos}
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        path.unlink(missing_ok=True)
+        return f"{RWLOCK} was cut off (a kill while DVC wrote it) and is removed"
+    gone = {sign for sign in named if not _lives(*sign, written)}
+    if not gone:
         return None
+    kept = {name: [info for info in infos if _sign(info) not in gone] for name, infos in readers.items()}
+    left = {
+        "write": {name: info for name, info in writers.items() if _sign(info) not in gone},
+        "read": {name: infos for name, infos in kept.items() if infos},
+    }
+    partial = path.with_name(".partial-rwlock")
+    _write(partial, json.dumps(left))
+    os.replace(partial, path)
+    ended = ", ".join(str(pid) for pid in sorted({pid for pid, _ in gone}))
+    return f"{RWLOCK} named processes that have ended ({ended}); they are taken out"
 
 
 def _sign(info: dict[str, Any]) -> tuple[int, str]:

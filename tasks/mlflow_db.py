@@ -7,6 +7,7 @@ already exists". So a new file is made under another name, and one that was left
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import sys
@@ -33,6 +34,7 @@ def prepare(uri: str) -> None:
     partial.unlink(missing_ok=True)
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # which importing it has set back
     store = SqlAlchemyStore(f"{_SCHEME}{partial}", "./mlruns")  # MLflow's own default, as with a client
     store.engine.dispose()
     os.replace(partial, path)

@@ -33,8 +33,10 @@ from thinner import (
     training,
     verify,
     views,
+    whole,
 )
 from thinner.config import Params
+from thinner.errors import UserError
 from thinner.mapped import take
 
 Row = dict[str, Any]
@@ -50,7 +52,7 @@ def prune(stage: Stage) -> None:
     shape = (preprocessing["channels"], preprocessing["image_size"], preprocessing["image_size"])
     validation = data.splits["validation"]
     validate = training.validation(data.images, data.labels, validation, preprocessing, device=fabric.device)
-    bound = section.goal[1] if section.goal[0] == "max_drop" else section.tolerance and 100 * section.tolerance
+    bound = _bound_of(section)
     _refuse_what_cannot_be_shown(section, len(validation))
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
     pool = learning.training_pool(data)
@@ -123,19 +125,24 @@ def prune(stage: Stage) -> None:
         model.cpu()
         return before, history, right
 
-    if section.sparsity > 0 and not (kept / "1" / "row.json").exists():
+    if section.sparsity > 0 and not fabric.broadcast(
+        fabric.global_rank == 0 and _is_there(stage, kept / "1", section.rewind)
+    ):
         recover(0, model, {})
     for number in range(1, section.rounds + 1):
         folder = kept / str(number)
-        if (folder / "row.json").exists():  # a killed run had come this far
+        # a killed run may have come this far
+        if fabric.broadcast(fabric.global_rank == 0 and _is_there(stage, folder, section.rewind)):
             model = checkpoint.load(folder).model
             early = checkpoint.load(folder / "early").model if section.rewind else None
-            rows.append(json.loads((folder / "row.json").read_text()))
+            rows.append(whole.read_json(folder / "row.json"))
             networks.append(model)
         else:
             allowed = knife.allowed(number, model)
-            size = fabric.broadcast(knife.size(model))
             was_cut = stage.resume / f"round-{number}" / "cut"
+            if fabric.global_rank == 0:
+                _remove_damaged(stage, was_cut)
+            size = fabric.broadcast(knife.size(model))
             # widths come in multiples of round_to: the round before may have gone further than it had to
             if size <= allowed and not (was_cut / checkpoint.SPEC).exists():
                 stage.say(
@@ -179,9 +186,9 @@ def prune(stage: Stage) -> None:
                 loss = target.loss_of(right, source_right, bound)
                 row = _row(number, facts, folder, before, float(right.mean()), loss)
                 pd.DataFrame(history).astype({"step": int}).to_csv(folder / "history.csv", index=False)
-                (folder / "row.json").write_text(json.dumps(row))  # last: it says that the round is whole
+                whole.write_json(folder / "row.json", row)  # last: it says that the round is whole
             fabric.barrier()
-            rows.append(json.loads((folder / "row.json").read_text()))
+            rows.append(whole.read_json(folder / "row.json"))
             networks.append(model)
         _record_curve(stage, folder / "history.csv", (number - 1) * plan_steps(params, len(pool)))
         if _is_enough(stage, number, rows[-1]["loss_points"]):
@@ -440,6 +447,28 @@ def _with_penalty(
     return penalised
 
 
+def _is_there(stage: Stage, folder: Path, rewind: bool) -> bool:
+    """Whether a round is done, and still what was written; if not, what is left of it goes, and so it is done again."""
+    if (folder / "row.json").exists():
+        _remove_damaged(stage, folder)
+        if rewind:
+            _remove_damaged(stage, folder, folder / learning.EARLY)
+    return (folder / "row.json").exists()
+
+
+def _remove_damaged(stage: Stage, folder: Path, looked_at: Path | None = None) -> None:
+    looked_at = looked_at or folder
+    try:
+        if (looked_at / checkpoint.SPEC).exists():
+            checkpoint.read_spec(looked_at)
+            checkpoint.check_file(looked_at / checkpoint.WEIGHTS)
+        if (looked_at / "row.json").exists():
+            whole.read_json(looked_at / "row.json")
+    except UserError as error:
+        stage.say(f"{stage.name}: {error}; done again")
+        shutil.rmtree(folder)
+
+
 def _is_enough(stage: Stage, number: int, drop: float) -> bool:
     """Whether the round that ended ``drop`` points below the source is the last."""
     section = stage.params.prune
@@ -486,6 +515,12 @@ def _row(number: int, facts: verify.Facts, folder: Path, before: float, after: f
         "loss_low": loss.low,
         "loss_high": loss.high,
     }
+
+
+def _bound_of(section: Any) -> float | None:
+    """How many points of accuracy may be lost; None: as many as the target takes."""
+    key, value = section.goal
+    return value if key == "max_drop" else section.tolerance and 100 * section.tolerance
 
 
 def _loss_of(row: Row, images: int, bound: float | None) -> target.Loss:
@@ -547,7 +582,7 @@ def _reached(stage: Stage, rows: list[Row], chosen: int, knife: Knife, images: i
     """reports/prune/target.json: what was asked, what came out, and the sentences that say so everywhere."""
     section, row = stage.params.prune, next(row for row in rows if row["round"] == chosen)
     key, value = section.goal
-    bound = value if key == "max_drop" else section.tolerance and 100 * section.tolerance
+    bound = _bound_of(section)
     loss = _loss_of(row, images, bound)
     size, source_size = float(row[knife.column]), float(rows[0][knife.column])
     candidate = "prune" if stage.name == "prune" else f"prune_{source_of(stage)}"

@@ -2,7 +2,7 @@
 
 from tasks import learning
 from tasks.stage import Stage, run_stage
-from thinner import models, store, training
+from thinner import store
 
 
 def scratch(stage: Stage) -> None:
@@ -13,26 +13,7 @@ def scratch(stage: Stage) -> None:
     preprocessing = learning.preprocessing_of(params.student)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
-    # the control may look at a new view in every pass; only the teacher's views are limited in number
-    batches = learning.batches_of(
-        stage, data, data.splits["labelled"], preprocessing, params.student.augment, plan.batch_size, fabric
-    )
-    mixed = lambda batch, number: training.mix(  # noqa: E731
-        batch, mixup=section.mixup, cutmix=section.cutmix, classes=len(data.classes), seed=params.run.seed, step=number
-    )
-    history = learning.learn(
-        stage,
-        "scratch",
-        model,
-        batches,
-        training.supervised_step(section.label_smoothing, mixed),
-        plan,
-        data,
-        preprocessing,
-        fabric,
-        resume=stage.resume,
-        head=models.head_of(model)[0],
-    )
+    history = learning.learn_labels(stage, model, plan, section, params.student.augment, data, preprocessing, fabric)
     learning.finish(stage, model, learning.spec_of("scratch", network, preprocessing, data, parents), history)
 
 

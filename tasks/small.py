@@ -14,7 +14,7 @@ from torch import nn
 from tasks import learning
 from tasks.prune import Knife, examples_of, plan_steps
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, masks, models, profiling, store, training
+from thinner import checkpoint, masks, profiling, store
 from thinner.config import Params
 
 
@@ -44,25 +44,9 @@ def small(stage: Stage) -> None:
     rounds = len(list(Path("data/prune/rounds").iterdir()))
     steps = rounds * plan_steps(params, len(learning.training_pool(data)))
     plan = params.prune.training.model_copy(update={"steps": steps, "epochs": None})
-    batches = learning.batches_of(
-        stage, data, data.splits["labelled"], preprocessing, params.student.augment, plan.batch_size, fabric
-    )
-    mixed = lambda batch, number: training.mix(  # noqa: E731
-        batch, mixup=section.mixup, cutmix=section.cutmix, classes=len(data.classes), seed=params.run.seed, step=number
-    )
     with masks.held(model, held) if held else contextlib.nullcontext():
-        history = learning.learn(
-            stage,
-            "small",
-            model,
-            batches,
-            training.supervised_step(section.label_smoothing, mixed),
-            plan,
-            data,
-            preprocessing,
-            fabric,
-            resume=stage.resume,
-            head=models.head_of(model)[0],
+        history = learning.learn_labels(
+            stage, model, plan, section, params.student.augment, data, preprocessing, fabric
         )
     spec = learning.spec_of("small", source.spec["network"], preprocessing, data, {name: source.sha256})
     learning.finish(stage, model, spec, history)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -39,10 +40,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import psutil
 
-from tasks import lineage, tracking
+from tasks import integrity, lineage, processes, tracking
 from tasks.environment import CHECKED, FLOW, PROGRESS, repository_root, set_environment
 from tasks.tracking import Recorder
-from thinner.errors import UserError
+from thinner.errors import DamagedError, UserError
 
 if TYPE_CHECKING:
     from thinner.config import Params, Run
@@ -84,7 +85,7 @@ class Stage:
         Its name carries the hash of everything that the stage reads (command, dependencies, parameters), so
         that a checkpoint is only ever resumed by the very same job.
         """
-        folder = WORK / "resume" / f"{self.name}-{self.inputs_hash[:16]}"
+        folder = _resume_folder(self.name, self.inputs_hash)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -254,12 +255,14 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
         return _help(name, body)
     recorder = Recorder()
     status = "FAILED"
+    inputs: lineage.Inputs | None = None
     try:
         root = repository_root()
         with _only_one(name):
             _die_with_parents()
             params = _checked_params()
             inputs = lineage.inputs(root, name)
+            _mend_inputs(root, name, inputs)
             device = set_up_torch(params.run)
             recorder = tracking.start_stage_run(name, inputs.params, inputs.hash, inputs.upstream, device)
             stage = Stage(name, params, recorder, inputs.hash)
@@ -272,16 +275,25 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
     except ParamsError as error:
         print(error, file=sys.stderr, flush=True)
         return 2
+    except DamagedError as error:
+        if inputs is not None:  # whatever it was, of what this run kept nothing is believed
+            shutil.rmtree(_resume_folder(name, inputs.hash), ignore_errors=True)
+        print(f"{name}: {error}; {integrity.AGAIN}", file=sys.stderr, flush=True)
+        return 1
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return 1
     except Stopped as stop:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         status = "KILLED"
         with contextlib.suppress(OSError):  # whoever read our output may be what died
             print(f"{name}: stopped by {stop}", file=sys.stderr, flush=True)
         return 128 + stop.number
-    except Exception:  # noqa: BLE001 - shown whole, and the record still ends as FAILED
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - shown whole, and the record still ends as FAILED
+        if words := _of_the_disk(error):
+            print(f"{name}: {words}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
         return 1
     finally:
         recorder.end(status)
@@ -393,7 +405,43 @@ def _only_one(name: str) -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    # where it is raised in a callback or a destructor, Python swallows it: so it is raised again until it is heard
+    signal.signal(signal.SIGALRM, lambda *_: _stop(number, frame))
+    signal.setitimer(signal.ITIMER_REAL, 3.0)
     raise Stopped(number)
+
+
+def _resume_folder(name: str, inputs_hash: str) -> Path:
+    return WORK / "resume" / f"{name}-{inputs_hash[:16]}"
+
+
+def _mend_inputs(root: Path, name: str, inputs: lineage.Inputs) -> None:
+    """Raises UserError where something that the stage reads is not what was written, and cannot be brought back."""
+    found = integrity.mend_inputs(root, inputs)
+    for damage in found:
+        if damage.restored:
+            print(f"{name}: {damage}", flush=True)
+    if lost := [damage for damage in found if not damage.restored]:
+        raise UserError("; ".join(str(damage) for damage in lost))
+
+
+def _of_the_disk(error: BaseException) -> str:
+    """What a full or read-only disk means to a person; "" where it is something else."""
+    number = getattr(error, "errno", None)
+    file = getattr(error, "filename", None) or "what it makes"
+    text = str(error)
+    # NumPy and safetensors tell no error number
+    full = "No space left on device" in text or ("requested and" in text and "written" in text)
+    if full or number in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no room is left on the disk to write {file} ({shutil.disk_usage('.').free / 1e6:,.0f} MB free). "
+            "Make room, then run again: it goes on from the last state that was saved"
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"may not write or read {file} ({os.strerror(number)}). Change its owner or mode, then run again"
+    if number == errno.EIO:
+        return f"the disk fails to give or take {file} ({os.strerror(number)}). See the system's log"
+    return ""
 
 
 def _die_with_parents() -> None:
@@ -405,7 +453,7 @@ def _die_with_parents() -> None:
     """
     watched: list[tuple[int, float]] = []
     for parent in psutil.Process().parents():
-        watched.append((parent.pid, parent.create_time()))
+        watched.append((parent.pid, processes.started(parent.pid)))
         with contextlib.suppress(psutil.Error):
             if any(Path(word).name == "dvc" for word in parent.cmdline()[:3]):
                 break
@@ -418,7 +466,7 @@ def _die_with_parents() -> None:
         return
 
     def watch() -> None:
-        while all(tracking.is_alive(pid, started) for pid, started in watched):
+        while all(processes.is_alive(pid, started) for pid, started in watched):
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)  # the gentle way: partial outputs go, the run is marked
         time.sleep(5)

@@ -34,6 +34,7 @@ def teach(stage: Stage) -> None:
             top_k=section.top_k,
             features=features,
             on_images=lambda done: bar.update(done, images=done),
+            say=lambda text: stage.say(f"teach: {text}"),
         )
     stage.record.metrics({"teach/images": float(total)})
     for name, weight in chosen.weights.items():

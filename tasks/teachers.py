@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 
 from tasks import learning
-from thinner import checkpoint, signals, store, views
+from thinner import checkpoint, signals, store, views, whole
 from thinner.config import Params
+from thinner.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ def teacher(
 ) -> Chosen:
     """The teachers on ``device``, averaged as ``teach.combine`` says; the first one's ``features`` beside the logits.
 
-    Raises SignalsError for a file that does not fit the data, CheckpointError for a checkpoint of other classes.
+    Raises UserError for a teacher at chance (teach.at_chance), SignalsError for a file that does not fit the data,
+    CheckpointError for a checkpoint of other classes.
     """
     section = params.teach
     validation = data.splits["validation"]
     made: list[signals.Teacher] = []
     sha256: dict[str, str] = {}
+    known: dict[str, float] = {}  # accuracy on the validation split; of a file that may not have it, only if it counts
     for number, name in enumerate(section.teachers):
         if name.endswith(".npz"):
             needed = learning.training_pool(data)
@@ -42,7 +46,7 @@ def teacher(
                 needed = np.sort(np.concatenate([needed, validation]))
             names = json.loads(Path(learning.PREPARED, "names.json").read_text(encoding="utf-8"))
             made.append(signals.GivenTeacher(*signals.read_given(Path(name), names, data.classes, needed)))
-            sha256[name] = checkpoint.file_sha256(name)
+            sha256[name] = whole.file_sha256(name)
             continue
         loaded = checkpoint.load("data/finetune" if name == "finetune" else name)
         if list(loaded.spec["classes"]) != list(data.classes):
@@ -53,9 +57,16 @@ def teacher(
         model = loaded.model.to(device, memory_format=learning.memory_format_of(params))
         made.append(signals.NetworkTeacher(model, loaded.spec["preprocessing"], features if number == 0 else ()))
         sha256[name] = loaded.sha256
-    scores = [1.0] * len(made)
-    if section.combine == "accuracy":
-        scores = [_accuracy(one, data, validation, device) for one in made]
+        if loaded.spec.get("data_sha256") == data.sha256 and "val_accuracy" in loaded.spec:
+            known[name] = loaded.spec["val_accuracy"]
+    for name, one in zip(section.teachers, made, strict=True):
+        if name not in known and (section.combine == "accuracy" or not name.endswith(".npz")):
+            known[name] = _accuracy(one, data, validation, device)
+    if section.at_chance == "refuse":
+        for number, name in enumerate(section.teachers):
+            if name in known:
+                _refuse_chance(f"teach.teachers[{number}]: '{name}'", known[name], data)
+    scores = [known[name] if section.combine == "accuracy" else 1.0 for name in section.teachers]
     total = sum(scores)
     weights = {name: score / total for name, score in zip(section.teachers, scores, strict=True)}
     return Chosen(signals.average(made, scores), sha256, weights)
@@ -69,6 +80,20 @@ def _accuracy(one: signals.Teacher, data: store.Store, index: np.ndarray, device
         logits, _ = one(signals.View(data.images, some, 0, views.Policy(), 0, device))
         right += int((logits.argmax(1).cpu().numpy() == data.labels[some]).sum())
     return right / len(index)
+
+
+def _refuse_chance(what: str, accuracy: float, data: store.Store) -> None:
+    """Raise UserError for a teacher that is not shown to know more than which class is the most frequent one (exact
+    one-sided binomial test, 5 %; of fewer images than 100 it must only do better): its answers would be taught."""
+    labels = data.labels[data.splits["validation"]]
+    count, chance = len(labels), float(np.bincount(labels).max()) / len(labels)
+    shown = stats.binomtest(round(accuracy * count), count, chance, alternative="greater").pvalue <= 0.05
+    if accuracy <= chance or (count >= 100 and not shown):
+        raise UserError(
+            f"{what} names {accuracy:.1%} of {count:,} validation images right, and naming always the most frequent "
+            f"class would {chance:.1%}: it has nothing to teach. Train it longer (finetune.training), or with another "
+            "lr; look at labels and classes. To go on all the same: teach.at_chance: allow"
+        )
 
 
 _BATCH = 256

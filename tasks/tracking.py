@@ -1,4 +1,4 @@
-"""The only file that talks to MLflow. The record is written, and never read to decide what to run.
+"""The record, in MLflow. It is written, and never read to decide what to run.
 
     pipeline run    one per run of the flow that had something to do: its stages, every candidate's numbers
       distill       one per stage that ran: parameters, metrics per epoch, data set, outputs, tags
@@ -22,6 +22,7 @@ import logging
 import os
 import platform
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -34,10 +35,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
-from tasks import lockfile, mlflow_db
-from tasks.environment import FLOW, PARENT, home_root, set_environment
+from tasks import lockfile, mlflow_db, processes, unsent
+from tasks.environment import FLOW, PARENT, UNSENT, home_root, set_environment
 from thinner import shipping
 from thinner.errors import UserError
 
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "thinner"
+KEPT_HERE = "All goes on; what is recorded is kept here until the next run that reaches it, or: thinner sync"
 VARIANT = "THINNER_VARIANT"  # "kd seed 3": of a study, or of claims over seeds, told to its stages by flows.worktrees
 FLUSH_SECONDS = 2.0  # one log_batch in two seconds costs nothing; one log_metric a step costs 5 ms each
 FIGURES = "figures/all.html"
@@ -58,15 +58,30 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home_root() / 'mlflow.db'}"
 
 
+def shown_uri() -> str:
+    """The address for people to read."""
+    return _without_passwords(tracking_uri())
+
+
+def _without_passwords(text: str) -> str:
+    return re.sub(r"(?<=//)[^/@\s]*@", "***@", text)
+
+
 class Recorder:
     """Writes one MLflow run. Without one (`Recorder()`) every method does nothing: stages need not ask.
 
     Metrics, parameters and tags are handed to a thread and sent in batches, so that a slow server never holds
-    up training. When the server goes away in the middle, that is said once and the stage goes on unrecorded.
+    up training. When the server goes away in the middle, that is said once, and the rest is kept here until it can be
+    sent (tasks/unsent.py).
     """
 
     def __init__(
-        self, client: MlflowClient | None = None, run_id: str | None = None, experiment: str = "", stage_hash: str = ""
+        self,
+        client: MlflowClient | None = None,
+        run_id: str | None = None,
+        experiment: str = "",
+        stage_hash: str = "",
+        kept: bool = False,
     ) -> None:
         self.run_id = run_id
         self._client = client
@@ -74,7 +89,8 @@ class Recorder:
         self._joules = read_joules()
         self._metrics: list[tuple[str, float, int, int]] = []  # key, value, milliseconds since 1970, step
         self._calls: queue.SimpleQueue[Callable[[MlflowClient, str], None]] = queue.SimpleQueue()
-        self._guard = threading.Lock()
+        self._guard, self._switch = threading.Lock(), threading.Lock()
+        self._kept, self._said = kept, set[str]()
         self._wake = threading.Event()
         self._ending = False
         self._thread: threading.Thread | None = None
@@ -121,12 +137,8 @@ class Recorder:
         after."""
         if self._client is None or self.run_id is None:
             return
-        path = Path(path)
-        with self._or_go_on():
-            if path.is_dir():
-                self._client.log_artifacts(self.run_id, str(path), folder)
-            else:
-                self._client.log_artifact(self.run_id, str(path), folder)
+        log = "log_artifacts" if Path(path).is_dir() else "log_artifact"
+        self._do(lambda client, run_id: getattr(client, log)(run_id, str(path), folder))
 
     def candidates(self) -> None:
         """A run and a model for each candidate, from the files that evaluate has written: tasks/candidates.py."""
@@ -139,7 +151,7 @@ class Recorder:
             candidates.record(self._client, self._experiment, self._stage_hash, parent)
         except Exception as error:  # noqa: BLE001 - as above; the stage's own run may still be written
             print(
-                f"warning: the candidates are not in MLflow at {tracking_uri()} ({_first_line(error)}). "
+                f"warning: the candidates are not in MLflow at {shown_uri()} ({_first_line(error)}). "
                 "The stage goes on; `thinner promote` records what it ships.",
                 file=sys.stderr,
                 flush=True,
@@ -152,51 +164,52 @@ class Recorder:
         from tasks import candidates
 
         found = candidates.read_predictions()
-        with self._or_go_on():
-            candidates.log_predictions(self._client, self.run_id, found)
-            self.tags({candidates.TEST: candidates.test_digest()})
+        self._do(lambda client, run_id: candidates.log_predictions(client, run_id, found))
+        self.tags({candidates.TEST: candidates.test_digest()})
 
     def figures(self, figures: Mapping[str, Any]) -> None:
         """Plotly figures as a page that MLflow's UI shows, `figures/all.html`, and each as `figures/NAME.json` for
         `plotly.io.from_json`. One page, because the library is in it, five megabytes: it needs no network."""
         if self._client is None or self.run_id is None or not figures:
             return
-        with self._or_go_on():
-            page = ["<!doctype html><meta charset='utf-8'><title>Figures</title><body style='font-family: sans-serif'>"]
-            for number, (name, figure) in enumerate(figures.items()):
-                self._client.log_text(self.run_id, figure.to_json(), f"figures/{name}.json")
-                page.append(f"<h2>{name}</h2>")
-                page.append(figure.to_html(full_html=False, include_plotlyjs=number == 0, default_height="450px"))
-            self._client.log_text(self.run_id, "\n".join(page), FIGURES)
+        page = ["<!doctype html><meta charset='utf-8'><title>Figures</title><body style='font-family: sans-serif'>"]
+        texts = {}
+        for number, (name, figure) in enumerate(figures.items()):
+            texts[f"figures/{name}.json"] = figure.to_json()
+            page.append(f"<h2>{name}</h2>")
+            page.append(figure.to_html(full_html=False, include_plotlyjs=number == 0, default_height="450px"))
+        for file, text in {**texts, FIGURES: "\n".join(page)}.items():
+            self._do(lambda client, run_id, file=file, text=text: client.log_text(run_id, text, file))
 
     def figures_of(self, run_id: str) -> None:
         """The figures that another run has, as far as it has any: a pipeline run shows those of its report."""
-        if self._client is None or self.run_id is None:
-            return
-        with self._or_go_on(), tempfile.TemporaryDirectory() as folder:
-            if self._client.list_artifacts(run_id, "figures"):
-                found = self._client.download_artifacts(run_id, "figures", folder)
-                self._client.log_artifacts(self.run_id, found, "figures")
+
+        def copy(client: MlflowClient, own: str) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                if client.list_artifacts(run_id, "figures"):
+                    client.log_artifacts(own, client.download_artifacts(run_id, "figures", folder), "figures")
+
+        self._do(copy)
 
     def runs_of(self, stages: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """By stage, `took` of the newest run that made its result; `stages` maps each to the hash of its inputs. One
         that was made elsewhere is left out. To be shown to people: nothing is decided by it."""
         found: dict[str, dict[str, Any]] = {}
-        if self._client is None:
-            return found
-        with self._or_go_on():
+
+        def look(client: MlflowClient, _: str) -> None:
             for name, stage_hash in stages.items():
-                if run_id := find_run(self._client, self._experiment, name, stage_hash):
-                    found[name] = took(self._client, run_id)
+                if run_id := find_run(client, self._experiment, name, stage_hash):
+                    found[name] = took(client, run_id)
+
+        self._do(look)
         return found
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows with equal keys as `tables/NAME.json`: MLflow's UI shows it as a table, and lays runs side by side."""
         if self._client is None or self.run_id is None or not rows:
             return
-        with self._or_go_on():
-            columns = {key: [row.get(key) for row in rows] for key in rows[0]}
-            self._client.log_table(self.run_id, columns, f"tables/{name}.json")
+        columns = {key: [row.get(key) for row in rows] for key in rows[0]}
+        self._do(lambda client, run_id: client.log_table(run_id, columns, f"tables/{name}.json"))
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED. Waits for what is unsent, at most half a minute."""
@@ -205,9 +218,7 @@ class Recorder:
             self._ending = True
             self._wake.set()
             self._thread.join(timeout=30)
-        if self._client is not None and self.run_id is not None:
-            with self._or_go_on():
-                self._client.set_terminated(self.run_id, status)
+        self._do(lambda client, run_id: client.set_terminated(run_id, status))
 
     def _later(self, call: Callable[[MlflowClient, str], None]) -> None:
         if self._client is not None:
@@ -222,34 +233,73 @@ class Recorder:
     def _send(self) -> None:
         from mlflow.entities import Metric
 
-        client, run_id = self._client, self.run_id
-        if client is None or run_id is None:
-            return
         with self._guard:
             waiting, self._metrics = self._metrics, []
-        with self._or_go_on():
-            while True:
-                try:
-                    call = self._calls.get_nowait()
-                except queue.Empty:
-                    break
-                call(client, run_id)
-            for start in range(0, len(waiting), BATCH):
-                client.log_batch(run_id, metrics=[Metric(*metric) for metric in waiting[start : start + BATCH]])
+        while True:
+            try:
+                call = self._calls.get_nowait()
+            except queue.Empty:
+                break
+            self._do(call)
+        for start in range(0, len(waiting), BATCH):
+            some = [Metric(*metric) for metric in waiting[start : start + BATCH]]
+            self._do(lambda client, run_id, some=some: client.log_batch(run_id, metrics=some))
 
-    @contextlib.contextmanager
-    def _or_go_on(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - whatever a broken record raises, hours of training must survive it
-            if self._client is not None:
-                self._client = None
-                print(
-                    f"warning: MLflow at {tracking_uri()} no longer answers ({_first_line(error)}). "
-                    "The stage goes on; the rest of it is not recorded.",
-                    file=sys.stderr,
-                    flush=True,
+    def _do(self, call: Callable[[MlflowClient, str], object]) -> None:
+        """Whatever a broken record raises, hours of training must survive it."""
+        for _ in range(2):  # there, and if that is gone, here
+            client, run_id = self._client, self.run_id
+            if client is None or run_id is None:
+                return
+            try:
+                call(client, run_id)
+            except Exception as error:  # noqa: BLE001 - as above
+                if _is_gone(error):
+                    self._go_on_here(client, error)
+                    continue
+                self._warn(f"this could not be recorded: {_first_line(error)}. The stage goes on")
+            return
+
+    def _go_on_here(self, gone: MlflowClient, error: Exception) -> None:
+        with self._switch:
+            if self._client is not gone:  # the other thread was faster
+                return
+            self._client = None
+            if self._kept or self.run_id is None:
+                self._warn(f"nothing more is recorded ({_first_line(error)}). The stage goes on")
+                return
+            try:
+                self._client, self._experiment, self.run_id = _continued(gone, self.run_id)
+                self._kept = True
+                self._warn(f"MLflow at {shown_uri()} no longer answers ({_first_line(error)}). {KEPT_HERE}")
+            except Exception as other:  # noqa: BLE001 - as above
+                self._warn(
+                    f"MLflow at {shown_uri()} no longer answers ({_first_line(error)}), and the rest cannot be kept "
+                    f"here ({_first_line(other)}). The stage goes on; it is not recorded"
                 )
+
+    def _warn(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether it is the store that fails, and not what it was asked for."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, MlflowException):
+        return error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+    return isinstance(error, SQLAlchemyError | ConnectionError | TimeoutError)
+
+
+def _continued(gone: MlflowClient, run_id: str) -> tuple[MlflowClient, str, str]:
+    """(client, experiment, run) of a run here that is the rest of ``run_id`` there."""
+    with _database_lock():
+        client, experiment = unsent.open_store()
+    tags = {unsent.CONTINUES: run_id, "host": socket.gethostname(), **_process()}
+    return client, experiment, str(client.create_run(experiment, run_name="rest", tags=tags).info.run_id)
 
 
 def start_stage_run(
@@ -259,13 +309,12 @@ def start_stage_run(
 
     `upstream` maps each upstream stage to its stage hash; their runs become tags `upstream.NAME`.
 
-    Raises:
-        UserError: MLflow cannot be reached or refuses, before anything has been computed.
+    Where MLflow does not answer, the run is kept here, and that is said.
     """
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
     lockfile.keep(Path.cwd())  # also of runs by `dvc repro` alone
-    client, experiment = connect()
+    client, experiment, kept = connect_or_keep()
     with reachable():
         parent = os.environ.get(PARENT)
         shown, variant = name_and_tags(name)
@@ -286,7 +335,7 @@ def start_stage_run(
             if made_by:
                 tags[tag_of("upstream", stage)] = made_by
         run = client.create_run(experiment, run_name=shown, tags=tags)
-    recorder = Recorder(client, run.info.run_id, experiment, stage_hash)
+    recorder = Recorder(client, run.info.run_id, experiment, stage_hash, kept)
     recorder.params(section)
     return recorder
 
@@ -374,6 +423,36 @@ def connect() -> tuple[MlflowClient, str]:
         return client, _experiment(client)
 
 
+def connect_or_keep() -> tuple[MlflowClient, str, bool]:
+    """`connect`, or where nothing usable answers there, a store here, which is said; and whether it is the latter.
+
+    All of a flow's runs go to the same place: what its first process found holds for the others (THINNER_UNSENT).
+    """
+    if os.environ.get(UNSENT) != "yes":
+        try:
+            return (*connect(), False)
+        except UserError as error:
+            print(f"warning: {str(error).splitlines()[0]}. {KEPT_HERE}", file=sys.stderr, flush=True)
+            os.environ[UNSENT] = "yes"  # one wait is enough for a process
+    with _database_lock():
+        return (*unsent.open_store(), True)
+
+
+def sync() -> int:
+    """Send what MLflow's server has missed; returns the number of runs.
+
+    Raises:
+        UserError: the server does not answer; nothing is lost.
+    """
+    if not unsent.is_any():
+        return 0
+    client, experiment = connect()
+    with reachable(), _database_lock():
+        kept, here = unsent.open_store()
+        _mark_killed(kept, here)
+        return unsent.send(client, experiment)
+
+
 def _experiment(client: MlflowClient) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     found = client.get_experiment_by_name(name)
@@ -393,7 +472,7 @@ def reachable() -> Iterator[None]:
         raise
     except Exception as error:  # requests, SQLAlchemy, OSError: each store has its own family
         raise UserError(
-            f"MLflow at {tracking_uri()} cannot be used: {_first_line(error)}\n"
+            f"MLflow at {shown_uri()} cannot be used: {_first_line(error)}\n"
             "Start that server, or `unset MLFLOW_TRACKING_URI` to record into ./mlflow.db"
         ) from error
 
@@ -433,8 +512,7 @@ def origin() -> dict[str, str]:
     tags = {f"version.{name}": version for name in VERSIONS if (version := version_of(name))}
     tags["version.python"] = platform.python_version()
     tags["host"] = socket.gethostname()
-    tags["pid"] = str(os.getpid())
-    tags["pid.started"] = f"{psutil.Process().create_time():.2f}"
+    tags |= _process()
     if name := os.environ.get("DVC_EXP_NAME"):
         tags["dvc.experiment"] = name
     if here := commit():
@@ -442,6 +520,10 @@ def origin() -> dict[str, str]:
         tags["git.commit"] = here
         tags["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
+
+
+def _process() -> dict[str, str]:
+    return {"pid": str(os.getpid()), "pid.started": f"{processes.started(os.getpid()):.2f}"}
 
 
 def commit() -> str:
@@ -488,7 +570,7 @@ def log_dataset(
 def open_pipeline_run(name: str | None = None) -> str:
     """Open the run above the stages' runs (a study's, or of claims over seeds, where it has a ``name``); also mark what
     died without saying so. Returns its id."""
-    client, experiment = connect()
+    client, experiment, _ = connect_or_keep()
     with reachable():
         _mark_killed(client, experiment)
         kind = "study" if name else "pipeline"
@@ -502,8 +584,11 @@ def open_pipeline_run(name: str | None = None) -> str:
 
 def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[str, str]]) -> None:
     """`stages` maps each stage to `state` (what the flow called it) and `hash` (its dvc.stage_hash)."""
-    client, experiment = connect()
-    recorder = Recorder(client, run_id)
+    began_here = os.environ.get(UNSENT) == "yes"
+    client, experiment, kept = connect_or_keep()
+    if kept and not began_here:  # the server went away in between
+        client, experiment, run_id = _continued(client, run_id)
+    recorder = Recorder(client, run_id, experiment, kept=kept)
     with reachable():  # a stage that did not end within its grace could not end its run either
         _mark_killed(client, experiment)
     lines = ["| stage | state | run | took | energy |", "|---|---|---|---:|---:|"]
@@ -536,6 +621,15 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
             if file.exists():
                 recorder.artifact(file, file.name if file.is_dir() else None)
     recorder.end(status)
+
+
+def _end(run_id: str, status: str) -> None:
+    began_here = os.environ.get(UNSENT) == "yes"
+    client, _, kept = connect_or_keep()
+    if kept and not began_here:
+        client, _, run_id = _continued(client, run_id)
+    with reachable():
+        client.set_terminated(run_id, status)
 
 
 def _cost(client: MlflowClient, run_id: str | None) -> str:
@@ -613,38 +707,31 @@ def _mark_killed(client: MlflowClient, experiment: str) -> None:
     here = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
     for run in client.search_runs([experiment], here, max_results=1000):
         tags = run.data.tags
-        if "pid" in tags and not is_alive(int(tags["pid"]), float(tags.get("pid.started", 0))):
+        if "pid" in tags and not processes.is_alive(int(tags["pid"]), float(tags.get("pid.started", 0))):
             client.set_terminated(run.info.run_id, "KILLED")
-
-
-def is_alive(pid: int, started: float) -> bool:
-    """Whether this very process lives: ids are used again, so the moment of its start (seconds) must
-    agree."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return _without_passwords(text.splitlines()[0])[:300]
 
 
 def main(arguments: list[str]) -> int:
-    """`open [NAME]` prints the new run's id; `close ID STATUS` reads the stages as JSON from standard input, and brings
-    what was made to the model registry; `end ID STATUS` only ends it."""
+    """`open [NAME]` prints the new run's id, behind "kept" where it is kept here, else "there"; `close ID STATUS` reads
+    the stages as JSON from standard input, and brings what was made to the model registry; `end ID STATUS` only ends
+    it."""
     set_environment()
     try:
         if arguments[0] == "open":
-            print(open_pipeline_run(*arguments[1:2]))
+            run_id = open_pipeline_run(*arguments[1:2])
+            print("kept" if os.environ.get(UNSENT) == "yes" else "there", run_id)
         elif arguments[0] == "end":
-            with reachable():
-                connect()[0].set_terminated(arguments[1], arguments[2])
+            _end(arguments[1], arguments[2])
         else:
             stages = json.load(sys.stdin)
             close_pipeline_run(arguments[1], arguments[2], stages)
+            if unsent.is_any():
+                print(f"{sync()} runs that MLflow had missed are in it now")
             if arguments[2] == "FINISHED" and "report" in stages:
                 _bring_to_registry()
     except UserError as error:

@@ -18,7 +18,14 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 # They decide what is recorded or refused, never what is computed: a better message, or a new key of another stage, must
 # not train a network again. (The values of params.yaml are dependencies by themselves.)
-ONLY_WATCH = {"tasks.lineage", "tasks.tracking", "thinner.config", "thinner.checks"}
+ONLY_WATCH = {
+    "tasks.integrity",
+    "tasks.lineage",
+    "tasks.processes",
+    "tasks.tracking",
+    "thinner.config",
+    "thinner.checks",
+}
 SHARED_SECTIONS = {"run", "data", "student", "claims", "ship"}  # sections that are not a stage's
 
 

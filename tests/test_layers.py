@@ -19,6 +19,7 @@ ONLY = {
     "mlflow": {
         "tasks/mlflow_db.py",
         "tasks/tracking.py",
+        "tasks/unsent.py",
         "tasks/candidates.py",
         "tasks/registry.py",
         "tasks/served.py",

@@ -8,9 +8,7 @@ no building gives them, and they lie among the weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Container
 from dataclasses import dataclass
@@ -21,14 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from thinner import models
-from thinner.errors import UserError
+from thinner import models, whole
+from thinner.errors import DamagedError, UserError
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be read: missing, damaged, or not of this network."""
+    """A checkpoint cannot be read: missing, or not of this network."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,16 @@ def save(folder: str | Path, model: nn.Module, spec: dict[str, Any]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     spec = {**spec, "pruned": changed_dimensions(model, spec["network"])}
     state = {n: t.detach().cpu().contiguous().clone() for n, t in saved_tensors(model, spec).items()}
-    _replace(folder / WEIGHTS, lambda path: save_file(state, path))
-    _replace(folder / SPEC, lambda path: path.write_text(json.dumps(spec, indent=1, sort_keys=True) + "\n"))
-    return file_sha256(folder / WEIGHTS)
+    whole.write(folder / WEIGHTS, lambda path: save_file(state, path))
+    return write_spec(folder, spec, WEIGHTS)
+
+
+def write_spec(folder: Path, spec: dict[str, Any], weights: str) -> str:
+    """Write ``model.json``, which vouches for itself and the file ``weights`` beside it; returns that one's SHA-256."""
+    sealed = whole.sealed(spec, {weights: folder / weights})
+    text = json.dumps(sealed, indent=1, sort_keys=True) + "\n"
+    whole.write(folder / SPEC, lambda path: path.write_text(text, encoding="utf-8"))
+    return str(sealed["integrity"]["files"][weights])
 
 
 def saved_tensors(model: nn.Module, spec: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -61,38 +66,52 @@ def saved_tensors(model: nn.Module, spec: dict[str, Any]) -> dict[str, torch.Ten
     return model.state_dict() | _hidden(model, (spec.get("pruned") or {}).get("shapes", {}))
 
 
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def load(folder: str | Path) -> Loaded:
-    """Build the network from its spec and fill it strictly. Raises CheckpointError."""
+    """Build the network from its spec and fill it strictly. Raises CheckpointError; DamagedError where a file is not
+    what was written."""
     folder = Path(folder)
     spec = read_spec(folder)
     weights = folder / WEIGHTS
+    digest = check_file(weights)
     try:
         state = load_file(weights)
-    except FileNotFoundError:
-        raise CheckpointError(f"{weights}: no such file. Make it again: dvc repro, or dvc checkout") from None
     except Exception as error:
-        raise CheckpointError(f"{weights}: damaged ({error}). Make it again: dvc checkout --force {folder}") from error
-    return Loaded(_fill(spec, state, weights), spec, file_sha256(weights))
+        raise DamagedError(f"{weights}: damaged ({error}). Make it again: dvc checkout --force {folder}") from error
+    return Loaded(_fill(spec, state, weights), spec, digest)
+
+
+def check_file(path: Path) -> str:
+    """SHA-256 of a model's file. Raises DamagedError where ``model.json`` beside it knows another one."""
+    try:
+        digest = whole.file_sha256(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file. Make it again: dvc repro, or dvc checkout") from None
+    known = _read(path.parent)[1].get(path.name)
+    if known not in (None, digest):
+        raise DamagedError(
+            f"{path}: is not what was written (SHA-256 {digest[:12]}, {SPEC} beside it says {known[:12]}). "
+            f"Make it again: dvc checkout --force {path.parent}"
+        )
+    return digest
 
 
 def read_spec(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / SPEC
+    """What ``model.json`` says of the model beside it. Raises CheckpointError; DamagedError where a bit has flipped."""
+    return _read(Path(folder))[0]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    path = folder / SPEC
     try:
-        spec = json.loads(path.read_text())
+        spec = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. Make it: thinner run") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}). Make it again: dvc checkout --force {folder}") from error
-    missing = {"network", "classes", "preprocessing"} - set(spec)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path}: not JSON ({error}). Make it again: dvc checkout --force {folder}") from error
+    missing = {"network", "classes", "preprocessing"} - set(spec if isinstance(spec, dict) else {})
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(sorted(missing))}. It was not written by thinner")
-    return dict(spec)
+    return whole.opened(spec, path)
 
 
 def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) -> nn.Module:
@@ -192,8 +211,3 @@ def apply_dimensions(model: nn.Module, pruned: dict[str, Any]) -> None:
             module.register_parameter(leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
         else:
             module.register_buffer(leaf, empty, persistent=leaf not in module._non_persistent_buffers_set)
-
-
-def file_sha256(path: str | Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

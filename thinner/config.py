@@ -221,6 +221,7 @@ class Feature(Section):
 class Teach(Section):
     teachers: Annotated[list[str], Field(min_length=1)]
     combine: Literal["mean", "accuracy"]
+    at_chance: Literal["refuse", "allow"]
     views: Count
     batch_size: Count
     top_k: Count | None

@@ -10,5 +10,9 @@ class UserError(Exception):
     """Something a person can mend; `str()` of it is the whole message."""
 
 
+class DamagedError(UserError):
+    """A file is not what was written."""
+
+
 class NetworkError(UserError):
     """A network or its weights cannot be had as asked."""

@@ -63,6 +63,7 @@ def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, ch
     if (folder / "model.pt2").is_file():
         from thinner import export
 
+        checkpoint.check_file(folder / "model.pt2")
         # without eval(): a program has no modes, it was exported in that one
         return _torch_candidate(export.open_pt2(folder / "model.pt2"), None, folder, device, channels_last)
     if (folder / checkpoint.WEIGHTS).is_file():
@@ -119,6 +120,7 @@ def _open_onnx(folder: Path, threads: int) -> Candidate:
     # imported here because onnx and its runtime cost a second that PyTorch candidates need not pay
     from thinner import export
 
+    checkpoint.check_file(folder / "model.onnx")
     session = export.open_session(folder / "model.onnx", threads)
     return Candidate(
         runtime="onnxruntime",

@@ -15,7 +15,10 @@ view that the student will see (thinner.views), rounded to float16 and to nothin
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +31,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thinner import models, views
-from thinner.errors import UserError
+from thinner import models, views, whole
+from thinner.errors import DamagedError, UserError
 from thinner.mapped import take
 
 _HALF = 65504.0  # the largest float16
+_MARK_EVERY = 20  # batches; a run that was killed goes on from there
 
 
 class SignalsError(UserError):
@@ -283,49 +287,50 @@ def write_signals(
     top_k: int | None = None,
     features: Sequence[Feature] = (),
     on_images: Callable[[int], None] = lambda done: None,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Ask ``teacher`` for ``count`` views of the images ``index`` (sorted) and write the set into ``folder``.
 
-    The arrays grow in ``work``, which outlives a killed run: a new call goes on after the last whole batch. Raises
-    SignalsError before the first when the disk has no room for the set.
+    The arrays grow in ``work``, which outlives a killed run: a new call goes on after the last whole batch, if what is
+    there has the checksum that it had (else that is said by ``say``). Raises SignalsError before the first when the
+    disk has no room for the set.
     """
     first = answer(teacher(View(images, index[:1], 0, policy, seed, device)), top_k, features)
     classes = int(first.pop("width")[0])
     total = count * len(index)
     needed = sum(total * values[0].nbytes for values in first.values())
     mark = work / "done.json"
-    done = json.loads(mark.read_text())["done"] if mark.exists() else 0
+    done, said_before = _state_of(mark)
     free = shutil.disk_usage(work).free
     if not done and needed > free:
         raise SignalsError(
             f"teach: the signals take {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left. "
             "Lower teach.views, set teach.top_k, or keep fewer or pooled teach.features"
         )
-    arrays = {
-        name: np.lib.format.open_memmap(
-            work / f"{name}.npy",
-            mode="r+" if done else "w+",
-            dtype=values.dtype,
-            shape=(count, len(index), *values.shape[1:]),
-        )
-        for name, values in first.items()
-    }
+    shapes = {name: (count, len(index), *values.shape[1:]) for name, values in first.items()}
+    arrays = {name: _grown(work / f"{name}.npy", shapes[name], values.dtype, done) for name, values in first.items()}
+    digest = hashlib.sha256()
+    for start in range(0, done, batch_size):
+        for number, rows in _places(start, min(start + batch_size, total), len(index)):
+            for name in sorted(arrays):
+                digest.update(arrays[name][number, rows].tobytes())
+    if done and digest.hexdigest() != said_before:
+        say(f"{work}: the signals kept there are not what was written; all are asked for anew")
+        done, digest = 0, hashlib.sha256()
     for start in range(done, total, batch_size):
         end = min(start + batch_size, total)
-        for number in range(start // len(index), -(-end // len(index))):  # a batch may reach into further views
-            rows = slice(max(0, start - number * len(index)), min(len(index), end - number * len(index)))
+        for number, rows in _places(start, end, len(index)):
             said = teacher(View(images, index[rows], number, policy, seed, device))
-            for name, values in answer(said, top_k, features).items():
+            for name, values in sorted(answer(said, top_k, features).items()):
                 if name in arrays:
                     arrays[name][number, rows] = values
+                    digest.update(values.tobytes())
         done = end
         on_images(done)
-        if (start // batch_size) % 20 == 19:
+        if (start // batch_size) % _MARK_EVERY == _MARK_EVERY - 1:
             for array in arrays.values():
                 array.flush()
-            partial = mark.with_suffix(".partial")
-            partial.write_text(json.dumps({"done": done}))
-            partial.replace(mark)
+            whole.write_json(mark, {"done": done, "sha256": digest.hexdigest()})
     for array in arrays.values():
         array.flush()
     names = list(arrays)
@@ -337,6 +342,38 @@ def write_signals(
     mark.unlink(missing_ok=True)  # from here on the arrays leave `work` one by one: not a state to go on from
     for name in names:
         shutil.move(work / f"{name}.npy", folder / f"{name}.npy")
+
+
+def _state_of(mark: Path) -> tuple[int, str]:
+    """(signals that are there, SHA-256 of them in the order in which they were asked for) of a run that was killed."""
+    try:
+        found = whole.read_json(mark)
+    except (FileNotFoundError, DamagedError):
+        return 0, ""
+    return found["done"], found["sha256"]
+
+
+def _grown(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], done: int) -> Any:
+    """The array in ``file``, of which something may be there; its whole room is taken now, as a disk that fills under a
+    memory map ends the process without a word."""
+    if done:
+        with contextlib.suppress(Exception):  # NumPy evaluates the header, so whatever Python raises
+            array = np.lib.format.open_memmap(file, mode="r+")
+            if array.shape == shape and array.dtype == dtype:
+                return array
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return array
+
+
+def _places(start: int, end: int, images: int) -> list[tuple[int, slice]]:
+    """(view, rows) of the signals from ``start`` to ``end``: a batch may reach into further views."""
+    return [
+        (number, slice(max(0, start - number * images), min(images, end - number * images)))
+        for number in range(start // images, -(-end // images))
+    ]
 
 
 def answer(

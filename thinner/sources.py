@@ -165,8 +165,8 @@ def check_files(root: str | Path, source: str) -> None:
 
     That is names that are not UTF-8, links to nothing, FIFOs and their like, folders that may not be read, and links to
     folders, behind which DVC does not look: a changed picture would go unnoticed, and a link to a folder above holds
-    everything again. Sets of torchvision,
-    which do not change, may lie behind one; ``root`` itself may be a link, and so may files.
+    everything again. Sets of torchvision, which do not change, may lie behind one; ``root`` itself may be a link, and
+    so may files.
     """
 
     def refuse(path: str, what: str) -> DataError:

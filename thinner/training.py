@@ -1,14 +1,13 @@
 """The one training loop. Fine-tuning, the control, distillation and recovery differ only in ``step``.
 
 Everything random is a function of the step's number: which images a batch holds, which views of them, dropout,
-mixup. So a run that was killed goes on from its last validation and ends with the very same weights.
+mixup. So a run that was killed goes on from its last saved state and ends with the very same weights.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +19,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from lightning_fabric import Fabric
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from thinner import views
-from thinner.errors import UserError
+from thinner import views, whole
+from thinner.errors import DamagedError, UserError
 from thinner.mapped import take
 
 Row = dict[str, float]
+SAVE_SECONDS = 20.0  # a state of every size that fits here is on the disk in a second
 
 
 class TrainingError(UserError):
@@ -259,8 +257,10 @@ def fit(
     compiled: bool = False,
     extra: nn.Module | None = None,
     resume: Path | None = None,
+    save_seconds: float = SAVE_SECONDS,
     on_step: Callable[[int, Row], None] = lambda number, row: None,
     on_validation: Callable[[Row], None] = lambda row: None,
+    say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Train ``model`` in place for ``steps`` steps and leave it with the weights that validated best.
 
@@ -270,8 +270,10 @@ def fit(
     are the exponential moving average. ``patience`` validations without a better one end the training.
     ``extra`` are modules that train along and are thrown away (regressors of feature losses).
 
-    After each validation the whole state goes to ``resume``; a new call with the same arguments goes on there.
-    Returns one row per validation. Raises TrainingError when the loss is not finite.
+    After each validation, and after ``save_seconds`` without one, the whole state goes to ``resume``; a new call with
+    the same arguments goes on there. A state that is not what was written is said (``say``) and not used. Returns one
+    row per validation. Raises TrainingError as soon as the loss is not finite (on a GPU, which would have to wait for
+    its every number, within ten steps).
     """
     bare = model
     base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -282,12 +284,21 @@ def fit(
     average = _average(bare, ema) if ema > 0 else None
     history: list[Row] = []
     best: dict[str, Tensor] = {}
-    start = 0
+    start = count = 0
+    sums: dict[str, Tensor] = {}
     state_file = resume / "training.safetensors" if resume is not None else None
     if state_file is not None and state_file.exists():
-        start, history, best = _restore(state_file, bare, optimizer, average, extra, fabric)
-    sums: dict[str, Tensor] = {}
-    count = 0
+        try:
+            tensors, about = whole.read_tensors(state_file)
+        except DamagedError as error:
+            say(f"{error}; training begins anew")
+            if fabric.global_rank == 0:
+                state_file.unlink()
+        else:
+            best = _restore(tensors, bare, optimizer, average, extra)
+            start, history, count = about["done"], about["history"], about["count"]
+            sums = {name: value.to(fabric.device) for name, value in _part(tensors, "sums").items()}
+    saved = time.monotonic()
     stale = _stale(history)
     bare.train()
     for number in range(start, steps):
@@ -309,13 +320,9 @@ def fit(
             sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
         count += 1
         done = number + 1
+        _check_finite(sums["loss"], done, steps, fabric)
         if done % validate_every == 0 or done == steps:
             means = {name: float(total) / count for name, total in sums.items()}
-            if not math.isfinite(means["loss"]):
-                raise TrainingError(
-                    f"loss is {means['loss']} at step {done} of {steps}. Lower training.lr, set "
-                    "training.clip_norm: 1.0, or run.precision: fp32"
-                )
             judged = bare if average is None else average.module
             row = {"step": float(done), "lr": optimizer.param_groups[0]["lr"], **means, **validate(judged)}
             row = fabric.broadcast(row)  # all processes decide by the numbers of the first
@@ -327,11 +334,16 @@ def fit(
             sums, count = {}, 0
             on_validation(row)
             on_step(done, {"loss": row["loss"], "val_accuracy": row["val_accuracy"]})
-            if state_file is not None and fabric.global_rank == 0:
-                _store(state_file, done, history, best, bare, optimizer, average, extra)
             fabric.barrier()
         elif done % 10 == 0:
             on_step(done, {"loss": float(sums["loss"]) / count})
+        due = not count or time.monotonic() - saved > save_seconds
+        if due and state_file is not None and fabric.global_rank == 0:
+            if count:  # between two validations the loss may not have been looked at
+                _refuse_infinite(sums["loss"], done, steps)
+            about = {"done": done, "history": history, "count": count}
+            whole.write_tensors(state_file, _state(best, sums, bare, optimizer, average, extra), about)
+            saved = time.monotonic()
     bare.load_state_dict(best)
     bare.eval()
     return history
@@ -351,54 +363,64 @@ def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
     )
 
 
-def _store(
-    path: Path,
-    done: int,
-    history: list[Row],
+def _check_finite(loss: Tensor, done: int, steps: int, fabric: Fabric) -> None:
+    """``loss``: a sum, in which one number that is none stays. All processes must find the same, or some would wait for
+    others that have gone."""
+    if fabric.world_size > 1:
+        if done % 10 == 0 or done == steps:
+            _refuse_infinite(fabric.all_reduce(loss.clone(), reduce_op="sum"), done, steps)
+    elif loss.device.type == "cpu" or done % 10 == 0 or done == steps:
+        _refuse_infinite(loss, done, steps)
+
+
+def _refuse_infinite(loss: Any, done: int, steps: int) -> None:
+    if not math.isfinite(value := float(loss)):
+        raise TrainingError(
+            f"loss is {value} at step {done} of {steps}. Lower training.lr, set training.clip_norm: 1.0, or "
+            "run.precision: fp32"
+        )
+
+
+def _state(
     best: dict[str, Tensor],
+    sums: dict[str, Tensor],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None,
     extra: nn.Module | None,
-) -> None:
-    tensors = {f"best.{n}": t for n, t in best.items()}
-    tensors |= {f"model.{n}": t for n, t in model.state_dict().items()}
+) -> dict[str, Tensor]:
+    parts = {"best": best, "sums": sums, "model": model.state_dict()}
     if average is not None:
-        tensors |= {f"average.{n}": t for n, t in average.state_dict().items()}
+        parts["average"] = average.state_dict()
     if extra is not None:
-        tensors |= {f"extra.{n}": t for n, t in extra.state_dict().items()}
+        parts["extra"] = extra.state_dict()
+    tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {
             f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items() if value is not None
         }
-    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"done": str(done), "history": json.dumps(history)})
-    os.replace(temporary, path)
+    return tensors
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
 
 
 def _restore(
-    path: Path,
+    tensors: dict[str, Tensor],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None,
     extra: nn.Module | None,
-    fabric: Fabric,
-) -> tuple[int, list[Row], dict[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
-
-    model.load_state_dict(part("model"))
+) -> dict[str, Tensor]:
+    """What ``_state`` took, put back; returns the weights that validated best."""
+    model.load_state_dict(_part(tensors, "model"))
     if average is not None:
-        average.load_state_dict(part("average"))
+        average.load_state_dict(_part(tensors, "average"))
     if extra is not None:
-        extra.load_state_dict(part("extra"))
+        extra.load_state_dict(_part(tensors, "extra"))
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in part("optimizer").items():
+    for name, tensor in _part(tensors, "optimizer").items():
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -408,7 +430,7 @@ def _restore(
                 if isinstance(value, Tensor) and key != "step":
                     # laid out like its parameter (channels_last, maybe): fused optimisers walk both as raw memory
                     optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
-    return int(metadata["done"]), json.loads(metadata["history"]), part("best")
+    return _part(tensors, "best")
 
 
 @torch.inference_mode()

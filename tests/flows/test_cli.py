@@ -29,6 +29,8 @@ VERBS = (
     "run",
     "stage",
     "status",
+    "verify",
+    "sync",
     "report",
     "claims",
     "compare",
@@ -81,6 +83,27 @@ def test_status_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     rows = {line.split()[0]: line for line in runner.invoke(cli.app, ["status"]).output.splitlines()}
     assert "a deleted" in rows["first"]
     assert "out of date" in rows["second"]
+
+
+def test_verify_says_what_was_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    (tmp_path / "dvc.yaml").write_text("stages:\n  first: {cmd: echo 1 > a, outs: [a]}\n")
+    for command in (["init", "--no-scm", "--quiet"], ["repro", "--quiet"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    done = runner.invoke(cli.app, ["verify"])
+    assert done.exit_code == 0 and "1 results of 1 stages: all as they were written" in done.output
+    (copy,) = (file for file in (tmp_path / ".dvc/cache/files/md5").rglob("*") if file.is_file())
+    for path in (tmp_path / "a", copy):
+        before = path.stat()
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.write(b"3")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        path.chmod(before.st_mode)
+    done = runner.invoke(cli.app, ["verify"])
+    assert done.exit_code == 1
+    assert "a is not what first wrote" in done.output and "thinner run" in done.output
 
 
 def test_report_says_what_to_do_when_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 (tests/toy.py)."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -317,6 +319,29 @@ def test_a_flow_that_is_killed_while_its_server_starts_leaves_no_server(toy: Toy
 
 
 @pytest.mark.integration
+def test_a_result_that_is_damaged_everywhere_is_made_again_in_the_same_run(toy: Toy) -> None:
+    """Bits flipped in the workspace and in DVC's cache, of which DVC sees nothing."""
+    assert "up to date" in toy.run("dvc", "status").stdout  # DVC has seen all files as they lie here
+    made = toy.root / "data/finetune/model.json"
+    before = made.read_bytes()
+    digest = hashlib.md5(before).hexdigest()
+    for path in (made, toy.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]):
+        state = path.stat()
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.write(bytes([before[0] ^ 1]))
+        path.chmod(state.st_mode)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert "up to date" in toy.run("dvc", "status").stdout
+    toy.change_param("temperature: ", "temperature: 1")
+    done = toy.pipeline()
+    assert "data/finetune/model.json is not what finetune wrote" in done.stdout
+    assert toy.ran() == ["finetune", "distill"] and made.read_bytes() == before
+    assert "ran: finetune, distill" in done.stdout or "finetune" in done.stdout
+    assert "up to date" in toy.run("dvc", "status").stdout
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_a_lock_file_that_was_cut_off_is_mended_and_nothing_is_trained_again(toy: Toy, share: float) -> None:
     lock = toy.root / "dvc.lock"
@@ -377,11 +402,43 @@ def test_an_experiment_in_a_copy_is_recorded_in_the_repository_that_the_person_s
 
 
 @pytest.mark.integration
-def test_wrong_parameters_and_a_dead_mlflow_are_told_before_anything_runs(toy: Toy) -> None:
+def test_what_a_dead_mlflow_misses_is_sent_by_the_next_run_that_reaches_it(toy: Toy) -> None:
+    before = len(_runs(toy))
     toy.change_param("temperature: ", "temperature: 1")
-    done = toy.pipeline(check=False, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert done.returncode == 1
-    assert "MLflow at http://127.0.0.1:9 cannot be used" in done.stdout
+    done = toy.pipeline(MLFLOW_TRACKING_URI="http://somebody:secret@127.0.0.1:9")
+    assert toy.ran() == ["distill"]
+    assert "MLflow at http://***@127.0.0.1:9 cannot be used" in done.stdout and "thinner sync" in done.stdout
+    assert "secret" not in done.stdout
+    assert len(_runs(toy)) == before
+    toy.change_param("temperature: ", "temperature: 1")
+    done = toy.pipeline()
+    assert "2 runs that MLflow had missed are in it now" in done.stdout
+    runs = _runs(toy)
+    assert len(runs) == before + 4 and all(run.info.status == "FINISHED" for run in runs)
+    late = [run for run in runs if run.data.tags["stage"] == "distill"][1]
+    assert late.data.metrics["loss"] == pytest.approx(0.2) and late.data.params["distill.temperature"]
+    parent = next(run for run in runs if run.info.run_id == late.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["stage"] == "pipeline" and parent.data.tags["stage.distill"] == late.info.run_id
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_prefect_server_that_is_dead_or_hangs_does_not_hold_up_a_run(toy: Toy, hangs: bool) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if hangs:  # takes what comes, and says nothing
+            server.listen(8)
+        url = f"http://somebody:secret@127.0.0.1:{server.getsockname()[1]}/api"
+        if hangs:
+            toy.change_param("temperature: ", "temperature: 1")
+        done = toy.pipeline(PREFECT_API_URL=url)
+    assert "does not answer" in done.stdout and "This run has a server of its own" in done.stdout
+    assert "secret" not in done.stdout and "Traceback" not in done.stdout + done.stderr
+    assert toy.ran() == (["distill"] if hangs else [])
+
+
+@pytest.mark.integration
+def test_wrong_parameters_are_told_before_anything_runs(toy: Toy) -> None:
     toy.change_param("temperature: ", "temperatur: ")
     done = toy.pipeline(check=False)
     assert done.returncode == 2

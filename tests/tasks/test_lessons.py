@@ -1,5 +1,6 @@
 """What a student is taught is what the teacher says: cached or live, one teacher or several, or a file."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import yaml
 from tasks import learning, lessons, teachers
 from tasks.stage import Stage
 from tasks.teach import teach
-from thinner import checkpoint, models, store, training
+from thinner import checkpoint, models, store, training, whole
 from thinner.config import Params
+from thinner.errors import UserError
 from thinner.signals import SignalsError
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
@@ -48,16 +50,17 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_teacher(folder, seed, classes=CLASSES):
+def make_teacher(folder, seed, classes=CLASSES, **facts):
     torch.manual_seed(seed)
     spec = {"stage": "finetune", "network": TEACHER, "classes": list(classes), "preprocessing": PREPROCESSING,
             "parents": {}, "data_sha256": "0" * 64}  # fmt: skip
-    checkpoint.save(folder, models.create(TEACHER), spec)
+    checkpoint.save(folder, models.create(TEACHER), {**spec, **facts})
 
 
 def params_of(**changes):
     raw = yaml.safe_load(yaml.safe_dump(GOOD))
     raw["run"]["threads"] = 1
+    raw["teach"]["at_chance"] = "allow"  # these teachers have learned nothing
     raw["student"] |= {"width": 4, "image_size": 12, "mean": [0.5], "std": [0.25]}
     for key, value in changes.items():
         section, name = key.split("__")
@@ -153,11 +156,35 @@ def test_several_teachers_count_by_their_accuracy_on_validation(project):
     assert list(equal.weights.values()) == [0.5, 0.5]
 
 
+def test_a_teacher_at_chance_is_refused_before_anybody_is_taught(project):
+    refusing = params_of(teach__at_chance="refuse")
+    with pytest.raises(UserError, match=r"'finetune' names 30\.0% of 10 .*would 40\.0%.*at_chance: allow"):
+        run_teach(refusing)  # looked at by itself: the checkpoint does not say how good it is
+    assert not (project / "data/teach").exists()
+    make_teacher(project / "data" / "finetune", 0, val_accuracy=0.9)
+    run_teach(refusing)
+    make_teacher(project / "data" / "finetune", 0, val_accuracy=0.9, data_sha256="1" * 64)  # of other images
+    with pytest.raises(UserError, match="nothing to teach"):
+        run_teach(refusing)
+
+
+@pytest.mark.parametrize(
+    ("count", "accuracy", "refused"),
+    [(20, 0.5, True), (20, 0.55, False), (1000, 0.51, True), (1000, 0.53, False), (1000, 0.4, True)],
+)
+def test_chance_is_judged_by_a_test_where_there_are_images_enough(count, accuracy, refused):
+    class Data:
+        labels, splits = np.arange(count) % 2, {"validation": np.arange(count)}
+
+    with pytest.raises(UserError) if refused else contextlib.nullcontext():
+        teachers._refuse_chance("x", accuracy, Data)
+
+
 def test_what_was_kept_says_who_said_it(project):
     make_teacher(project / "data" / "teachers" / "second", 7)
     run_teach(params_of(teach__teachers=["finetune", "data/teachers/second"]))
     info = json.loads((project / "data" / "teach" / "signals.json").read_text())
-    wanted = {n: checkpoint.file_sha256(f"data/{n}/model.safetensors") for n in ("finetune", "teachers/second")}
+    wanted = {n: whole.file_sha256(f"data/{n}/model.safetensors") for n in ("finetune", "teachers/second")}
     assert info["teachers"] == {"finetune": wanted["finetune"], "data/teachers/second": wanted["teachers/second"]}
     assert info["weights"] == {"finetune": 0.5, "data/teachers/second": 0.5}
 

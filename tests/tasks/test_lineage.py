@@ -1,8 +1,10 @@
 """tasks/lineage.py against a real DVC repository whose stages are shell commands."""
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -195,3 +197,30 @@ def test_what_a_foreach_no_longer_names_is_removed_and_comes_back_from_the_cache
     assert lineage.locked_hashes(repo)["reader"] == without
     assert "Running stage" not in reproduce("[one, two]")
     assert (repo / "reports" / "two" / "at.csv").read_text() == made
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a moment")
+def test_where_a_result_cannot_be_written_is_said_before_anything_runs() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o777)
+        for name in ("data", "reports", ".dvc/tmp", ".thinner"):
+            (root / name).mkdir(parents=True)
+            (root / name).chmod(0o777)
+        (root / "dvc.lock").touch()
+        (root / "dvc.lock").chmod(0o666)
+        nodes = [lineage.Node("first", (), "true", ("data/first", "reports/first/x.csv"), {})]
+        os.seteuid(65534)
+        try:
+            lineage.check_writable(root, nodes)
+            for name, wanted in (("data", "data/first"), ("reports", "reports/first/x.csv"), ("dvc.lock", "dvc.lock")):
+                os.seteuid(0)
+                before = (root / name).stat().st_mode
+                (root / name).chmod(0o555)
+                os.seteuid(65534)
+                with pytest.raises(UserError, match=rf"^{name}: may not be written .*r-xr-xr-x.*{wanted}.*chmod u\+w"):
+                    lineage.check_writable(root, nodes)
+                os.seteuid(0)
+                (root / name).chmod(before)
+        finally:
+            os.seteuid(0)

@@ -173,8 +173,8 @@ def test_an_rwlock_that_was_cut_off_is_removed(repository: Path, text: str) -> N
     assert lineage.reasons(repository, "copy") == ["has not run yet"]
     assert dvc(repository, "repro").returncode == 0
     path.write_text(text)
-    assert "cut off" in lockfile.mend_rwlock(repository)
-    assert lockfile.mend_rwlock(repository) is None
+    assert "cut off" in lineage.mend_rwlock(repository)
+    assert lineage.mend_rwlock(repository) is None
 
 
 def test_a_process_that_only_has_the_number_of_one_that_was_killed_holds_nothing(repository: Path) -> None:
@@ -209,14 +209,14 @@ def test_who_really_works_keeps_what_it_holds(repository: Path) -> None:
             assert time.monotonic() < give_up
             time.sleep(0.05)
         before = path.read_text()
-        assert lockfile.mend_rwlock(repository) is None
+        assert lineage.mend_rwlock(repository) is None
         assert path.read_text() == before
         with pytest.raises(lineage.BusyError):
             lineage.reasons(repository, "copy")
         held = json.loads(before)
         held["read"].update(OTHER["read"])  # process 1 is no `dvc status`
         path.write_text(json.dumps(held))
-        assert "(1)" in lockfile.mend_rwlock(repository)
+        assert "(1)" in lineage.mend_rwlock(repository)
         assert json.loads(path.read_text()) == json.loads(before)
     finally:
         os.killpg(worker.pid, signal.SIGKILL)

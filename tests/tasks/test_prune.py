@@ -86,6 +86,7 @@ def project(made, tmp_path, monkeypatch):
 def params_of(**changes):
     raw = yaml.safe_load(yaml.safe_dump(GOOD))
     raw["run"]["threads"] = 1
+    raw["teach"]["at_chance"] = "allow"  # the teacher has learned nothing
     raw["student"] |= {"width": 8, "stem_stride": 1, "image_size": 16, "mean": [0.5], "std": [0.25]}
     raw["prune"] |= {"round_to": 1, "tolerance": None, "latency_batch": 2}
     raw["prune"]["training"] |= {"steps": 3, "validate_every": 3, "batch_size": 8, "lr": 0.001}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tasks import processes
 from tasks import stage as module
 from tasks.lineage import Inputs
 from tasks.stage import Stage, numbers_text, progress_text, thread_count
@@ -176,9 +177,8 @@ def test_a_lock_dies_with_its_holder(stage: Stage) -> None:
 
 def test_a_stage_ends_when_the_flow_that_started_it_is_gone(stage: Stage) -> None:
     gone = subprocess.Popen(_program("import time; time.sleep(60)"))
-    import psutil
 
-    flow = f"{gone.pid}:{psutil.Process(gone.pid).create_time():.2f}"
+    flow = processes.mark(gone.pid)
     child = subprocess.Popen(
         _program(
             "import time\nfrom tasks.stage import _die_with_parents\n_die_with_parents()\n"
@@ -202,6 +202,72 @@ def test_a_stage_ends_when_the_flow_that_started_it_is_gone(stage: Stage) -> Non
 def _run(name: str, body: Any) -> int:
     """The exit code of a stage's life up to the point where it would talk to DVC."""
     return module._run(name, body)
+
+
+def test_a_signal_that_python_swallows_is_raised_again(stage: Stage) -> None:
+    """In a destructor Python prints an exception and goes on: the stage would train to its end."""
+    text = (
+        "import signal, time, os\nfrom tasks import stage\n"
+        "class Late:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(1)\n"
+        "signal.signal(signal.SIGTERM, stage._stop)\n"
+        "Late()\nprint('swallowed', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept stage.Stopped as stop:\n    print(stop)"
+    )
+    done = subprocess.run(
+        _program(text),
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=50,
+    )
+    assert done.stdout == "swallowed\nSIGTERM\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "data/x.npy"), "no room is left on the disk to write data/x.npy"),
+        (OSError(122, "Disk quota exceeded"), "no room is left"),
+        (OSError("1000 requested and 512 written"), "no room is left"),  # NumPy's
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no room is left"),  # safetensors'
+        (PermissionError(13, "Permission denied", "reports/x"), "may not write or read reports/x (Permission denied)"),
+        (OSError(30, "Read-only file system", "data"), "may not write or read data"),
+        (OSError(5, "Input/output error", "data/x"), "the disk fails to give or take data/x"),
+        (FileNotFoundError(2, "No such file or directory", "x"), ""),  # that is a bug of ours, and keeps its traceback
+        (ValueError("x"), ""),
+    ],
+)
+def test_what_the_disk_does_is_said_in_one_line(error: Exception, words: str) -> None:
+    said = module._of_the_disk(error)
+    assert said.startswith(words) and bool(said) == bool(words) and "\n" not in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_is_full_says_so() -> None:
+    with pytest.raises(OSError, match="No space") as caught:
+        Path("/dev/full").write_text("x")
+    assert "no room is left" in module._of_the_disk(caught.value)
+
+
+def test_which_process_it_is_does_not_hang_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    before = processes.mark()
+    pid, when = before.split(":")
+    assert int(pid) == os.getpid() and processes.is_alive(int(pid), float(when))
+    assert not processes.is_alive(int(pid), float(when) + 5)
+    if sys.platform.startswith(
+        "linux"
+    ):  # as if the clock had been set by an hour: psutil adds when the machine started
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: 3600.0)
+        assert processes.mark() == before
+    gone = subprocess.Popen(["true"])
+    started = processes.started(gone.pid)
+    time.sleep(0.2)
+    assert not processes.is_alive(gone.pid, started)  # ended, and not waited for
+    gone.wait()
+    assert not processes.is_alive(gone.pid, started)
 
 
 def test_outside_of_the_repository_the_message_says_where_to_go(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from thinner import checkpoint, models, pruning
+from thinner import checkpoint, models, pruning, whole
+from thinner.errors import DamagedError
 from thinner.profiling import count_macs
 
 NETWORK = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 5, "channels": 1}
@@ -60,7 +61,7 @@ def test_a_write_that_fails_leaves_each_file_as_it_was(tmp_path, monkeypatch, at
     torch.manual_seed(0)
     checkpoint.save(tmp_path, models.create(NETWORK), spec(NETWORK))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    moved, replace = [], checkpoint.os.replace
+    moved, replace = [], whole.os.replace
 
     def full(source, target):
         assert Path(source).parent == Path(target).parent and Path(source).stat().st_size > 0
@@ -69,7 +70,7 @@ def test_a_write_that_fails_leaves_each_file_as_it_was(tmp_path, monkeypatch, at
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "replace", full)
+    monkeypatch.setattr(whole.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, models.create(NETWORK), spec(NETWORK) | {"stage": "later"})
     kept = {name: content for name, content in before.items() if name not in moved[: at - 1]}
@@ -171,8 +172,37 @@ def test_a_damaged_file_is_named(tmp_path):
     checkpoint.save(tmp_path, models.create(NETWORK), spec(NETWORK))
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(checkpoint.CheckpointError, match=r"model\.safetensors: damaged"):
+    with pytest.raises(DamagedError, match=r"model\.safetensors: is not what was written"):
         checkpoint.load(tmp_path)
+
+
+def test_a_flipped_bit_in_either_file_is_found(tmp_path):
+    checkpoint.save(tmp_path, models.create(NETWORK), spec(NETWORK))
+    rng = np.random.default_rng(0)
+    for name in ("model.safetensors", "model.json"):
+        whole_file = (tmp_path / name).read_bytes()
+        for at in rng.integers(0, len(whole_file), 40):
+            flipped = bytearray(whole_file)
+            flipped[at] ^= 1 << rng.integers(8)
+            (tmp_path / name).write_bytes(flipped)
+            try:
+                checkpoint.load(tmp_path)
+            except (DamagedError, checkpoint.CheckpointError):
+                continue
+            # all that may pass is another way of writing the same: a blank beside a tab
+            assert json.loads(bytes(flipped)) == json.loads(whole_file)
+        (tmp_path / name).write_bytes(whole_file)
+    checkpoint.load(tmp_path)
+
+
+def test_a_checkpoint_of_before_has_no_seal_and_is_read(tmp_path):
+    checkpoint.save(tmp_path, models.create(NETWORK), spec(NETWORK))
+    unsealed = json.loads((tmp_path / "model.json").read_text())
+    sealed = checkpoint.load(tmp_path)
+    assert "integrity" not in sealed.spec  # it is the file's, not the network's
+    del unsealed["integrity"], unsealed["sealed"]
+    (tmp_path / "model.json").write_text(json.dumps(unsealed))
+    assert checkpoint.load(tmp_path).spec == sealed.spec
 
 
 def test_weights_of_another_network_are_refused_by_name(tmp_path):
@@ -180,6 +210,11 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
     wide = {**NETWORK, "width": 8}
     checkpoint.save(tmp_path / "b", models.create(wide), spec(wide))
     (tmp_path / "a" / "model.json").write_text((tmp_path / "b" / "model.json").read_text())
+    with pytest.raises(DamagedError, match=r"is not what was written .*model\.json beside it says"):
+        checkpoint.load(tmp_path / "a")
+    other = json.loads((tmp_path / "a" / "model.json").read_text())
+    del other["integrity"], other["sealed"]
+    (tmp_path / "a" / "model.json").write_text(json.dumps(other))
     with pytest.raises(checkpoint.CheckpointError, match=r"do not fit the spec; first fc\.weight"):
         checkpoint.load(tmp_path / "a")
 
@@ -188,4 +223,4 @@ def test_the_spec_is_plain_json_and_nothing_is_left_beside_it(tmp_path):
     sha = checkpoint.save(tmp_path, models.create(NETWORK), spec(NETWORK))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
     assert json.loads((tmp_path / "model.json").read_text())["network"] == NETWORK
-    assert sha == checkpoint.file_sha256(tmp_path / "model.safetensors")
+    assert sha == whole.file_sha256(tmp_path / "model.safetensors")

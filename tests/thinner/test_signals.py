@@ -1,6 +1,5 @@
 """What the teacher said once is what it would say again."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -67,29 +66,52 @@ def test_the_batch_size_of_the_teacher_changes_next_to_nothing(tmp_path, size):
         assert (cache.logits(INDEX, np.full(10, number)) - live).abs().max() <= 2e-3
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """The work folder of a run that was killed after its third batch."""
+    monkeypatch.setattr(signals, "_MARK_EVERY", 2)
     write(tmp_path / "whole", tmp_path / "work")
-    calls = []
 
     class KilledError(Exception):
         pass
 
     def kill(done):
-        calls.append(done)
         if done >= 12:
-            (tmp_path / "cut" / "mark").touch()
             raise KilledError
 
-    work = tmp_path / "work2"
-    (tmp_path / "cut").mkdir()
     with pytest.raises(KilledError):
-        write(tmp_path / "cut", work, on_images=kill)
-    (work / "done.json").write_text(json.dumps({"done": 8}))  # as if the mark of batch 2 had been reached
+        write(tmp_path / "cut", tmp_path / "work2", on_images=kill)
+    return tmp_path / "work2"
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, killed):
     again = []
-    write(tmp_path / "cut", work, on_images=again.append)
+    write(tmp_path / "cut", killed, on_images=again.append)
     assert again[0] == 12
     for name in ("logits.npy", "centres.npy", "index.npy"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["logits.npy", "centres.npy", "done.json"])
+def test_what_was_kept_and_damaged_is_asked_for_anew(tmp_path, killed, name):
+    kept = bytearray((killed / name).read_bytes())
+    kept[-3 if name == "done.json" else 128] ^= 4  # of an array, the first number
+    (killed / name).write_bytes(kept)
+    again, said = [], []
+    write(tmp_path / "cut", killed, on_images=again.append, say=said.append)
+    assert again[0] == 4
+    assert name == "done.json" or "not what was written" in said[0]
+    for file in ("logits.npy", "centres.npy", "index.npy"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("at", [3, 70])
+def test_an_array_whose_header_is_damaged_is_made_anew(tmp_path, killed, at):
+    kept = bytearray((killed / "logits.npy").read_bytes())
+    kept[at] ^= 4
+    (killed / "logits.npy").write_bytes(kept)
+    write(tmp_path / "cut", killed)
+    assert (tmp_path / "cut" / "logits.npy").read_bytes() == (tmp_path / "whole" / "logits.npy").read_bytes()
 
 
 def test_an_image_without_signals_is_an_error(tmp_path):

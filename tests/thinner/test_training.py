@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from thinner import training, views
+from thinner import training, views, whole
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (120, 8, 8, 1), dtype=np.uint8)
@@ -53,10 +53,11 @@ def fit(model, resume=None, stop_at=None, **changes):
         "steps": 30, "validate_every": 5, "factor": lambda s: training.learning_rate_factor("cosine", s, 30, 0.1),
         "optimizer": training.make_optimizer(model, "adamw", lr=1e-2, weight_decay=0.01),
         "validate": training.validation(IMAGES, LABELS, HELD_OUT, PREPROCESSING), "seed": 3, "resume": resume,
-        "fabric": training.make_fabric("cpu", 1, "fp32"), "on_validation": on_validation, **changes,
+        "fabric": training.make_fabric("cpu", 1, "fp32"), "on_validation": on_validation,
+        "step": training.supervised_step(), **changes,
     }  # fmt: skip
     try:
-        return training.fit(model, batches(), training.supervised_step(), **arguments)
+        return training.fit(model, batches(), arguments.pop("step"), **arguments)
     except Stopped:
         return None
 
@@ -85,13 +86,78 @@ def test_a_killed_run_resumes_and_ends_with_identical_weights(tmp_path, name, em
     def optimizer(model):
         return training.make_optimizer(model, name, lr=1e-2, weight_decay=0.01)
 
-    whole, cut = (network().to(memory_format=layout) for _ in range(2))
-    history = fit(whole, optimizer=optimizer(whole), ema=ema)
+    straight, cut = (network().to(memory_format=layout) for _ in range(2))
+    history = fit(straight, optimizer=optimizer(straight), ema=ema)
     # the exception leaves before the state of step 20 is written, as a kill in between would
     assert fit(cut, resume=tmp_path, stop_at=20, optimizer=optimizer(cut), ema=ema) is None
     again = network().to(memory_format=layout)
     assert fit(again, resume=tmp_path, optimizer=optimizer(again), ema=ema) == history
-    assert same_weights(whole, again)
+    assert same_weights(straight, again)
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_at(number):
+    """A step that ends the training before it has done ``number`` of them."""
+    step = training.supervised_step()
+
+    def killing(model, batch, at):
+        if at == number:
+            raise KilledError
+        return step(model, batch, at)
+
+    return killing
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_between_two_validations_the_state_is_saved_by_time(tmp_path, ema):
+    model, again = network(), network()
+    history = fit(model, ema=ema)
+    with pytest.raises(KilledError):
+        fit(again, resume=tmp_path, save_seconds=0.0, step=killed_at(13), ema=ema)
+    seen = []
+
+    def step(*arguments):
+        seen.append(arguments[2])
+        return training.supervised_step()(*arguments)
+
+    again = network()
+    assert fit(again, resume=tmp_path, step=step, ema=ema) == history  # the mean loss of steps 10 to 15 among it
+    assert seen[0] == 13 and same_weights(model, again)
+
+
+def test_without_time_going_by_a_state_is_saved_at_validations_only(tmp_path):
+    with pytest.raises(KilledError):
+        fit(network(), resume=tmp_path, step=killed_at(13))
+    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 10
+
+
+@pytest.mark.parametrize("damage", ["bit", "header", "half", "empty"])
+def test_a_damaged_state_is_said_and_not_used(tmp_path, damage):
+    model, again, said = network(), network(), []
+    history = fit(model)
+    with pytest.raises(KilledError):
+        fit(network(), resume=tmp_path, step=killed_at(13))
+    file = tmp_path / "training.safetensors"
+    content = bytearray(file.read_bytes())
+    content[{"bit": -5, "header": 20}.get(damage, 0)] ^= 16
+    file.write_bytes({"half": content[: len(content) // 2], "empty": b""}.get(damage, content))
+    assert fit(again, resume=tmp_path, say=said.append) == history
+    assert same_weights(model, again)
+    assert len(said) == 1 and str(file) in said[0] and "begins anew" in said[0]
+
+
+def test_no_state_is_saved_that_is_no_number(tmp_path):
+    def step(model, batch, number):
+        loss = training.supervised_step()(model, batch, number)["loss"]
+        return {"loss": loss * math.nan if number == 12 else loss}
+
+    with pytest.raises(training.TrainingError, match="step 13 of 30"):
+        fit(network(), resume=tmp_path, save_seconds=0.0, step=step)
+    tensors, about = whole.read_tensors(tmp_path / "training.safetensors")
+    assert about["done"] == 12 and all(t.isfinite().all() for t in tensors.values())
 
 
 def test_the_best_validated_weights_are_kept():
@@ -130,7 +196,7 @@ def test_ema_validates_the_average():
 
 
 def test_a_loss_that_is_no_number_stops_with_what_to_do():
-    with pytest.raises(training.TrainingError, match=r"loss is nan at step 5 of 30\. Lower training\.lr"):
+    with pytest.raises(training.TrainingError, match=r"loss is nan at step 1 of 30\. Lower training\.lr"):
         training.fit(
             model := network(), batches(), lambda m, b, n: {"loss": m(b.images).sum() * math.nan}, steps=30,
             validate_every=5, optimizer=training.make_optimizer(model, "sgd", lr=0.1, weight_decay=0),
@@ -260,7 +326,7 @@ from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import save_file
 from torch import nn
-from thinner import training, views
+from thinner import training, views, whole
 
 torch.set_num_threads(1)
 devices = int(sys.argv[2])

@@ -1,7 +1,5 @@
 """A checkpoint is judged by a new process: what is not the network that was saved is named."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -40,6 +38,11 @@ def test_a_changed_bit_is_found(pruned):
     state = load_file(folder / "model.safetensors")
     state["fc.bias"].view(torch.int32)[0] += 1
     save_file(state, folder / "model.safetensors")
+    with pytest.raises(verify.VerificationError, match="does not load in a new process: .*is not what was written"):
+        verify.verify_saved(folder, model, IMAGES)
+    checkpoint.write_spec(
+        folder, checkpoint.read_spec(folder), "model.safetensors"
+    )  # as if it had been saved like that
     with pytest.raises(verify.VerificationError, match="logits differ by up to .*e-"):
         verify.verify_saved(folder, model, IMAGES)
 
@@ -65,14 +68,14 @@ def test_a_file_with_something_else_in_it_is_found(pruned):
     folder, model = pruned
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"rest")
+    checkpoint.write_spec(folder, checkpoint.read_spec(folder), "model.safetensors")
     with pytest.raises(verify.VerificationError, match="does not load in a new process: .*damaged"):
         verify.verify_saved(folder, model, IMAGES)
 
 
 def test_a_spec_that_lost_its_widths_is_found(pruned):
     folder, model = pruned
-    spec = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps({**spec, "pruned": None}))
+    checkpoint.write_spec(folder, {**checkpoint.read_spec(folder), "pruned": None}, "model.safetensors")
     with pytest.raises(verify.VerificationError, match="does not load in a new process: .*tensors do not fit the spec"):
         verify.verify_saved(folder, model, IMAGES)
 

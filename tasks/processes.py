@@ -1,0 +1,32 @@
+"""Which process is which. Numbers of processes are used again, so the moment of its start goes with each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+
+def started(pid: int) -> float:
+    """When the process started, in seconds; on Linux since the machine did, because a clock that is set in between
+    would make another process of it. Raises psutil.NoSuchProcess."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, the 22nd of all (proc_pid_stat(5))
+    except (OSError, ValueError, IndexError):
+        return psutil.Process(pid).create_time()
+
+
+def mark(pid: int | None = None) -> str:
+    """`PID:SECONDS`, of this process if no other is named."""
+    pid = pid or os.getpid()
+    return f"{pid}:{started(pid):.2f}"
+
+
+def is_alive(pid: int, when: float) -> bool:
+    """Whether the very process lives that ``started`` at ``when``."""
+    try:
+        return abs(started(pid) - when) < 1 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
