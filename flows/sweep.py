@@ -11,6 +11,7 @@ key whether what it rests on (code, data, parameters) is still what is here. doc
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import threading
@@ -302,6 +303,10 @@ def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -
     results = Results(root / FOLDER / f"{path.stem}.csv", study)
     folder = root / ".thinner" / "sweeps" / path.stem
     count = min(workers, len(runs))
+    # what reads results, now: while runs go on for hours, a person edits the tree, and modules of two ages do not fit
+    for name in ("checkpoint", "profiling", "study"):
+        importlib.import_module(f"thinner.{name}")
+
     with only_one(folder / "lock", "this study is running already. Wait for it, or stop it with Ctrl-C there"):
         sources = {(run.params["data"]["root"], run.params["data"]["source"]) for run in runs}
         trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)], sources)
