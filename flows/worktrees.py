@@ -23,7 +23,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console
 from flows.pipeline import kill_group, leave_dead_server, start_dvc, stoppable
-from tasks import lineage
+from tasks import lineage, processes
 from tasks.environment import FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
 from tasks.tracking import VARIANT, tracking_uri
 from thinner import yaml_files
