@@ -15,7 +15,6 @@ import fcntl
 import http.client
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -40,7 +39,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import OWN_SERVER, console
 from flows.watch import MARK
-from tasks import integrity, lineage, lockfile, processes
+from tasks import integrity, lineage, lockfile, processes, tracking
 from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, UNSENT, child_environment, repository_root
 from tasks.stage import params_digest
 from thinner.config import load_params
@@ -449,7 +448,7 @@ def leave_dead_server() -> None:
     why = None if url is None else _why_dead(str(url))
     if why is None:
         return
-    words = f"Prefect's server at {_without_user(str(url), '***@')} does not answer ({why})"
+    words = f"Prefect's server at {tracking.without_passwords(str(url))} does not answer ({why})"
     if "PREFECT_API_URL" not in os.environ:
         raise UserError(f"{words}. Start it, or take PREFECT_API_URL out of the profile: prefect config view")
     console.console.print(f"{words}. This run has a server of its own", style="yellow", markup=False)
@@ -459,12 +458,8 @@ def leave_dead_server() -> None:
     os.execve(sys.executable, sys.orig_argv, {**environment, OWN_SERVER: "yes"})
 
 
-def _without_user(url: str, instead: str) -> str:
-    return re.sub(r"(?<=//)[^/@]*@", instead, url)
-
-
 def _why_dead(url: str, seconds: float = 5.0) -> str | None:
-    bare = _without_user(url, "")  # urllib would take it for a part of the host's name
+    bare = tracking.without_passwords(url, "")  # urllib would take it for a part of the host's name
     try:
         with urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=seconds):
             return None

@@ -1,4 +1,4 @@
-"""The two files that DVC rewrites in place, dvc.lock and .dvc/tmp/rwlock, and how they are mended.
+"""The two files that DVC rewrites in place, dvc.lock and its rwlock, and how they are mended.
 
 A full disk or a kill in that moment leaves them empty or cut off. Then every command of DVC fails, or stages are
 silently missing.
@@ -25,7 +25,7 @@ import yaml
 from ruamel.yaml import YAML
 
 LOCK, KEPT = Path("dvc.lock"), Path(".thinner/dvc.lock")
-RWLOCK = Path(".dvc/tmp/rwlock")
+RWLOCK = Path(".dvc", "tmp", "rwlock")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PATIENCE = 10, 0.1  # looks, and seconds between them: DVC itself may be at its milliseconds of writing
 

@@ -60,11 +60,12 @@ def tracking_uri() -> str:
 
 def shown_uri() -> str:
     """The address for people to read."""
-    return _without_passwords(tracking_uri())
+    return without_passwords(tracking_uri())
 
 
-def _without_passwords(text: str) -> str:
-    return re.sub(r"(?<=//)[^/@\s]*@", "***@", text)
+def without_passwords(text: str, instead: str = "***@") -> str:
+    """``text`` with ``instead`` for what stands before the host in every address: a name, a password."""
+    return re.sub(r"(?<=//)[^/@\s]*@", instead, text)
 
 
 class Recorder:
@@ -269,7 +270,7 @@ class Recorder:
                 self._warn(f"nothing more is recorded ({_first_line(error)}). The stage goes on")
                 return
             try:
-                self._client, self._experiment, self.run_id = _continued(gone, self.run_id)
+                self._client, self._experiment, self.run_id = _continued(self.run_id)
                 self._kept = True
                 self._warn(f"MLflow at {shown_uri()} no longer answers ({_first_line(error)}). {KEPT_HERE}")
             except Exception as other:  # noqa: BLE001 - as above
@@ -294,7 +295,17 @@ def _is_gone(error: Exception) -> bool:
     return isinstance(error, SQLAlchemyError | ConnectionError | TimeoutError)
 
 
-def _continued(gone: MlflowClient, run_id: str) -> tuple[MlflowClient, str, str]:
+def _where_it_goes_on(run_id: str) -> tuple[MlflowClient, str, str, bool]:
+    """(client, experiment, run, whether kept here) of a run that another process has begun: where it was begun, or
+    where the server has gone away in between, the rest of it here."""
+    began_here = os.environ.get(UNSENT) == "yes"
+    client, experiment, kept = connect_or_keep()
+    if kept and not began_here:
+        client, experiment, run_id = _continued(run_id)
+    return client, experiment, run_id, kept
+
+
+def _continued(run_id: str) -> tuple[MlflowClient, str, str]:
     """(client, experiment, run) of a run here that is the rest of ``run_id`` there."""
     with _database_lock():
         client, experiment = unsent.open_store()
@@ -584,10 +595,7 @@ def open_pipeline_run(name: str | None = None) -> str:
 
 def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[str, str]]) -> None:
     """`stages` maps each stage to `state` (what the flow called it) and `hash` (its dvc.stage_hash)."""
-    began_here = os.environ.get(UNSENT) == "yes"
-    client, experiment, kept = connect_or_keep()
-    if kept and not began_here:  # the server went away in between
-        client, experiment, run_id = _continued(client, run_id)
+    client, experiment, run_id, kept = _where_it_goes_on(run_id)
     recorder = Recorder(client, run_id, experiment, kept=kept)
     with reachable():  # a stage that did not end within its grace could not end its run either
         _mark_killed(client, experiment)
@@ -624,10 +632,7 @@ def close_pipeline_run(run_id: str, status: str, stages: Mapping[str, Mapping[st
 
 
 def _end(run_id: str, status: str) -> None:
-    began_here = os.environ.get(UNSENT) == "yes"
-    client, _, kept = connect_or_keep()
-    if kept and not began_here:
-        client, _, run_id = _continued(client, run_id)
+    client, _, run_id, _ = _where_it_goes_on(run_id)
     with reachable():
         client.set_terminated(run_id, status)
 
@@ -713,7 +718,7 @@ def _mark_killed(client: MlflowClient, experiment: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return _without_passwords(text.splitlines()[0])[:300]
+    return without_passwords(text.splitlines()[0])[:300]
 
 
 def main(arguments: list[str]) -> int:
@@ -731,7 +736,8 @@ def main(arguments: list[str]) -> int:
             stages = json.load(sys.stdin)
             close_pipeline_run(arguments[1], arguments[2], stages)
             if unsent.is_any():
-                print(f"{sync()} runs that MLflow had missed are in it now")
+                with contextlib.suppress(UserError):  # it has been said that MLflow does not answer; the next run tries
+                    print(f"{sync()} runs that MLflow had missed are in it now")
             if arguments[2] == "FINISHED" and "report" in stages:
                 _bring_to_registry()
     except UserError as error:

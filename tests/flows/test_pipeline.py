@@ -409,6 +409,7 @@ def test_what_a_dead_mlflow_misses_is_sent_by_the_next_run_that_reaches_it(toy: 
     assert toy.ran() == ["distill"]
     assert "MLflow at http://***@127.0.0.1:9 cannot be used" in done.stdout and "thinner sync" in done.stdout
     assert "secret" not in done.stdout
+    assert "was not closed" not in done.stdout  # it was, here
     assert len(_runs(toy)) == before
     toy.change_param("temperature: ", "temperature: 1")
     done = toy.pipeline()
