@@ -249,7 +249,8 @@ class Recorder:
     def _do(self, call: Callable[[MlflowClient, str], object]) -> None:
         """Whatever a broken record raises, hours of training must survive it."""
         for _ in range(2):  # there, and if that is gone, here
-            client, run_id = self._client, self.run_id
+            with self._switch:
+                client, run_id = self._client, self.run_id
             if client is None or run_id is None:
                 return
             try:
@@ -265,8 +266,8 @@ class Recorder:
         with self._switch:
             if self._client is not gone:  # the other thread was faster
                 return
-            self._client = None
             if self._kept or self.run_id is None:
+                self._client = None
                 self._warn(f"nothing more is recorded ({_first_line(error)}). The stage goes on")
                 return
             try:
@@ -274,6 +275,7 @@ class Recorder:
                 self._kept = True
                 self._warn(f"MLflow at {shown_uri()} no longer answers ({_first_line(error)}). {KEPT_HERE}")
             except Exception as other:  # noqa: BLE001 - as above
+                self._client = None
                 self._warn(
                     f"MLflow at {shown_uri()} no longer answers ({_first_line(error)}), and the rest cannot be kept "
                     f"here ({_first_line(other)}). The stage goes on; it is not recorded"

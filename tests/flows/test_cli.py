@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows import cli, console, serve
+from tasks import processes
 from tasks.report import judge_runs
 from tests.toy import PROJECT
 from thinner import checkpoint, models
@@ -317,8 +318,11 @@ def test_an_unknown_candidate_names_those_that_were_made(tmp_path: Path) -> None
 def test_a_server_that_has_gone_is_not_used(tmp_path: Path) -> None:
     (tmp_path / ".thinner").mkdir()
     assert serve.running_server(tmp_path) is None
-    (tmp_path / ".thinner/prefect-server.json").write_text(json.dumps({"url": "http://x", "pid": 1, "started": 0}))
-    assert serve.running_server(tmp_path) is None
+    note, pid = tmp_path / ".thinner/prefect-server.json", os.getpid()
+    note.write_text(json.dumps({"url": "http://x", "pid": pid, "started": processes.started(pid) - 100}))
+    assert serve.running_server(tmp_path) is None  # its number is another process's now
+    note.write_text(json.dumps({"url": "http://x", "pid": pid, "started": processes.started(pid)}))
+    assert serve.running_server(tmp_path) == "http://x"
 
 
 def test_a_picture_that_cannot_be_read_is_a_row_and_the_others_are_named(tmp_path, monkeypatch) -> None:

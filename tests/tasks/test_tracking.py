@@ -371,6 +371,34 @@ def test_a_server_that_dies_or_hangs_in_the_middle_misses_nothing(
         server.wait()
 
 
+def test_what_is_recorded_while_the_record_changes_places_is_in_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.05)
+    recorder = tracking.start_stage_run("distill", {}, "hash-r", {}, "cpu")
+    working, continued = recorder._client, tracking._continued
+
+    class Gone:
+        def __getattr__(self, name: str) -> Any:
+            raise ConnectionError("reset by peer")
+
+    def slowly(run_id: str) -> Any:
+        recorder.metrics({"loss": 2.0}, step=2)
+        time.sleep(0.5)  # the sender wakes ten times
+        return continued(run_id)
+
+    monkeypatch.setattr(tracking, "_continued", slowly)
+    recorder._client = Gone()
+    (store / "curve.csv").write_text("a,b")
+    recorder.artifact(store / "curve.csv")
+    recorder.end("FINISHED")
+    assert capsys.readouterr().err.count("no longer answers") == 1
+    client, run_id = recorder._client, recorder.run_id
+    assert client is not working
+    assert [m.value for m in client.get_metric_history(run_id, "loss")] == [2.0]
+    assert artifacts(client, run_id) == {"curve.csv"}
+
+
 def test_a_server_that_is_down_is_named_within_seconds(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tasks.tracking", "open"],
