@@ -455,13 +455,15 @@ def leave_dead_server() -> None:
     sys.stdout.flush()
     theirs = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
     environment = {name: value for name, value in os.environ.items() if name not in theirs}
-    os.execve(sys.executable, sys.orig_argv, {**environment, OWN_SERVER: "yes"})
+    os.execve(sys.executable, sys.orig_argv, {**environment, OWN_SERVER: "yes"})  # noqa: S606 - itself, anew
 
 
 def _why_dead(url: str, seconds: float = 5.0) -> str | None:
     bare = tracking.without_passwords(url, "")  # urllib would take it for a part of the host's name
+    if not bare.lower().startswith(("http://", "https://")):
+        return "its address has to begin with http:// or https://"
     try:
-        with urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=seconds):
+        with urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=seconds):  # noqa: S310 - looked at above
             return None
     except urllib.error.HTTPError as error:  # "who are you?" is an answer
         return None if error.code < 500 else f"HTTP {error.code}"

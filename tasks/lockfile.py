@@ -153,7 +153,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _stages(text: str) -> dict[str, Any] | None:
     """The entries, if the text is a whole file as DVC writes it."""
     try:
-        found = yaml.load(text, Loader=_LOADER)
+        found = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one, see there
     except yaml.YAMLError:
         return None
     if not isinstance(found, dict) or "schema" not in found or not isinstance(found.get("stages", {}), dict):

@@ -46,7 +46,7 @@ def is_half_made(path: Path) -> bool:
         try:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             count = {
-                name: database.execute(f"SELECT count(*) FROM {name}").fetchone()[0] if name in tables else 0
+                name: database.execute(f"SELECT count(*) FROM {name}").fetchone()[0] if name in tables else 0  # noqa: S608
                 for name in ("alembic_version", "runs")
             }
         except sqlite3.DatabaseError:

@@ -422,6 +422,11 @@ def test_what_a_dead_mlflow_misses_is_sent_by_the_next_run_that_reaches_it(toy: 
     assert parent.data.tags["stage"] == "pipeline" and parent.data.tags["stage.distill"] == late.info.run_id
 
 
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1:9/api", "127.0.0.1:4200"])
+def test_a_prefect_address_of_another_kind_is_not_opened(url: str) -> None:
+    assert pipeline._why_dead(url) == "its address has to begin with http:// or https://"
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_prefect_server_that_is_dead_or_hangs_does_not_hold_up_a_run(toy: Toy, hangs: bool) -> None:
