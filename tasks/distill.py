@@ -2,7 +2,7 @@
 
 from tasks import learning, lessons
 from tasks.stage import Stage, run_stage
-from thinner import models, store
+from thinner import store
 
 
 def distill(stage: Stage) -> None:
@@ -34,8 +34,6 @@ def distill(stage: Stage) -> None:
         data,
         preprocessing,
         fabric,
-        resume=stage.resume,
-        head=models.head_of(model)[0],
         extra=lesson.extra,
     )
     parents |= {"finetune": learning.parent("data/finetune")}

@@ -105,13 +105,14 @@ def learn(
     preprocessing: dict[str, Any],
     fabric: Any,
     *,
-    resume: Path,
+    resume: Path | None = None,
     record_prefix: str = "",
-    head: str = "",
     extra: nn.Module | None = None,
 ) -> list[training.Row]:
-    """Train as ``plan`` says, shown and recorded; returns the rows of the learning curve."""
+    """Train as ``plan`` says, shown and recorded; returns the rows of the learning curve. ``resume``: where states go,
+    if the stage trains more than once."""
     run = stage.params.run
+    resume = resume or stage.resume
     steps, validate_every = training.steps_of(
         len(batches.pool),
         batch_size=plan.batch_size,
@@ -141,7 +142,7 @@ def learn(
                 plan.optimizer,
                 lr=plan.lr,
                 weight_decay=plan.weight_decay,
-                head=head,
+                head=models.head_of(model)[0],
                 head_lr=plan.head_lr,
                 extra=extra,
             ),
@@ -198,8 +199,6 @@ def learn_labels(
         data,
         preprocessing,
         fabric,
-        resume=stage.resume,
-        head=models.head_of(model)[0],
     )
 
 

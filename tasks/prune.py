@@ -24,7 +24,6 @@ from thinner import (
     checkpoint,
     criteria,
     masks,
-    models,
     profiling,
     pruning,
     statistics,
@@ -118,7 +117,6 @@ def prune(stage: Stage) -> None:
                 fabric,
                 resume=resume,
                 record_prefix=f"round_{number}/",
-                head=models.head_of(model)[0],
                 extra=lesson.extra,
             )
         right = right_of(model)
@@ -450,20 +448,18 @@ def _with_penalty(
 def _is_there(stage: Stage, folder: Path, rewind: bool) -> bool:
     """Whether a round is done, and still what was written; if not, what is left of it goes, and so it is done again."""
     if (folder / "row.json").exists():
-        _remove_damaged(stage, folder)
-        if rewind:
-            _remove_damaged(stage, folder, folder / learning.EARLY)
+        _remove_damaged(stage, folder, *([folder / learning.EARLY] if rewind else []))
     return (folder / "row.json").exists()
 
 
-def _remove_damaged(stage: Stage, folder: Path, looked_at: Path | None = None) -> None:
-    looked_at = looked_at or folder
+def _remove_damaged(stage: Stage, folder: Path, *within: Path) -> None:
     try:
-        if (looked_at / checkpoint.SPEC).exists():
-            checkpoint.read_spec(looked_at)
-            checkpoint.check_file(looked_at / checkpoint.WEIGHTS)
-        if (looked_at / "row.json").exists():
-            whole.read_json(looked_at / "row.json")
+        for place in (folder, *within):
+            if (place / checkpoint.SPEC).exists():
+                checkpoint.read_spec(place)
+                checkpoint.check_file(place / checkpoint.WEIGHTS)
+        if (folder / "row.json").exists():
+            whole.read_json(folder / "row.json")
     except UserError as error:
         stage.say(f"{stage.name}: {error}; done again")
         shutil.rmtree(folder)

@@ -6,9 +6,12 @@ mixup. So a run that was killed goes on from its last saved state and ends with 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -271,9 +274,10 @@ def fit(
     ``extra`` are modules that train along and are thrown away (regressors of feature losses).
 
     After each validation, and after ``save_seconds`` without one, the whole state goes to ``resume``; a new call with
-    the same arguments goes on there. A state that is not what was written is said (``say``) and not used. Returns one
-    row per validation. Raises TrainingError as soon as the loss is not finite (on a GPU, which would have to wait for
-    its every number, within ten steps).
+    the same arguments goes on there. SIGTERM and Ctrl-C do what they did before, but for a step that is under way: that
+    one ends, and the state is saved first. A state that is not what was written is said (``say``) and not used. Returns
+    one row per validation. Raises TrainingError as soon as the loss is not finite (on a GPU, which would have to wait
+    for its every number, within ten steps).
     """
     bare = model
     base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -308,17 +312,18 @@ def fit(
             group["lr"] = rate * factor(number)
         # dropout and stochastic depth become functions of the step, so nothing random needs to be saved
         torch.manual_seed(_step_seed(seed, number) + fabric.global_rank)
-        parts = step(wrapped, batches(number), number)
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(parts["loss"])
-        if clip_norm is not None:
-            fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
-        optimizer.step()
-        if average is not None:
-            average.update_parameters(bare)
-        for name, value in parts.items():
-            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
-        count += 1
+        with _signals_wait() as arrived:
+            parts = step(wrapped, batches(number), number)
+            optimizer.zero_grad(set_to_none=True)
+            fabric.backward(parts["loss"])
+            if clip_norm is not None:
+                fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(bare)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+            count += 1
         done = number + 1
         _check_finite(sums["loss"], done, steps, fabric)
         if done % validate_every == 0 or done == steps:
@@ -337,16 +342,45 @@ def fit(
             fabric.barrier()
         elif done % 10 == 0:
             on_step(done, {"loss": float(sums["loss"]) / count})
-        due = not count or time.monotonic() - saved > save_seconds
+        due = not count or arrived or time.monotonic() - saved > save_seconds
         if due and state_file is not None and fabric.global_rank == 0:
             if count:  # between two validations the loss may not have been looked at
                 _refuse_infinite(sums["loss"], done, steps)
             about = {"done": done, "history": history, "count": count}
             whole.write_tensors(state_file, _state(best, sums, bare, optimizer, average, extra), about)
             saved = time.monotonic()
+        if arrived:
+            signal.raise_signal(arrived[0])
     bare.load_state_dict(best)
     bare.eval()
     return history
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[list[int]]:
+    """Inside, a first SIGTERM or SIGINT is only noted, for the caller to raise; another one acts at once."""
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield arrived
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+
+    def note(number: int, frame: object) -> None:
+        arrived.append(number)
+        restore()
+
+    for number, handler in before.items():
+        if callable(handler):  # what is ignored stays ignored, and what ends the process outright does so
+            signal.signal(number, note)
+    try:
+        yield arrived
+    finally:
+        restore()
 
 
 def _stale(history: list[Row]) -> int:

@@ -1,6 +1,7 @@
 """The one loop: learns, resumes exactly, keeps the best, and depends on nothing but its arguments."""
 
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -126,6 +127,52 @@ def test_between_two_validations_the_state_is_saved_by_time(tmp_path, ema):
     again = network()
     assert fit(again, resume=tmp_path, step=step, ema=ema) == history  # the mean loss of steps 10 to 15 among it
     assert seen[0] == 13 and same_weights(model, again)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_step_saves_the_state_after_it(tmp_path, number):
+    def stop(*_):
+        raise KilledError
+
+    def step(model, batch, at):
+        if at == 12:
+            signal.raise_signal(number)
+        return training.supervised_step()(model, batch, at)
+
+    model, again = network(), network()
+    history = fit(model)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KilledError):
+            fit(network(), resume=tmp_path, step=step)
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 13
+    assert fit(again, resume=tmp_path) == history and same_weights(model, again)
+
+
+def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
+    def stop(*_):
+        raise KilledError
+
+    after = []
+
+    def step(model, batch, at):
+        if at == 12:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            after.append(at)
+        return training.supervised_step()(model, batch, at)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(KilledError):
+            fit(network(), resume=tmp_path, step=step)
+        assert not after and signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 10
 
 
 def test_without_time_going_by_a_state_is_saved_at_validations_only(tmp_path):
