@@ -27,7 +27,7 @@ run: $(STAMP) ## the whole pipeline
 	@$(BIN)/python -m flows.pipeline $(ARGS)
 
 test: $(STAMP) ## all tests but those that need a GPU
-	@$(BIN)/python -m pytest -m "not gpu" -n auto --maxprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -m "not gpu" -n auto --maxprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25 $(ARGS)
 
 quick: $(STAMP) ## the fast, offline tests
 	@$(BIN)/python -m pytest -m "not integration and not gpu" $(ARGS)

@@ -5,27 +5,23 @@ is imported before any `import prefect` in this package.
 """
 
 import contextlib
-import json
 import os
 import secrets
 import tempfile
 from pathlib import Path
 
 from tasks.environment import set_environment
-from tasks.processes import is_alive
+from tasks.processes import url_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
 OWN_SERVER = "THINNER_OWN_SERVER"  # "yes": the server that is set does not answer, see flows.pipeline
 
 _shared = "PREFECT_API_URL" in os.environ
-if "PREFECT_HOME" not in os.environ and not _shared and OWN_SERVER not in os.environ:
-    # Two servers on one SQLite file lock each other out, so while `make ui` or `make serve` runs, theirs is
-    # used.
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        note = json.loads((ROOT / ".thinner" / "prefect-server.json").read_text())
-        if is_alive(note["pid"], note["started"]):
-            os.environ["PREFECT_API_URL"] = f"{note['url']}/api"
+_own = "PREFECT_HOME" not in os.environ and not _shared and OWN_SERVER not in os.environ
+# Two servers on one SQLite file lock each other out, so while `make ui` or `make serve` runs, theirs is used.
+if _own and (_url := url_of(ROOT / ".thinner" / "prefect-server.json")):
+    os.environ["PREFECT_API_URL"] = f"{_url}/api"
 
 set_environment(root=ROOT)
 

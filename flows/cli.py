@@ -18,6 +18,7 @@ from rich.text import Text
 from flows.console import console, few, print_comparison, print_results, print_verdicts
 from tasks import integrity, lineage, lockfile
 from tasks.environment import repository_root, set_environment
+from thinner import shipping
 from thinner.config import load_params
 from thinner.errors import UserError
 
@@ -234,7 +235,7 @@ def _last_verdicts(root: Path, also: list[Path]) -> dict[str, Any]:
     path = root / "reports" / "claims.json"
     if not path.is_file():
         raise UserError("there is no reports/claims.json yet. Make it: thinner run")
-    verdicts: dict[str, Any] = json.loads(path.read_text())
+    verdicts: dict[str, Any] = shipping.read_verdicts(path)
     params = load_params()
     if params.claims != [verdict["claim"] for verdict in verdicts.values()]:
         raise UserError("claims: params.yaml has others than were judged. Judge them: thinner stage report")
@@ -471,8 +472,8 @@ def _inside(folder: Path) -> list[Path]:
 def find_temperature(root: Path, candidate: str) -> float | None:
     """The temperature of a candidate's confidences; None where evaluate has not measured it."""
     path = root / "reports" / "metrics.json"
-    measured = json.loads(path.read_text()).get(candidate, {}) if path.is_file() else {}
-    return measured.get("temperature")
+    measured = shipping.read_metrics(path) if path.is_file() else {}
+    return measured.get(candidate, {}).get("temperature")
 
 
 def candidate_folder(root: Path, name: str) -> Path:

@@ -4,7 +4,6 @@ end."""
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -122,7 +121,9 @@ def few(texts: Sequence[str], most: int = 4) -> str:
 
 def print_results(root: Path) -> None:
     """Whether targets were met, the candidates as evaluate measured them, what was proven, where to look, what next."""
-    measured, verdicts = (_read(root / "reports" / f"{name}.json") for name in ("metrics", "claims"))
+    metrics, claims = (root / "reports" / f"{name}.json" for name in ("metrics", "claims"))
+    measured = shipping.read_metrics(metrics, complete=True) if metrics.is_file() else {}
+    verdicts = shipping.read_verdicts(claims) if claims.is_file() else {}
     targets = shipping.read_targets(root / "reports")
     for target in targets:
         for number, line in enumerate(target["lines"]):
@@ -143,10 +144,6 @@ def print_results(root: Path) -> None:
         "         dvc metrics diff             what changed since the last commit",
         markup=False,
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def results_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -206,7 +203,7 @@ def print_verdicts(verdicts: Mapping[str, Mapping[str, Any]]) -> None:
     for verdict in verdicts.values():
         console.print(f"{verdict['outcome']:<10}", style=styles[verdict["outcome"]], end="", markup=False)
         console.print(verdict["claim"], markup=False)
-        console.print(f"{'':<10}{verdict['numbers']}", style="dim", markup=False)
+        console.print(f"{'':<10}{verdict.get('numbers', '')}", style="dim", markup=False)
 
 
 RATIOS = ("accuracy", "macro_f1", "agreement", "ece", "risk")  # metrics that end so are shown in per cent

@@ -9,7 +9,6 @@ seed is run again, that is, trained or brought from DVC's cache.
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import time
@@ -34,7 +33,7 @@ from flows.worktrees import (
     write_params,
 )
 from tasks import lineage
-from thinner import words
+from thinner import shipping, words
 from thinner.config import Params
 from thinner.errors import UserError
 
@@ -77,7 +76,7 @@ def evaluate_seeds(root: Path, params: Params, seeds: Sequence[int], workers: in
 
 def render(params: Params, folders: Mapping[int, Path], verdicts: Mapping[str, Any], commit: str) -> str:
     """The page of `--page`: verdicts over all seeds, and what each seed's networks are."""
-    measured = {seed: json.loads((folder / KEPT[0]).read_text()) for seed, folder in folders.items()}
+    measured = {seed: shipping.read_metrics(folder / KEPT[0]) for seed, folder in folders.items()}
     seeds = ",".join(map(str, folders))
     lines = [
         "<!-- written by `thinner claims --seeds ... --page`; do not edit -->",

@@ -22,7 +22,6 @@ import psutil
 
 from tasks import processes
 from tasks.environment import child_environment, repository_root, set_environment
-from tasks.processes import is_alive
 from tasks.tracking import tracking_uri
 from thinner.errors import UserError
 
@@ -75,11 +74,7 @@ def serve() -> int:
 
 def running_server(root: Path) -> str | None:
     """The address of the Prefect server that `make ui` or `make serve` has running for this folder."""
-    try:
-        note = json.loads((root / ".thinner" / "prefect-server.json").read_text())
-        return str(note["url"]) if is_alive(note["pid"], note["started"]) else None
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return None
+    return processes.url_of(root / ".thinner" / "prefect-server.json")
 
 
 class _Servers:

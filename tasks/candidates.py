@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import tracking
+from thinner import json_files, shipping
 from thinner.config import load_params
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def record(
 
     ``stage_hash`` is evaluate's: by it and the tag `candidate` a run is found again. Returns the runs' ids.
     """
-    measured = json.loads(Path("reports/metrics.json").read_text())
-    environment = json.loads(Path("reports/evaluate/environment.json").read_text())
+    measured = shipping.read_metrics(Path("reports/metrics.json"))
+    environment = json_files.read_object(Path("reports/evaluate/environment.json"), "Make it again: dvc repro evaluate")
     test = test_digest()
     return [
         _record_one(client, experiment, name, measured[name], environment, test, stage_hash, parent)
@@ -168,7 +169,7 @@ def _told(name: str) -> dict[str, Any]:
     """The model's configuration: how a picture becomes a square, and the temperature that divides logits."""
     info = json.loads(Path("data/prepared/info.json").read_text())
     limit = load_params().data.max_pixels
-    measured = json.loads(Path("reports/metrics.json").read_text())[name]
+    measured = shipping.read_metrics(Path("reports/metrics.json"))[name]
     # an evaluation that fits no temperature leaves confidences as they are
     temperature = float(measured.get("temperature", 1.0))
     square = {key: info[key] for key in ("image_size", "channels", "fit")}

@@ -340,7 +340,12 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([_text(cell) for cell in row] for row in rows)
+
+
+def _text(cell: Any) -> Any:
+    """A class may be called "=1+1": a spreadsheet would compute it, or ask a server for it, but for an apostrophe."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 if __name__ == "__main__":

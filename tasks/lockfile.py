@@ -32,7 +32,7 @@ _PATIENCE = 10, 0.1  # looks, and seconds between them: DVC itself may be at its
 
 def keep(root: Path) -> None:
     """Copy dvc.lock, if it is whole. Never raises: a run does not fail for want of a copy."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         text = (root / LOCK).read_text(encoding="utf-8")
         now, before = _stages(text), _read(root / KEPT)
         if now is None or now == before or _is_cut(now, before):
@@ -81,7 +81,7 @@ def mend_rwlock(root: Path) -> str | None:
         readers = {name: list(infos) for name, infos in entries.get("read", {}).items()}
         writers = dict(entries.get("write", {}))
         named = {_sign(info) for infos in [*readers.values(), writers.values()] for info in infos}
-    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+    except (ValueError, AttributeError, TypeError, KeyError, OverflowError, RecursionError):
         path.unlink(missing_ok=True)
         return f"{RWLOCK} was cut off (a kill while DVC wrote it) and is removed"
     gone = {sign for sign in named if not _lives(*sign, written)}
@@ -109,7 +109,7 @@ def _lives(pid: int, command: str, written: float) -> bool:
         process = psutil.Process(pid)
         words = " ".join(process.cmdline()).split()
         started = process.create_time()
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # a number that no process can have
         return False
     except psutil.Error:
         return True
@@ -154,7 +154,7 @@ def _stages(text: str) -> dict[str, Any] | None:
     """The entries, if the text is a whole file as DVC writes it."""
     try:
         found = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one, see there
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # a 13th month, a key that is a list, ...
         return None
     if not isinstance(found, dict) or "schema" not in found or not isinstance(found.get("stages", {}), dict):
         return None
@@ -165,7 +165,10 @@ def _stages(text: str) -> dict[str, Any] | None:
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or "cmd" not in entry:
         return False
-    parts = [part for key in ("deps", "outs") for part in entry.get(key) or [{}]]
+    lists = [entry.get(key) or [{}] for key in ("deps", "outs")]
+    if not all(isinstance(some, list) for some in lists):
+        return False
+    parts = [part for some in lists for part in some]
     return all(isinstance(part, dict) and (not part or ("path" in part and len(part) > 1)) for part in parts)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 
 import psutil
@@ -30,3 +32,14 @@ def is_alive(pid: int, when: float) -> bool:
         return abs(started(pid) - when) < 1 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def url_of(note: Path) -> str | None:
+    """The address in a server's ``note``, if that very server lives; whatever else stands there is no address."""
+    try:
+        found = json.loads(note.read_bytes())
+        url, pid, when = str(found["url"]), found["pid"], float(found["started"])
+        lives = type(pid) is int and is_alive(pid, when)
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError, psutil.Error):
+        return None
+    return url if lives and re.fullmatch(r"http://127\.0\.0\.1:\d{1,5}", url) else None

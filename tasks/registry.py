@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def _register(client: MlflowClient, experiment: str, root: Path, params: Params)
             description=_headline(candidate),
         )
         version = str(made.version)
-    verdicts = json.loads(Path("reports/claims.json").read_text()).values()
+    verdicts = shipping.read_verdicts(Path("reports/claims.json")).values()
     proven = sum(verdict["outcome"] == "proven" for verdict in verdicts)
     client.set_model_version_tag(name, version, "claims", f"{proven} of {len(verdicts)} proven")
     champion = _alias(client, name, CHAMPION)
@@ -155,7 +154,7 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
         if champion is not None:
             bar = _bar(client, champion, mine, other_images)
         promoted, reason = decide(
-            list(json.loads(Path("reports/claims.json").read_text()).values()),
+            list(shipping.read_verdicts(Path("reports/claims.json")).values()),
             shipping.read_targets(Path("reports")),
             params.ship.candidate,
             bar,
@@ -313,12 +312,12 @@ def _check_results(root: Path, params: Params) -> None:
                 f"the results are not those of what is here: {node.name} is out of date ({why[0]}). "
                 "Bring everything up to date: thinner run"
             )
-    if params.ship.candidate not in json.loads(Path("reports/metrics.json").read_text()):
+    if params.ship.candidate not in shipping.read_metrics(Path("reports/metrics.json")):
         raise UserError(f"ship.candidate: evaluate did not measure '{params.ship.candidate}'. Run: thinner run")
 
 
 def _headline(candidate: str) -> str:
-    row = json.loads(Path("reports/metrics.json").read_text())[candidate]
+    row = shipping.read_metrics(Path("reports/metrics.json"))[candidate]
     return (
         f"{candidate}: accuracy {row['accuracy']:.2%}, {row['params']:,} parameters, {row['file_bytes']:,} bytes, "
         f"{row['runtime']}"

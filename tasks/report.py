@@ -14,7 +14,7 @@ import yaml
 from tasks import lineage
 from tasks.stage import Stage, run_stage
 from tasks.tracking import flatten
-from thinner import statistics
+from thinner import shipping, statistics
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.report import read_evidence, render_figures, render_html, render_pull_request
@@ -89,7 +89,7 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
     runs, images = [], []
     for root in roots:
         try:
-            metrics = json.loads((root / "reports" / "metrics.json").read_text())
+            metrics = shipping.read_metrics(root / "reports" / "metrics.json")
             runs.append(gather(root / "data" / "evaluate", metrics))
             with np.load(root / "data" / "evaluate" / "predictions.npz", allow_pickle=False) as file:
                 images.append((file["index"], file["labels"]))

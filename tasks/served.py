@@ -10,7 +10,6 @@ It runs apart from the repository: all that it imports of ours is `thinner`, of 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from thinner import sources, store
+from thinner.errors import one_line
 from thinner.predict import Candidate, open_candidate, predict_logits
 
 BATCH = 64  # bounds memory, however many pictures a request has
@@ -36,9 +36,10 @@ class Served(mlflow.pyfunc.PythonModel):
         self.candidate = open_candidate(Path(context.artifacts["candidate"]), threads=1)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        images = [
-            _decode(number, text, context.model_config) for number, text in enumerate(model_input["image"].tolist())
-        ]
+        texts = model_input["image"].tolist() if "image" in model_input else []
+        if not texts:
+            raise _refused('there is no picture in it. Send {"dataframe_records": [{"image": "iVBORw0KGgo..."}]}')
+        images = [_decode(number, text, context.model_config) for number, text in enumerate(texts)]
         logits = predict_logits(self.candidate, np.stack(images), np.arange(len(images)), BATCH)
         classes = self.candidate.spec["classes"]
         scaled = logits.astype(np.float64) / context.model_config["temperature"]
@@ -47,17 +48,25 @@ class Served(mlflow.pyfunc.PythonModel):
         )
 
 
-def _decode(number: int, text: str, square: dict[str, Any]) -> Any:
+def _decode(number: int, text: Any, square: dict[str, Any]) -> Any:
     try:
+        if not isinstance(text, str | bytes):
+            raise TypeError(f"it is {one_line(repr(text), 60)}")
         file = io.BytesIO(base64.b64decode(text, validate=True))
         return store.decode(
             lambda: sources.open_picture(file),
             square["image_size"], square["channels"], square["fit"], square["max_pixels"],
         )  # fmt: skip
-    except (binascii.Error, store.UnreadableError) as error:
-        raise mlflow.exceptions.MlflowException.invalid_parameter_value(
-            f"image {number}: not a picture's file in base64 ({error}). Make the text with: base64 -w0 picture.png"
+    except (ValueError, TypeError, store.UnreadableError) as error:  # base64 has ValueErrors
+        raise _refused(
+            f"image {number}: not a picture's file in base64 ({one_line(error)}). "
+            "Make the text with: base64 -w0 picture.png"
         ) from error
+
+
+def _refused(why: str) -> Any:
+    """What MLflow answers with 400 and the text."""
+    return mlflow.exceptions.MlflowException.invalid_parameter_value(why)
 
 
 mlflow.models.set_model(Served())

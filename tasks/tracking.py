@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import lockfile, mlflow_db, processes, unsent
 from tasks.environment import FLOW, PARENT, UNSENT, home_root, set_environment
 from thinner import shipping
-from thinner.errors import UserError
+from thinner.errors import DamagedError, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -664,17 +664,17 @@ def _record_results(recorder: Recorder) -> None:
     """What a pipeline run is compared by: choices, numbers, verdicts, and what was named for each test image."""
     from thinner.config import load_params
 
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+    with contextlib.suppress(FileNotFoundError, DamagedError):
         params = load_params()
         recorder.params(params.model_dump(mode="json"))
-        measured = json.loads(Path("reports/metrics.json").read_text())
+        measured = shipping.read_metrics(Path("reports/metrics.json"))
         recorder.metrics(candidate_metrics(measured, params.ship.candidate))
         recorder.tags({"ship.candidate": params.ship.candidate})
         for target in shipping.read_targets(Path("reports")):
             recorder.metrics({f"{target['candidate']}/target_met": float(target["met"])})
         recorder.table("candidates", [{"candidate": name, **row} for name, row in measured.items()])
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        verdicts = list(json.loads(Path("reports/claims.json").read_text()).values())
+    with contextlib.suppress(FileNotFoundError, DamagedError):
+        verdicts = list(shipping.read_verdicts(Path("reports/claims.json")).values())
         # the sentence is the value: a name may not have a "%" in it
         recorder.tags(
             {f"claim.{number}": f"{v['outcome']}: {v['claim']}" for number, v in enumerate(verdicts, start=1)}

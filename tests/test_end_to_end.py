@@ -365,6 +365,14 @@ def ask(url, what, secret, **filters):
         return json.load(answer)
 
 
+def answer_to_a_page(url, **headers):
+    """(status, who may read it) of what a web page could send: it has no secret, and its own origin or host."""
+    asked = urllib.request.Request(f"{url}/api/deployments/", b"{}", {"Content-Type": "text/plain", **headers})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(asked, timeout=20)
+    return caught.value.code, caught.value.headers.get("access-control-allow-origin")
+
+
 def test_the_schedule_fires_runs_and_at_the_second_firing_finds_everything_up_to_date(finished):
     root, _ = finished
     set_params(root, {"report.samples": 5})  # work for the report alone
@@ -391,6 +399,8 @@ def test_the_schedule_fires_runs_and_at_the_second_firing_finds_everything_up_to
                 with pytest.raises(urllib.error.HTTPError, match="401"):
                     ask(url, "flow_runs", "thinner:guessed")
                 done = ask(url, "flow_runs", secret, flow_runs=scheduled, sort="START_TIME_ASC")
+        assert answer_to_a_page(url, Origin="http://page.example") == (401, None)
+        assert answer_to_a_page(url, Host="page.example") == (401, None)  # a name that it has pointed at 127.0.0.1
         ended = []
         for flow_run in done[:2]:
             runs = ask(url, "task_runs", secret, task_runs={"flow_run_id": {"any_": [flow_run["id"]]}})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from thinner import models, whole
-from thinner.errors import DamagedError, UserError
+from thinner import json_files, models, whole
+from thinner.errors import DamagedError, UserError, one_line
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 
@@ -76,8 +76,18 @@ def load(folder: str | Path) -> Loaded:
     try:
         state = load_file(weights)
     except Exception as error:
-        raise DamagedError(f"{weights}: damaged ({error}). Make it again: dvc checkout --force {folder}") from error
-    return Loaded(_fill(spec, state, weights), spec, digest)
+        raise DamagedError(
+            f"{weights}: damaged ({one_line(error)}). Make it again: dvc checkout --force {folder}"
+        ) from error
+    try:
+        return Loaded(_fill(spec, state, weights), spec, digest)
+    except UserError:
+        raise
+    except Exception as error:  # each library has errors of its own for a network that it cannot build
+        raise DamagedError(
+            f"{folder / SPEC}: no network can be built as it says ({type(error).__name__}: {one_line(error)}). "
+            f"Make it again: dvc checkout --force {folder}"
+        ) from error
 
 
 def check_file(path: Path) -> str:
@@ -89,7 +99,7 @@ def check_file(path: Path) -> str:
     known = _read(path.parent)[1].get(path.name)
     if known not in (None, digest):
         raise DamagedError(
-            f"{path}: is not what was written (SHA-256 {digest[:12]}, {SPEC} beside it says {known[:12]}). "
+            f"{path}: is not what was written (SHA-256 {digest[:12]}, {SPEC} beside it says {one_line(known[:12])}). "
             f"Make it again: dvc checkout --force {path.parent}"
         )
     return digest
@@ -102,16 +112,72 @@ def read_spec(folder: str | Path) -> dict[str, Any]:
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     path = folder / SPEC
+    again = f"Make it again: dvc checkout --force {folder}"
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
+        spec = json_files.read(path, again)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. Make it: thinner run") from None
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path}: not JSON ({error}). Make it again: dvc checkout --force {folder}") from error
     missing = {"network", "classes", "preprocessing"} - set(spec if isinstance(spec, dict) else {})
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(sorted(missing))}. It was not written by thinner")
-    return whole.opened(spec, path)
+    found = whole.opened(spec, path)
+    if wrong := _mistake(found[0]):
+        raise DamagedError(f"{path}: {wrong}. {again}")
+    return found
+
+
+def _mistake(spec: dict[str, Any]) -> str | None:
+    """What in ``spec`` no stage writes: it would be a traceback, or too large to build, wherever it is used."""
+    network, sees = spec["network"], spec["preprocessing"]
+    return (
+        json_files.lacking(spec, _SPEC)
+        or json_files.lacking({"classes": 0, **spec}, {k: t for k, t in _MORE.items() if k in spec})
+        or _of("network", json_files.lacking(network, _NETWORK))
+        or _of("network", json_files.lacking(network, {k: _up_to(_MOST) for k in _WIDTHS if k in network}))
+        or _of("network", json_files.lacking(network, {"classes": lambda n: n == len(spec["classes"])}))
+        or _of("preprocessing", json_files.lacking(sees, _SEES))
+        or _of("pruned", json_files.lacking(spec.get("pruned") or _UNPRUNED, _PRUNED))
+    )
+
+
+def _of(key: str, wrong: str | None) -> str | None:
+    return wrong and f"{key} {wrong}"
+
+
+def _up_to(most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and 1 <= value <= most
+
+
+def _per_channel(value: Any) -> bool:
+    return isinstance(value, list) and len(value) in (1, 3) and all(map(json_files.is_number, value))
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
+
+
+_MOST = 10_000
+_WIDTHS = ("width", "stem_stride")
+_SPEC: dict[str, Callable[[Any], bool]] = {
+    "classes": lambda value: isinstance(value, list) and bool(value) and all(isinstance(n, str) for n in value),
+}
+_MORE: dict[str, Callable[[Any], bool]] = {
+    "input": lambda value: value == "pixels",
+    "parents": lambda value: isinstance(value, dict),
+    "val_accuracy": json_files.is_number,
+    "pruned": lambda value: value is None or isinstance(value, dict),
+}
+_NETWORK: dict[str, Callable[[Any], bool]] = {"name": json_files.is_text, "channels": lambda value: value in (1, 3)}
+_SEES: dict[str, Callable[[Any], bool]] = {
+    "image_size": _up_to(1024),  # as params.yaml allows
+    "mean": _per_channel,
+    "std": _per_channel,
+}
+_UNPRUNED: dict[str, Any] = {"attributes": {}, "shapes": {}}
+_PRUNED: dict[str, Callable[[Any], bool]] = {
+    "attributes": _are_objects,
+    "shapes": lambda value: isinstance(value, dict),
+}
 
 
 def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) -> nn.Module:
@@ -120,14 +186,14 @@ def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) ->
     if spec.get("pruned"):
         apply_dimensions(model, spec["pruned"])
     tensors = saved_tensors(model, spec)
-    expected = {n: tuple(t.shape) for n, t in tensors.items()}
-    found = {n: tuple(t.shape) for n, t in state.items()}
+    expected = {n: (tuple(t.shape), t.is_floating_point()) for n, t in tensors.items()}
+    found = {n: (tuple(t.shape), t.is_floating_point()) for n, t in state.items()}
     if expected != found:
         wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
         name = wrong[0]
         raise CheckpointError(
-            f"{source}: {len(wrong)} tensors do not fit the spec; first {name}: file {found.get(name)}, "
-            f"spec {expected.get(name)}. Take the two files of one folder"
+            f"{source}: {len(wrong)} tensors do not fit the spec; first {one_line(name)}: file "
+            f"{_said(state.get(name))}, spec {_said(tensors.get(name))}. Take the two files of one folder"
         )
     model = _materialise(model, spec)
     for name, buffer in _hidden(model, tensors).items():
@@ -137,6 +203,10 @@ def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) ->
     vars(named)["_metadata"] = vars(model.state_dict())["_metadata"]
     model.load_state_dict(named, strict=True)
     return model.eval()
+
+
+def _said(tensor: torch.Tensor | None) -> str:
+    return "none" if tensor is None else one_line(f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}")
 
 
 def _materialise(model: nn.Module, spec: dict[str, Any]) -> nn.Module:
@@ -197,17 +267,38 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def apply_dimensions(model: nn.Module, pruned: dict[str, Any]) -> None:
-    """Set the attributes and give the tensors their sizes (values are left empty)."""
+    """Set the attributes and give the tensors their sizes (values are left empty). Raises DamagedError where that is
+    more than to make them smaller: whoever wrote the description may have had other things in mind."""
+    modules, known = dict(model.named_modules()), dict(_tensors(model))
     for name, values in pruned["attributes"].items():
-        module = model.get_submodule(name)
-        for key, value in values.items():
-            setattr(module, key, tuple(value) if isinstance(value, list) else value)
+        for key, given in values.items():
+            value = tuple(given) if isinstance(given, list) else given
+            if name not in modules or not _is_less(value, vars(modules[name]).get(key)):
+                raise DamagedError(
+                    f"{SPEC}: {one_line(f'{name}.{key}', 80)} cannot be {one_line(repr(value), 60)} in a pruned "
+                    f"{type(model).__name__}. Make it again: dvc checkout --force"
+                )
+            setattr(modules[name], key, value)
     for name, shape in pruned["shapes"].items():
+        if name not in known or not isinstance(shape, list) or not _is_less(tuple(shape), tuple(known[name].shape)):
+            raise DamagedError(
+                f"{SPEC}: {one_line(name, 80)} cannot be of shape {one_line(repr(shape), 60)} in a pruned "
+                f"{type(model).__name__}. Make it again: dvc checkout --force"
+            )
         owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        old = getattr(module, leaf)
+        module, old = modules[owner], known[name]
         empty = torch.empty(shape, dtype=old.dtype, device=old.device)
         if isinstance(old, nn.Parameter):
             module.register_parameter(leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
         else:
             module.register_buffer(leaf, empty, persistent=leaf not in module._non_persistent_buffers_set)
+
+
+def _is_less(value: Any, old: Any) -> bool:
+    """Whether pruning may have made ``value`` of the number, or the sizes, ``old``."""
+    if isinstance(old, tuple):
+        alike = isinstance(value, tuple) and len(value) == len(old)
+        return alike and all(_is_less(a, b) for a, b in zip(value, old, strict=True))
+    if type(old) is float or type(value) is float:  # a scale: 1/sqrt of a width
+        return type(old) in (int, float) and json_files.is_number(value)
+    return type(old) is int and type(value) is int and min(1, old) <= value <= old

@@ -5,6 +5,16 @@ Its text says what was wrong, the value, and the choices or the next command. Th
 and `flows/` print it as one message and exit non-zero; anything else keeps its traceback, because it is a bug of ours.
 """
 
+from __future__ import annotations
+
+
+def one_line(what: object, most: int = 200) -> str:
+    """``what`` (another library's error, a value of a file) for the inside of a message: one line, not long, and
+    nothing in it that moves a cursor."""
+    text = " ".join(str(what).split()) or (type(what).__name__ if isinstance(what, BaseException) else "")
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
 
 class UserError(Exception):
     """Something a person can mend; `str()` of it is the whole message."""

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import nn
 
 from thinner import views
-from thinner.errors import UserError
+from thinner.errors import UserError, one_line
 
 Images = Float[np.ndarray, "batch channels height width"]
 Logits = Float[np.ndarray, "batch classes"]
@@ -97,9 +97,19 @@ def open_pt2(path: str | Path) -> nn.Module:
     An archive that holds anything else is refused before PyTorch looks at it. Raises ExportError.
     """
     refuse_code(path)
-    # the checks of input shapes are generated code that runs before every inference; the shapes are ours
-    module: nn.Module = torch.export.load(path).module(check_guards=False)
+    try:
+        # the checks of input shapes are generated code that runs before every inference; the shapes are ours
+        module: nn.Module = torch.export.load(path).module(check_guards=False)
+    except Exception as error:  # torch has no error of its own for an archive that is not whole
+        raise _damaged(path, error) from error
     return module
+
+
+def _damaged(path: str | Path, error: Exception) -> ExportError:
+    return ExportError(
+        f"{path}: damaged, or made by something else ({type(error).__name__}: {one_line(error)}). "
+        "Export it again: thinner stage export"
+    )
 
 
 def refuse_code(path: str | Path) -> None:
@@ -113,8 +123,8 @@ def refuse_code(path: str | Path) -> None:
 
     def refuse(what: str) -> ExportError:
         return ExportError(
-            f"{path}: {what}. Opening it could run code of whoever made it. Take the network's model.safetensors or "
-            "ONNX file instead, or export it here: thinner stage export"
+            f"{path}: {one_line(what)}. Opening it could run code of whoever made it. Take the network's "
+            "model.safetensors or ONNX file instead, or export it here: thinner stage export"
         )
 
     try:
@@ -129,9 +139,15 @@ def refuse_code(path: str | Path) -> None:
                 if not _PLAIN.fullmatch(inner):
                     raise refuse(f"holds '{inner}', which may be a pickle")
                 if inner.endswith(".json") and not inner.startswith("extra/"):
+                    if info.compress_type != zipfile.ZIP_STORED:  # torch compresses nothing
+                        raise refuse(f"has '{inner}' compressed, which may fill the memory")
                     _refuse_values(json.loads(archive.read(info)), refuse)
-    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ExportError(f"{path}: is no pt2 archive ({error}). Export it again: thinner stage export") from None
+    except ExportError:
+        raise
+    except Exception as error:  # zipfile has many for a file that is not whole
+        raise ExportError(
+            f"{path}: is no pt2 archive ({one_line(error)}). Export it again: thinner stage export"
+        ) from error
 
 
 _PLAIN = re.compile(
@@ -294,7 +310,17 @@ def open_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSes
     options.log_severity_level = 3
     # its idle threads would spin on, and take the CPU from whoever is timed next
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has a dozen of its own, and Python's
+        raise _damaged(path, error) from error
+    inputs, outputs = ([one.name for one in some()] for some in (session.get_inputs, session.get_outputs))
+    if len(inputs) != 1 or OUTPUT not in outputs:
+        raise ExportError(
+            f"{path}: takes {one_line(inputs)} and gives {one_line(outputs)}; a classifier of ours takes one thing and "
+            f"gives '{OUTPUT}'. Export it again: thinner stage export"
+        )
+    return session
 
 
 def run_session(session: onnxruntime.InferenceSession, inputs: np.ndarray) -> Logits:
@@ -306,11 +332,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """What was stored beside the graph."""
     if Path(path).suffix == ".pt2":
         refuse_code(path)
-        files = {METADATA: ""}
-        torch.export.load(path, extra_files=files)
-        return dict(json.loads(files[METADATA]))
-    model = onnx.load(path, load_external_data=False)
-    return {item.key: json.loads(item.value) for item in model.metadata_props}
+    try:
+        if Path(path).suffix == ".pt2":
+            files = {METADATA: ""}
+            torch.export.load(path, extra_files=files)
+            return dict(json.loads(files[METADATA]))
+        model = onnx.load(path, load_external_data=False)
+        return {item.key: json.loads(item.value) for item in model.metadata_props}
+    except Exception as error:  # as above
+        raise _damaged(path, error) from error
 
 
 def _save(model: onnx.ModelProto, path: str | Path, metadata: Mapping[str, Any]) -> None:

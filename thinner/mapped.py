@@ -1,15 +1,54 @@
-"""Rows of an array on disk, read without the array taking root in memory."""
+"""Arrays on disk: opened without a pickle being looked at, and rows of them read without the array taking root in
+memory."""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+import zipfile
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from thinner.errors import DamagedError, one_line
+
+_MOST_BYTES, _MOST_TIMES = (
+    2**28,
+    100,
+)  # numbers hardly shrink; zeros do, a thousand times, in a file made to fill memory
+
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def open_array(path: Path) -> npt.NDArray[Any]:
+    """The array of a ``.npy``; it stays on disk until looked at. Raises DamagedError; FileNotFoundError."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # NumPy evaluates the header, so whatever Python raises
+        raise DamagedError(f"{path}: damaged ({one_line(error)})") from error
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a ``.npz``. Raises DamagedError; FileNotFoundError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
+        if unpacked > max(_MOST_BYTES, _MOST_TIMES * packed):
+            raise DamagedError(
+                f"{path}: would take {unpacked / 1e9:.1f} GB of memory, from a file of {packed / 1e6:.1f} MB. "
+                "If that is meant, write it with numpy.savez, which does not compress"
+            )
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (FileNotFoundError, DamagedError):
+        raise
+    except Exception as error:  # zipfile and zlib have many for a file that is not whole
+        raise DamagedError(f"{path}: damaged, or no .npz ({one_line(error)})") from error
+    return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}  # else plain bytes
 
 
 def take(array: npt.NDArray[Scalar], rows: Any) -> npt.NDArray[Scalar]:

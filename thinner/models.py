@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from thinner import own, resnets
 from thinner import weights as published
 from thinner.errors import NetworkError as NetworkError  # noqa: PLC0414 - callers say models.NetworkError
+from thinner.errors import one_line
 
 
 def create(network: dict[str, Any]) -> nn.Module:
@@ -95,7 +96,7 @@ def check_name(name: str) -> None:
     known = names()
     if name not in known:
         near_names = difflib.get_close_matches(name, known, 5, 0.5) or ["resnet20", "torchvision:NAME", "timm:NAME"]
-        raise NetworkError(f"unknown '{name}'. Choose for example one of: {', '.join(near_names)}")
+        raise NetworkError(f"unknown '{one_line(name, 100)}'. Choose for example one of: {', '.join(near_names)}")
 
 
 def _check_timm_name(inner: str) -> None:

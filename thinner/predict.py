@@ -18,7 +18,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from thinner import checkpoint, metrics, views
-from thinner.errors import UserError
+from thinner.errors import UserError, one_line
 
 Images = UInt8[np.ndarray, "images height width channels"]
 Runtime = Literal["pytorch", "onnxruntime"]
@@ -165,9 +165,20 @@ def predict(
     ``temperature`` is what evaluate fitted for the candidate (``metrics.fit_temperature``); 1 is no calibration.
     """
     candidate = open_candidate(folder, device)
+    classes = candidate.spec["classes"]
     predictions = []
     for image in images:
-        logits = candidate.collect(candidate.run(candidate.place(candidate.preprocess(image[None]))))
-        label = candidate.spec["classes"][int(logits[0].argmax())]
+        try:
+            logits = candidate.collect(candidate.run(candidate.place(candidate.preprocess(image[None]))))
+        except Exception as error:  # a graph that somebody else made may fail at any of its operators
+            raise UserError(
+                f"{folder}: this model does not run on a picture ({one_line(error)}). Make it again: thinner run"
+            ) from error
+        if logits.shape != (1, len(classes)):
+            raise UserError(
+                f"{folder}: this model gives {list(logits.shape)} numbers for a picture, and {checkpoint.SPEC} has "
+                f"{len(classes)} classes. Take the two files of one folder"
+            )
+        label = classes[int(logits[0].argmax())]
         predictions.append(Prediction(label, float(metrics.confidences(logits / temperature)[0])))
     return predictions

@@ -14,7 +14,6 @@ import argparse
 import base64
 import hashlib
 import io
-import json
 import math
 import re
 import sys
@@ -34,7 +33,7 @@ import yaml
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
-from thinner import metrics, statistics
+from thinner import json_files, metrics, shipping, statistics
 from thinner.errors import UserError
 from thinner.profiling import pareto_front
 from thinner.shipping import RUNTIMES, Metrics, latency_batches, open_points, read_targets, ship_line, target_lines
@@ -120,7 +119,9 @@ def read_evidence(
         arrays = {name: file[name] for name in file.files}
     return Evidence(
         metrics=measured,
-        environment=json.loads((reports / "evaluate" / "environment.json").read_text()),
+        environment=json_files.read_object(
+            reports / "evaluate" / "environment.json", "Make it again: dvc repro evaluate"
+        ),
         history=_tables(reports, measured, "history.csv"),
         rounds=_tables(reports, measured, "rounds.csv"),
         index=arrays["index"],
@@ -133,7 +134,7 @@ def read_evidence(
         params=params,
         verdicts=verdicts,
         targets=read_targets(reports),
-        integrity=json.loads((reports / "prepare.json").read_text()),
+        integrity=json_files.read_object(reports / "prepare.json", "Make it again: dvc repro prepare"),
         reliability=_table(reports / "evaluate" / "reliability.csv"),
         risk_coverage=_table(reports / "evaluate" / "risk_coverage.csv"),
         corruptions=_table(reports / "evaluate" / "corruptions.csv"),
@@ -158,7 +159,7 @@ def _md5(path: Path) -> str:
 def read_metrics(path: Path) -> Metrics:
     """The candidates' numbers, ordered from the teacher to the smallest."""
     try:
-        found = json.loads(path.read_text())
+        found = shipping.read_metrics(path, complete=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Make it: thinner run, or dvc repro evaluate") from None
     known = [name for name in WHAT if name in found]
@@ -1202,9 +1203,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         table = render_readme(
             read_metrics(options.reports / "metrics.json"),
-            json.loads((options.reports / "evaluate" / "environment.json").read_text()),
+            json_files.read_object(
+                options.reports / "evaluate" / "environment.json", "Make it again: dvc repro evaluate"
+            ),
             yaml.safe_load(options.params.read_text(encoding="utf-8"))["ship"]["candidate"],
-            list(json.loads((options.reports / "claims.json").read_text()).values()),
+            list(shipping.read_verdicts(options.reports / "claims.json").values()),
             read_targets(options.reports),
         )
         if options.check:

@@ -190,7 +190,9 @@ def _start(network: nn.Module) -> None:
 
 # ---------------------------------------------------------------------------------------------------- by name
 
-_NAME = re.compile(r"resnet(?P<depth>\d+)(?P<kind>a|x4)?|wrn-(?P<wide_depth>\d+)-(?P<widen>\d+)")
+_NAME = re.compile(r"resnet(?P<depth>\d{1,6})(?P<kind>a|x4)?|wrn-(?P<wide_depth>\d{1,6})-(?P<widen>\d{1,6})")
+_DEEPEST = 1202  # the papers' own; a name in a file must not build for hours
+_WIDEST = 100
 
 
 def create(network: dict[str, Any]) -> nn.Module:
@@ -227,11 +229,15 @@ def mistake(name: str) -> str | None:
         return f"'{name}' is none of resnetN, resnetNa, resnetNx4, wrn-N-K"
     if found["wide_depth"]:
         depth, widen = int(found["wide_depth"]), int(found["widen"])
+        if depth > _DEEPEST or widen > _WIDEST:
+            return f"unknown '{name}'. Depth is at most {_DEEPEST} and the factor at most {_WIDEST}"
         if depth >= 10 and (depth - 4) % 6 == 0 and widen >= 1:
             return None
         near = f"wrn-{6 * max(1, round((depth - 4) / 6)) + 4}-{max(1, widen)}"
         return f"unknown '{name}'. Depth is 6n+4 and the factor at least 1; the nearest is {near}"
     depth = int(found["depth"])
+    if depth > _DEEPEST:
+        return f"unknown '{name}'. Depth is at most {_DEEPEST}"
     if depth >= 8 and (depth - 2) % 6 == 0:
         return None
     return (

@@ -4,11 +4,14 @@ the terminal, the record and the registry; nothing heavy is imported.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from thinner import json_files
+from thinner.errors import DamagedError, one_line
+from thinner.json_files import is_number, is_text, lacking
 from thinner.words import milliseconds, percent, si
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -21,7 +24,58 @@ _EXPORTS = ("_onnx_int8", "_onnx", "_pt2")
 def read_targets(reports: Path) -> list[dict[str, Any]]:
     """What every pruning stage says of its target: reports/prune/target.json first, then those of prune_also."""
     files = [reports / "prune" / "target.json", *sorted((reports / "prune_also").glob("*/target.json"))]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return [_target(file) for file in files if file.is_file()]
+
+
+def _target(file: Path) -> dict[str, Any]:
+    found = json_files.read_object(file, "Make it again: dvc repro prune")
+    kinds = {"candidate": is_text, "met": lambda value: isinstance(value, bool), "lines": _are_texts}
+    if wrong := lacking(found, kinds):
+        raise DamagedError(f"{file}: {wrong}. Make it again: dvc repro prune")
+    return found
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(line, str) for line in value)
+
+
+def read_metrics(path: Path, complete: bool = False) -> dict[str, dict[str, Any]]:
+    """What evaluate measured of each candidate; ``complete``: all that `ship_line` tells of one must be there.
+
+    Raises DamagedError; FileNotFoundError.
+    """
+    again = "Make it again: dvc repro evaluate"
+    found = json_files.read_object(path, again)
+    batches = [key for row in found.values() if isinstance(row, dict) for key in row if _LATENCY.fullmatch(key)]
+    needed = (*_COSTS, *(batches or ["latency_ms_b1"])) if complete else ()
+    for name, row in found.items():
+        given = (key for key in row if key in _KINDS or _LATENCY.fullmatch(key)) if isinstance(row, dict) else ()
+        if wrong := lacking(row, {key: _KINDS.get(key, is_number) for key in dict.fromkeys((*needed, *given))}):
+            raise DamagedError(f"{path}: {one_line(name, 60)} {wrong}. {again}")
+    return found
+
+
+def read_verdicts(path: Path) -> dict[str, dict[str, Any]]:
+    """The verdict on each claim, by its number. Raises DamagedError; FileNotFoundError."""
+    again = "Make it again: dvc repro report"
+    found = json_files.read_object(path, again)
+    for number, verdict in found.items():
+        if wrong := lacking(verdict, _VERDICT):
+            raise DamagedError(f"{path}: {one_line(number, 60)} {wrong}. {again}")
+    return found
+
+
+_LATENCY = re.compile(r"latency_ms_b[1-9]\d{0,8}")
+_COSTS = ("accuracy", "macs", "file_bytes", "runtime")
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("accuracy", "macro_f1", "macs", "params", "file_bytes"), is_number),
+    "runtime": lambda value: isinstance(value, str) and value in RUNTIMES,
+    "temperature": lambda value: is_number(value) and value > 0,
+}
+_VERDICT: dict[str, Callable[[Any], bool]] = {
+    "claim": lambda value: isinstance(value, str),
+    "outcome": lambda value: value in ("proven", "refuted", "not shown"),
+}
 
 
 def target_lines(targets: Rows) -> list[str]:

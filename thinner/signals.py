@@ -31,11 +31,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thinner import models, views, whole
-from thinner.errors import DamagedError, UserError
-from thinner.mapped import take
+from thinner import json_files, models, views, whole
+from thinner.errors import DamagedError, UserError, one_line
+from thinner.mapped import open_array, read_arrays, take
 
 _HALF = 65504.0  # the largest float16
+_MOST_CLASSES = 1_000_000
 _MARK_EVERY = 20  # batches; a run that was killed goes on from there
 
 
@@ -73,8 +74,14 @@ class Signals:
         if self.classes is not None and self.rest is not None:
             count = int(self.info["classes"])
             each = take(self.rest, (view, row))[:, None] - np.log(max(1, count - values.shape[1]))
+            chosen = take(self.classes, (view, row)).astype(np.int64)
+            if chosen.min(initial=0) < 0 or chosen.max(initial=0) >= count:
+                raise SignalsError(
+                    f"the teacher's signals are damaged: classes.npy names others than the {count} classes. "
+                    "Make them again: thinner stage teach"
+                )
             dense = np.broadcast_to(each, (len(row), count)).astype(np.float32)
-            np.put_along_axis(dense, take(self.classes, (view, row)).astype(np.int64), values, axis=1)
+            np.put_along_axis(dense, chosen, values, axis=1)
             values = dense
         return torch.from_numpy(values).to(device)
 
@@ -105,25 +112,47 @@ class Signals:
 def open_signals(folder: str | Path) -> Signals:
     folder = Path(folder)
 
-    def mapped(name: str) -> Any:
-        return np.load(folder / name, mmap_mode="r")
-
     try:
-        info = json.loads((folder / "signals.json").read_text())
-        top = info.get("top_k") is not None
-        return Signals(
-            mapped("logits.npy"),
-            mapped("centres.npy"),
-            np.load(folder / "index.npy"),
-            info,
-            mapped("classes.npy") if top else None,
-            mapped("rest.npy") if top else None,
-            {kept["layer"]: mapped(f"features-{n}.npy") for n, kept in enumerate(info.get("features", []))},
-        )
-    except (FileNotFoundError, ValueError) as error:
+        info = json_files.read_object(folder / "signals.json", "")
+        kept = info.get("features", [])
+        if not isinstance(kept, list) or any(json_files.lacking(one, {"layer": json_files.is_text}) for one in kept):
+            raise DamagedError(f"signals.json has features: {one_line(repr(kept), 60)}")
+        names = ["logits", "centres", *(["classes", "rest"] if info.get("top_k") is not None else [])]
+        arrays = {name: open_array(folder / f"{name}.npy") for name in names}
+        maps = {one["layer"]: open_array(folder / f"features-{n}.npy") for n, one in enumerate(kept)}
+        index = np.array(open_array(folder / "index.npy"))
+        _check_set(info, index, arrays, maps)
+    except (FileNotFoundError, DamagedError) as error:
         raise SignalsError(
-            f"{folder}: no whole set of teacher signals ({error}). Make it: thinner stage teach"
+            f"{folder}: no whole set of teacher signals ({one_line(error)}). Make it: thinner stage teach"
         ) from error
+    return Signals(arrays["logits"], arrays["centres"], index, info, arrays.get("classes"), arrays.get("rest"), maps)
+
+
+def _check_set(
+    info: Mapping[str, Any], index: npt.NDArray[Any], arrays: Mapping[str, npt.NDArray[Any]], maps: Mapping[str, Any]
+) -> None:
+    """Raise DamagedError where the arrays of a set do not go together: rows would be read that belong to others."""
+    if index.ndim != 1 or index.dtype != np.int64 or (np.diff(index) <= 0).any():
+        raise DamagedError("index.npy holds no sorted image numbers")
+    scores = arrays["logits"]
+    each = (scores.shape[0] if scores.ndim else 0, len(index))
+    classes = info.get("classes", scores.shape[-1] if scores.ndim else 0)
+    top = "classes" in arrays
+    kinds: dict[str, tuple[type[np.generic], int]] = {
+        "logits": (np.float16, 3), "centres": (np.float32, 2), "classes": (np.int32, 3), "rest": (np.float32, 2),
+    }  # fmt: skip
+    for name, array in arrays.items():
+        dtype, axes = kinds[name]
+        shape = (*each, *scores.shape[2:]) if axes == 3 else each
+        if array.dtype != dtype or array.ndim != axes or array.shape != shape:
+            raise DamagedError(f"{name}.npy is {array.dtype} {list(array.shape)}")
+    for layer, array in maps.items():
+        if array.dtype != np.float16 or array.shape[:2] != each:
+            raise DamagedError(f"the features of {layer} are {array.dtype} {list(array.shape)}")
+    width = scores.shape[2]
+    if type(classes) is not int or classes > _MOST_CLASSES or not (width < classes if top else width == classes):
+        raise DamagedError(f"signals.json has classes: {one_line(repr(classes), 60)}, logits.npy {width} of them")
 
 
 # ---------------------------------------------------------------------------------------------------- teachers
@@ -218,12 +247,16 @@ def read_given(
     Raises SignalsError where an image of ``needed`` is missing or classes differ.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            given = {key: file[key] for key in file.files}
-        theirs, logits = [str(name) for name in given["names"]], given["logits"].astype(np.float32)
-    except (OSError, ValueError, KeyError) as error:
+        given = read_arrays(path)
+        theirs, columns = _words(given, "names"), _words(given, "classes") if "classes" in given else list(classes)
+        logits = given["logits"]
+        if logits.dtype.kind not in "fiu":
+            raise DamagedError(f"logits are {logits.dtype}, no numbers")
+        with np.errstate(over="ignore"):  # then they are not finite
+            logits = logits.astype(np.float32)
+    except (OSError, KeyError, DamagedError) as error:
         raise SignalsError(
-            f"{path}: cannot be read as teacher logits ({error}). "
+            f"{path}: cannot be read as teacher logits ({one_line(error)}). "
             "Write it with numpy.savez(path, names=..., logits=..., classes=...)"
         ) from error
     if logits.shape != (len(theirs), len(classes)):
@@ -232,11 +265,11 @@ def read_given(
         )
     if not np.isfinite(logits).all():
         raise SignalsError(f"{path}: some logits are not finite numbers")
-    if "classes" in given:
-        columns = [str(name) for name in given["classes"]]
-        if sorted(columns) != sorted(classes):
-            raise SignalsError(f"{path}: has the classes {columns}, the data {list(classes)}")
-        logits = logits[:, [columns.index(name) for name in classes]]
+    if sorted(columns) != sorted(classes):
+        raise SignalsError(
+            f"{path}: has the classes {one_line(repr(columns), 300)}, the data {one_line(list(classes), 300)}"
+        )
+    logits = logits[:, [columns.index(name) for name in classes]]
     numbers = {name: number for number, name in enumerate(names)}
     known = [(numbers[name], row) for row, name in enumerate(theirs) if name in numbers]
     index = np.array([number for number, _ in known], dtype=np.int64)
@@ -245,6 +278,17 @@ def read_given(
         some = ", ".join(names[number] for number in missing[:3])
         raise SignalsError(f"{path}: no logits for {len(missing)} of the {len(needed)} images, such as {some}")
     return index, logits[[row for _, row in known]]
+
+
+def _words(given: Mapping[str, npt.NDArray[Any]], name: str) -> list[str]:
+    """The texts in the array ``name``; raises KeyError, DamagedError."""
+    array = given[name]
+    if array.ndim != 1 or array.dtype.kind not in "US":
+        raise DamagedError(f"{name} is {array.dtype} {list(array.shape)}, no list of texts")
+    try:
+        return [str(word) for word in array]
+    except (ValueError, UnicodeError) as error:  # a number that is no character
+        raise DamagedError(f"{name}: {one_line(error)}") from error
 
 
 @torch.inference_mode()

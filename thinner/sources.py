@@ -34,7 +34,7 @@ import numpy as np
 from jaxtyping import Int8, Int64
 from PIL import Image, UnidentifiedImageError
 
-from thinner.errors import UserError
+from thinner.errors import UserError, one_line
 
 Say = Callable[[str], None]
 
@@ -88,7 +88,7 @@ def list_source(source: str, root: str | Path, say: Say = print) -> Listing:
         passed = f"; files of other kinds: {kinds(listing.ignored)}. These are read: {', '.join(EXTENSIONS)}"
         raise DataError(f"data.source: '{source}' holds no images{passed if listing.ignored else ''}")
     if len(listing.classes) < 2:
-        found = f"only the class '{listing.classes[0]}'" if listing.classes else "no label"
+        found = f"only the class '{one_line(listing.classes[0], 60)}'" if listing.classes else "no label"
         raise DataError(f"data.source: '{source}' has {found}. To tell classes apart takes two or more: add pictures")
     for names in _alike(listing.classes, lambda name: unicodedata.normalize("NFC", name).strip().casefold()):
         say(f"note: the classes {' and '.join(map(repr, names))} differ in case or blanks alone. Is that meant?")
@@ -171,6 +171,7 @@ def check_files(root: str | Path, source: str) -> None:
 
     def refuse(path: str, what: str) -> DataError:
         shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        shown = "".join(ascii(sign)[1:-1] if _moves_text(sign) else sign for sign in shown)
         return DataError(f"data.root: '{shown}' {what}")
 
     def failed(error: OSError) -> None:
@@ -183,6 +184,8 @@ def check_files(root: str | Path, source: str) -> None:
             path = os.path.join(top, name)
             if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name):
                 raise refuse(path, "has a name that is not UTF-8. Rename it (convmv does so for many)")
+            if not name.isprintable() and (bad := next(filter(_moves_text, name), None)):
+                raise refuse(path, f"has {bad!a} in its name. Rename it")
         for name in sorted(folders):
             path = os.path.join(top, name)
             if not source.startswith("torchvision") and os.path.islink(path):
@@ -212,8 +215,20 @@ def _alike(names: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def _moves_text(sign: str) -> bool:
+    """Whether a terminal, a page or a log would do something with it instead of showing it: controls (an escape
+    sequence, an end of line), and what turns the direction of the text behind it (CVE-2021-42574)."""
+    return (
+        unicodedata.category(sign) in ("Cc", "Zl", "Zp") or "\u202a" <= sign <= "\u202e" or "\u2066" <= sign <= "\u2069"
+    )
+
+
 def _check_classes(classes: Iterable[str]) -> None:
-    """One class in two Unicode spellings (macOS writes e and an accent, others one letter) looks the same."""
+    """Names that do not look like what they are. One class in two Unicode spellings (macOS writes e and an accent,
+    others one letter) looks the same."""
+    for name in sorted(classes):
+        if bad := next((sign for sign in name if _moves_text(sign)), None):
+            raise DataError(f"data.source: the class {name!a} has {bad!a} in its name. Rename it")
     for names in _alike(classes, lambda name: unicodedata.normalize("NFC", name)):
         shown = " and ".join(ascii(name) for name in names)
         raise DataError(f"data.source: {shown} are one class, '{names[0]}', in two spellings of Unicode. Give it one")
@@ -304,7 +319,7 @@ def list_csv(place: str, root: Path, say: Say = print) -> Listing:
             if missing:
                 raise DataError(
                     f"data.source: csv '{place}' has no column {' and '.join(missing)}; its columns are: "
-                    f"{', '.join(columns) or 'none'}. The first line must be path,label or path,label,split"
+                    f"{one_line(', '.join(columns) or 'none')}. The first line must be path,label or path,label,split"
                 )
             twice = [column for column, count in Counter(columns).items() if count > 1 and column in _COLUMNS]
             if twice:
@@ -317,18 +332,20 @@ def list_csv(place: str, root: Path, say: Say = print) -> Listing:
                     raise DataError(f"{where}: no path. Every line needs one")
                 if not _below(file.parent / path, root):
                     raise DataError(
-                        f"{where}: '{path}' lies outside of '{root}', where DVC would not notice a changed "
+                        f"{where}: '{one_line(path)}' lies outside of '{root}', where DVC would not notice a changed "
                         f"picture. Move the pictures into '{root}'"
                     )
                 if part.lower() not in PART_NAMES and part:
                     known = "train, val, test, unlabelled"
-                    raise DataError(f"{where}: unknown split '{part}'. Choose one of: {known}")
+                    raise DataError(f"{where}: unknown split '{one_line(part, 60)}'. Choose one of: {known}")
                 paths.append(path)
                 parts.append(PART_NAMES[part.lower()] if part else Part.TRAIN)
                 # a label beside the word "unlabelled" is not looked at
                 names.append("" if parts[-1] == Part.UNLABELLED else name)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"data.source: csv '{place}' is not UTF-8 with commas ({error}). Save it so") from error
+        raise DataError(
+            f"data.source: csv '{place}' is not UTF-8 with commas ({one_line(error)}). Save it so"
+        ) from error
     classes = tuple(sorted(set(names) - {""}))
     _check_classes(classes)
     index = {name: number for number, name in enumerate(classes)} | {"": -1}

@@ -32,6 +32,9 @@ import numpy as np
 from jaxtyping import Int8, Int64, UInt8
 from PIL import Image, ImageOps
 
+from thinner import json_files
+from thinner.errors import DamagedError, one_line
+from thinner.mapped import open_array, read_arrays
 from thinner.sources import DataError, Listing, Part, kinds
 
 SPLITS = ("labelled", "unlabelled", "validation", "test")
@@ -58,14 +61,37 @@ def open_store(folder: str | Path) -> Store:
     """The data that `write_store` left in ``folder``. Raises DataError where there are none."""
     folder = Path(folder)
     try:
-        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-        with np.load(folder / "splits.npz", allow_pickle=False) as file:
-            splits = {name: file[name] for name in SPLITS}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}: no prepared data ({error}). Make them: dvc repro prepare") from error
+        info = json_files.read_object(folder / "info.json", "")
+        images = open_array(folder / "images.npy")
+        labels = np.array(open_array(folder / "labels.npy"))
+        splits = read_arrays(folder / "splits.npz")
+        _check_store(info, images, labels, splits)
+    except (OSError, DamagedError) as error:
+        raise DataError(f"{folder}: no prepared data ({one_line(error)}). Make them: dvc repro prepare") from error
+    splits = {name: splits[name] for name in SPLITS}
     return Store(images, labels, splits, tuple(info["classes"]), info["sha256"], info)
+
+
+def _check_store(info: Mapping[str, Any], images: Any, labels: Any, splits: Mapping[str, Any]) -> None:
+    """Raise DamagedError where the files are not those of one set of data."""
+    if wrong := json_files.lacking(info, {"classes": _are_names, "sha256": json_files.is_text}):
+        raise DamagedError(f"info.json {wrong}")
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise DamagedError(f"images.npy is {images.dtype} {list(images.shape)}")
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1] or not _within(labels, -1, len(info["classes"])):
+        raise DamagedError("labels.npy does not hold the number of a class, or -1, for each image")
+    for name in SPLITS:
+        numbers = splits.get(name, labels[:0].astype(np.uint8))
+        if numbers.dtype != np.int64 or numbers.ndim != 1 or not _within(numbers, 0, len(labels)):
+            raise DamagedError(f"splits.npz has no numbers of images called {name}")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _within(numbers: Any, low: int, high: int) -> bool:
+    return not len(numbers) or (low <= int(numbers.min()) and int(numbers.max()) < high)
 
 
 # ------------------------------------------------------------------------------- writing

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from thinner.errors import NetworkError
+from thinner.errors import NetworkError, one_line
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 CHOICES = "null, package:DISTRIBUTION, torchvision:ENUM, timm, data/weights/NAME.safetensors, data/weights/NAME.pth"
@@ -39,6 +39,7 @@ _COUNTER = "num_batches_tracked"  # of batch norms, since PyTorch 0.4.1; PyTorch
 # computed by whoever builds the network, or left by tools that count operations
 _BUFFERS = (_COUNTER, "relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "total_ops",
             "total_params", "n_averaged")  # fmt: skip
+_LONGEST = 300  # characters in a tensor's name
 _TRANSFORM_INPUT = ("torchvision:googlenet", "torchvision:inception_v3")
 
 Tensors = dict[str, Tensor]
@@ -97,13 +98,9 @@ def _downloaded(weights: str, download: Callable[[], Any]) -> Any:
         return download()
     except Exception as error:  # each library, and each of its hosts, has errors of its own
         raise NetworkError(
-            f"weights: '{weights}' could not be downloaded ({type(error).__name__}: {_line(error)}). Try again with a "
-            "connection; or download the file elsewhere, put it into data/weights and name it here"
+            f"weights: '{weights}' could not be downloaded ({type(error).__name__}: {one_line(error)}). Try again "
+            "with a connection; or download the file elsewhere, put it into data/weights and name it here"
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def read_file(path: Path) -> tuple[Tensors, bool, tuple[str, ...]]:
@@ -126,21 +123,45 @@ def read_file(path: Path) -> tuple[Tensors, bool, tuple[str, ...]]:
         try:
             loaded: Any = load_file(path)
         except Exception as error:  # safetensors has one error for all; MemoryError and the like pass as damaged too
-            raise NetworkError(f"{where} is damaged ({_line(error)}). Download it again") from error
+            raise NetworkError(f"{where} is damaged ({one_line(error)}). Download it again") from error
     elif path.suffix == ".safetensors":
         raise NetworkError(f"{where} is no safetensors file. Download it again, or call it .pth if it is one")
     else:
         loaded = _unpickled(path, where)
     tensors, notes = _nested(loaded, where)
-    if any(tensor.is_quantized or tensor.layout != torch.strided for tensor in tensors.values()):
-        raise NetworkError(f"{where} holds quantised or sparse tensors. Choose those that they were made of")
+    if any(t.is_quantized or t.is_nested or t.is_meta or t.layout != torch.strided for t in tensors.values()):
+        raise NetworkError(f"{where} holds quantised, sparse or empty tensors. Choose those that they were made of")
     for name, tensor in tensors.items():
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor.float()).all()):
+        if not name.isprintable() or len(name) > _LONGEST:
+            raise NetworkError(
+                f"{where} has a tensor called {one_line(repr(name), 60)}, as no layer is. Download it again"
+            )
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise NetworkError(
+                f"{where} has {name} of shape {one_line(list(tensor.shape), 60)}, of which it does not hold all "
+                "numbers: they would fill the memory. Save it with .contiguous()"
+            )
+        if not _is_finite(tensor, where, name):
             raise NetworkError(
                 f"{where} has numbers that are not finite (NaN or infinity) in {name}: the training that wrote it had "
                 "failed. Choose an earlier checkpoint"
             )
     return tensors, ordered, notes
+
+
+def _is_finite(tensor: Tensor, where: str, name: str) -> bool:
+    if not tensor.is_floating_point():
+        return not tensor.is_complex() or bool(torch.isfinite(tensor).all())
+    try:
+        return bool(torch.isfinite(tensor.float()).all())  # of 8 bits torch knows only how to make more of them
+    except RuntimeError as error:
+        raise NetworkError(
+            f"{where} has {name} in {_kind(tensor)}, which is not computed with. Save it with .float()"
+        ) from error
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _unpickled(path: Path, where: str) -> Any:
@@ -150,12 +171,12 @@ def _unpickled(path: Path, where: str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle's, zip's, its own and Python's errors for files that are not whole
         text = str(error)
-        if blocked := re.search(r"GLOBAL (\S+) whose module \S+ is blocked", text):
+        if blocked := re.search(r"GLOBAL ([\w.]+) whose module \S+ is blocked", text):
             raise NetworkError(
                 f"{where} would run {blocked[1]} when it is opened, which weights never need: it may be an attack. "
                 "Take the weights from elsewhere"
             ) from error
-        if named := re.search(r"GLOBAL (\S+) was not an allowed global", text):
+        if named := re.search(r"GLOBAL ([\w.]+) was not an allowed global", text):
             raise NetworkError(
                 f"{where} has a {named[1]} beside its tensors, which only running code from the file could read. If "
                 "you trust it, save the tensors alone: torch.save(torch.load('FILE', weights_only=False)['state_dict'],"
@@ -167,7 +188,7 @@ def _unpickled(path: Path, where: str) -> Any:
                 "torch.save(torch.jit.load('FILE').state_dict(), 'NEW.pth')"
             ) from error
         raise NetworkError(
-            f"{where} is damaged, or was not written by torch.save ({type(error).__name__}: {_line(error)[:120]}). "
+            f"{where} is damaged, or was not written by torch.save ({type(error).__name__}: {one_line(error, 120)}). "
             "Download it again"
         ) from error
 
@@ -186,9 +207,9 @@ def _nested(loaded: Any, where: str) -> tuple[Tensors, tuple[str, ...]]:
     if isinstance(loaded, dict):
         tensors = {key: v.detach() for key, v in loaded.items() if isinstance(key, str) and isinstance(v, Tensor)}
     if not tensors:
-        found = f"the keys {', '.join(map(str, list(loaded)[:5]))}" if isinstance(loaded, dict) and loaded else (
-            f"a {type(loaded).__name__}"
-        )  # fmt: skip
+        found = f"a {type(loaded).__name__}"
+        if isinstance(loaded, dict) and loaded:
+            found = f"the keys {one_line(', '.join(map(str, list(loaded)[:5])))}"
         raise NetworkError(f"{where} holds no dictionary of tensors, but {found}. Save model.state_dict()")
     return tensors, tuple(notes)
 
@@ -414,10 +435,11 @@ def _check_shapes(given: Given, matched: Mapping[str, Tensor], own: Mapping[str,
                         f"'{network}' is given {ours.shape[1]}. Give mean and std {values}"
                     )
             raise _of_other_shape(given, name, tuple(tensor.shape), ours, network)
-        if tensor.is_floating_point() != ours.is_floating_point() and _leaf(name) != _COUNTER:
+        other = tensor.is_floating_point() != ours.is_floating_point() and _leaf(name) != _COUNTER
+        if other or tensor.is_complex() != ours.is_complex():
             raise NetworkError(
-                f"weights: '{given.source}' has {name} in {str(tensor.dtype).removeprefix('torch.')}, network "
-                f"'{network}' computes in {str(ours.dtype).removeprefix('torch.')}. {OTHER}"
+                f"weights: '{given.source}' has {name} in {_kind(tensor)}, network '{network}' computes in "
+                f"{_kind(ours)}. {OTHER}"
             )
 
 

@@ -319,10 +319,10 @@ def test_a_server_that_has_gone_is_not_used(tmp_path: Path) -> None:
     (tmp_path / ".thinner").mkdir()
     assert serve.running_server(tmp_path) is None
     note, pid = tmp_path / ".thinner/prefect-server.json", os.getpid()
-    note.write_text(json.dumps({"url": "http://x", "pid": pid, "started": processes.started(pid) - 100}))
+    note.write_text(json.dumps({"url": "http://127.0.0.1:4200", "pid": pid, "started": processes.started(pid) - 100}))
     assert serve.running_server(tmp_path) is None  # its number is another process's now
-    note.write_text(json.dumps({"url": "http://x", "pid": pid, "started": processes.started(pid)}))
-    assert serve.running_server(tmp_path) == "http://x"
+    note.write_text(json.dumps({"url": "http://127.0.0.1:4200", "pid": pid, "started": processes.started(pid)}))
+    assert serve.running_server(tmp_path) == "http://127.0.0.1:4200"
 
 
 def test_a_picture_that_cannot_be_read_is_a_row_and_the_others_are_named(tmp_path, monkeypatch) -> None:

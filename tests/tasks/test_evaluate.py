@@ -249,6 +249,14 @@ def test_every_latency_sample_is_kept_for_later_tests(finished: Path, results: d
     assert results["prune"]["latency_ms_b4"] == pytest.approx(np.median(mine))
 
 
+def test_no_table_holds_a_formula(tmp_path: Path) -> None:
+    rows = [('=HYPERLINK("http://x")', -1.5), ("@sum", 0), ("-cat", 1), ("+", 2), ("a=b", 3)]
+    evaluating._write_csv(tmp_path / "t.csv", ("class", "n"), rows)
+    read = read_csv(tmp_path / "t.csv")
+    assert [r["class"] for r in read] == ['\'=HYPERLINK("http://x")', "'@sum", "'-cat", "'+", "a=b"]
+    assert read[0]["n"] == "-1.5"
+
+
 def test_tables_for_dvc_plots(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     folder = finished / "reports" / "evaluate"
     confusion = read_csv(folder / "confusion.csv")

@@ -412,7 +412,7 @@ def test_a_teacher_whose_code_params_yaml_does_not_name_is_found_before_anything
     folder.mkdir(parents=True)
     network = {"name": "python:nets/evil.py:make", "classes": 10, "channels": 1}
     sees = {"channels": 1, "image_size": 32, "mean": [0.3], "std": [0.3]}
-    (folder / "model.json").write_text(json.dumps({"network": network, "classes": [], "preprocessing": sees}))
+    (folder / "model.json").write_text(json.dumps({"network": network, "classes": ["a"] * 10, "preprocessing": sees}))
     for number, teachers in enumerate(([str(folder)], ["finetune", str(folder)])):
         lines = mistakes(tmp_path, {"teach.teachers": teachers}, deep=True)
         assert any(line.startswith(f"teach.teachers[{number}]: 'python:nets/evil.py:make' is code") for line in lines)

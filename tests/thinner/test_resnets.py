@@ -139,7 +139,11 @@ def test_option_a_without_its_dead_channels_is_the_same_function():
 
 def test_option_a_can_be_cut_again_and_again_after_it_was_loaded(tmp_path):
     torch.manual_seed(0)
-    spec = {"network": network("resnet8a"), "classes": [], "preprocessing": {}}
+    spec = {
+        "network": network("resnet8a"),
+        "classes": list("abcdefghij"),
+        "preprocessing": {"image_size": 32, "mean": [0.5], "std": [0.5]},
+    }
     model = models.create(spec["network"]).eval()
     example = torch.zeros(1, 3, 32, 32)
     for share in (0.8, 0.6, 0.4):

@@ -161,6 +161,42 @@ def test_a_name_that_is_not_utf8_is_shown_escaped(photos: Path) -> None:
     refused(photos, r"'.*/cat/caf\\xe9.png' has a name that is not UTF-8. Rename it")
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a\x1b[31mb", r"\\x1b"), ("a\n::progress {}", r"\\n"), ("a\x85b", r"\\x85"), ("a\u2028b", r"\\u2028"),
+     ("gpj.\u202ecat", r"\\u202e"), ("a\u2067b", r"\\u2067")],
+)  # fmt: skip
+def test_names_that_would_do_something_in_a_terminal_or_a_page_are_refused(
+    tmp_path: Path, photos: Path, name: str, shown: str
+) -> None:
+    os.rename(photos / "cat/1.png", photos / f"cat/{name}.png")
+    refused(photos, rf"'.*/cat/.*{shown}.*' has '{shown}' in its name. Rename it")
+    os.rename(photos / f"cat/{name}.png", photos / "cat/1.png")
+    os.rename(photos / "cat", photos / name)
+    refused(photos, rf"'.*/photos/.*{shown}.*' has '{shown}' in its name. Rename it")
+    os.rename(photos / name, photos / "cat")
+    list_source(f"folder:{photos}", photos.parent)
+    (photos.parent / "list.csv").write_text(f'path,label\nphotos/cat/1.png,"{name}"\n')
+    with pytest.raises(DataError, match=rf"data.source: the class '.*{shown}.*' has '{shown}' in its name") as caught:
+        list_source(f"csv:{photos.parent}/list.csv", photos.parent)
+    assert str(caught.value).isprintable()
+
+
+def test_names_in_any_language_are_welcome(photos: Path) -> None:
+    # a no-break space, a Persian word with a non-joiner, a family that joiners make, Hebrew, a thousand years of Japan
+    for number, name in enumerate(
+        [
+            "a\xa0b",
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+            "\U0001f468\u200d\U0001f469",
+            "\u05d7\u05ea\u05d5\u05dc",
+            "\u732b\u3000\u72ac",
+        ]
+    ):
+        picture(photos / name / f"{name}.png", number)
+    assert len(list_source(f"folder:{photos}", photos.parent).classes) == 7
+
+
 @pytest.mark.parametrize("target", ["../elsewhere", "photos", ".."])
 def test_a_linked_folder_is_refused_wherever_it_leads(photos: Path, target: str) -> None:
     (photos.parents[1] / "elsewhere").mkdir()
