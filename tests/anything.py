@@ -27,6 +27,7 @@ def fuzz(share: float = 1.0) -> Any:
     """Settings of a fuzz test; ``share``: of `INPUTS`, less where an input takes long."""
     return settings(
         max_examples=max(5, round(share * INPUTS)),
+        derandomize="FUZZ_INPUTS" not in os.environ,  # the same inputs in every run of the tests; others in a search
         deadline=None,  # `ask` looks at the clock, and leaves out what the test itself does
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
@@ -131,7 +132,7 @@ def places(tree: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
             yield from places(value, (*before, key))
 
 
-def changed(tree: Any) -> st.SearchStrategy[Any]:
+def changed(tree: Any, values: st.SearchStrategy[Any] = VALUES) -> st.SearchStrategy[Any]:
     """``tree`` (of JSON) with any value in any place, one more, or one less; now and then something else altogether."""
 
     def change(place: tuple[Any, ...], value: Any, how: str, name: str) -> Any:
@@ -150,7 +151,7 @@ def changed(tree: Any) -> st.SearchStrategy[Any]:
         return found
 
     ways = st.sampled_from(["value"] * 6 + ["gone", "gone", "extra", "all"])
-    return st.builds(change, st.sampled_from(list(places(tree))), VALUES, ways, st.text(max_size=5))
+    return st.builds(change, st.sampled_from(list(places(tree))), values, ways, st.text(max_size=5))
 
 
 def written(value: Any, seed: int) -> bytes:

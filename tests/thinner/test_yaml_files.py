@@ -1,16 +1,15 @@
 """Whatever stands in a YAML file: values as DVC reads them, or one line, in no time."""
 
-import copy
 import io
-import os
 import time
 import unicodedata
 from pathlib import Path
 
 import pytest
 import yaml
+from anything import CONTROL, changed, fuzz
 from dvc.utils.serialize import parse_yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from thinner import yaml_files
@@ -19,12 +18,7 @@ from thinner.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
-# how many inputs each fuzz test tries: 20,000 in all take some minutes (FUZZ_INPUTS=7000)
-FUZZ = settings(
-    max_examples=int(os.environ.get("FUZZ_INPUTS", "150")),
-    deadline=5_000,  # ms
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+FUZZ = fuzz(7)
 
 
 @pytest.mark.parametrize(
@@ -146,29 +140,12 @@ def test_any_text_is_values_or_one_line(text):
     assert repr(found) == repr(parse_yaml(text, "params.yaml") or found)
 
 
-def places(tree, before=()):
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield (*before, key)
-        if isinstance(value, dict | list):
-            yield from places(value, (*before, key))
-
-
 PARAMS = yaml_files.parse(TEXT)
 
 
 @FUZZ
-@given(st.sampled_from(list(places(PARAMS))), VALUES, st.sampled_from(["value", "extra", "gone"]), st.text(max_size=5))
-def test_any_value_anywhere_in_params_yaml_is_right_or_named(tmp_path, place, value, how, name):
-    params = copy.deepcopy(PARAMS)
-    inner = params
-    for key in place[:-1]:
-        inner = inner[key]
-    if how == "gone":
-        del inner[place[-1]]
-    elif how == "extra" and isinstance(inner, dict):
-        inner[name] = value
-    else:
-        inner[place[-1]] = value
+@given(changed(PARAMS, VALUES))
+def test_any_value_anywhere_in_params_yaml_is_right_or_named(tmp_path, params):
     text = io.StringIO()
     yaml.safe_dump(params, text, allow_unicode=True)
     path = tmp_path / "params.yaml"
@@ -182,9 +159,6 @@ def test_params_yaml_with_any_piece_of_it_replaced_is_right_or_named(tmp_path, a
     path = tmp_path / "params.yaml"
     path.write_text(TEXT[:at] + text + TEXT[at + length :], encoding="utf-8", errors="replace")
     check(path)
-
-
-CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # control characters, half characters, line and paragraph separators
 
 
 def check(path):
