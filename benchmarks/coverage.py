@@ -147,7 +147,9 @@ def examine(name: str, size: int, folder: Path) -> dict[str, Any]:
         found["ratios"][str(ratio)] = row
         row["step"] = train_step(smaller, x)
         kept = folder / str(ratio)
-        checkpoint.save(kept, smaller, {"network": network, "classes": [], "preprocessing": {}})
+        sees = {"image_size": size, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+        names = [f"class {number}" for number in range(CLASSES)]
+        checkpoint.save(kept, smaller, {"network": network, "classes": names, "preprocessing": sees})
         np.save(kept / "x.npy", x.numpy())
         with torch.inference_mode():
             logits = smaller(x).numpy()

@@ -81,7 +81,7 @@ def test_a_spec_that_lost_its_widths_is_found(pruned):
 
 
 def test_buffers_outside_of_the_state_count_where_pruning_resized_them(tmp_path):
-    network = {"name": "timm:swinv2_tiny_window8_256", "classes": 5, "channels": 3}
+    network = {"name": "timm:swinv2_tiny_window8_256", "classes": 10, "channels": 3}
     model = models.create(network).eval()
     model, _ = pruning.cut(model, torch.zeros(1, 3, 256, 256), params=int(0.6 * count_params(model)), criterion="l2")
     spec = {**SPEC, "network": network, "preprocessing": {**SPEC["preprocessing"], "image_size": 256, "channels": 3}}
