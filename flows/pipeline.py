@@ -530,15 +530,15 @@ def run(stages: list[str] | None = None, jobs: int = 2) -> int:
         console.take_over()
         with stoppable("Stopping. The next run goes on from the last checkpoint."):
             state = pipeline(stages, jobs, return_state=True)
+        if not state.is_completed():
+            console.console.print(state.message or state.name or "", style="red", markup=False)
+            return 1
+        console.print_results(root)
     except UserError as error:
         console.console.print(str(error), style="red", markup=False)
         return 2
     except KeyboardInterrupt:
         return 130
-    if not state.is_completed():
-        console.console.print(state.message or state.name or "", style="red", markup=False)
-        return 1
-    console.print_results(root)
     return 0
 
 

@@ -370,7 +370,8 @@ def answer_to_a_page(url, **headers):
     asked = urllib.request.Request(f"{url}/api/deployments/", b"{}", {"Content-Type": "text/plain", **headers})
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(asked, timeout=20)
-    return caught.value.code, caught.value.headers.get("access-control-allow-origin")
+    with caught.value as refused:  # or its socket stays open until somebody else's test
+        return refused.code, refused.headers.get("access-control-allow-origin")
 
 
 def test_the_schedule_fires_runs_and_at_the_second_firing_finds_everything_up_to_date(finished):
