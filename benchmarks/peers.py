@@ -1010,6 +1010,8 @@ def main(argv: list[str] | None = None) -> int:
     budget = BUDGETS[options.budget]
     pictures, told = options.data.resolve(), options.json.resolve() if options.json else None
     work = options.work.resolve() if options.work else None
+    if told == RESULTS.resolve():
+        parser.error(f"--json: {RESULTS} holds the results of all budgets. Name another file")
     try:
         params, device = distillation.set_up()
         folder = work or Path(".thinner/peers") / budget.name

@@ -129,6 +129,15 @@ def test_intervals_are_tangos():
     assert found == {"effect": pytest.approx(0.1), "low": low, "high": high}
 
 
+def test_the_results_of_all_budgets_are_not_overwritten_by_those_of_one(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    before = peers.RESULTS.read_bytes()
+    with pytest.raises(SystemExit):
+        peers.main(["--budget", "tiny", "--json", str(peers.RESULTS)])
+    assert "--json: benchmarks/peers.json holds the results of all budgets" in capsys.readouterr().err
+    assert peers.RESULTS.read_bytes() == before
+
+
 def test_the_page_is_made_of_the_results():
     assert (ROOT / peers.PAGE).read_text() == peers.page(
         json.loads((ROOT / peers.RESULTS).read_text()) if (ROOT / peers.RESULTS).exists() else {}
