@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 from pathlib import Path
 
+from thinner import whole
 from thinner.errors import UserError
 
 CLASSES = ("airplane", "bird", "cat", "truck")
@@ -38,8 +40,8 @@ def pick(data: Path, out: Path) -> int:
                 copies[file] = out / place / file.name
     for file, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if not copy.exists():
-            shutil.copyfile(file, copy)
+        if not copy.exists():  # whole.write: or half a picture of a run that was stopped would stay
+            whole.write(copy, functools.partial(shutil.copyfile, file))
     return len(copies)
 
 

@@ -1,5 +1,6 @@
 """benchmarks/photos.py: few pictures out of many, always the same."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,23 @@ def test_it_copies_what_the_study_is_about_and_a_second_time_nothing(tmp_path, c
     one.write_bytes(b"mine")
     assert photos.main(["--data", str(data), "--out", str(out)]) == 0 and one.read_bytes() == b"mine"
     assert "3,600 pictures" in capsys.readouterr().out
+
+
+def test_a_copy_that_was_stopped_is_made_again(tmp_path, monkeypatch):
+    data, out = folder(tmp_path / "all", 800, 100), tmp_path / "few"
+    copy = shutil.copyfile
+
+    def stopped(source, target):
+        Path(target).write_bytes(b"a pi")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        photos.pick(data, out)
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    assert photos.pick(data, out) == 3600
+    assert {path.read_bytes() for path in out.rglob("*.jpg")} == {b"a picture"}
+    assert len(list_source(f"folder:{out}", tmp_path)) == 3600
 
 
 @pytest.mark.parametrize(("train", "test"), [(799, 100), (800, 99), (0, 0)])
