@@ -18,8 +18,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from tasks.stage import bar_columns, numbers_text, progress_text
-from thinner import shipping
+from thinner import candidates, shipping
 from thinner.config import load_params
+from thinner.shipping import latency_batches
 
 QUIET = {"quiet": True}  # `extra` of a log record that Prefect keeps and the console leaves out
 LINE_SECONDS = 10.0  # how often a running stage is worth a line of a log
@@ -149,29 +150,20 @@ def print_results(root: Path) -> None:
 def results_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row per candidate of reports/metrics.json."""
     # Fits into 80 columns with prune_onnx_int8; a longer name, prune_finetune_onnx_int8, is folded where it has to be.
+    shown = candidates.for_terminal(metrics)
+    batches = " and of ".join(", of ".join(map(str, latency_batches(metrics))).rsplit(", of ", 1))
     table = Table(
-        title="Candidates, on the test split; ms: one batch of 1 and of 64 images",
+        title="Candidates, on the test split" + (f"; ms: one batch of {batches} images" if batches else ""),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=0,
         pad_edge=False,
     )
-    table.add_column("candidate", overflow="fold")
-    for heading in ("accuracy", "macro-F1", "params", "MACs", "file", "ms b1", "ms b64"):
+    table.add_column(shown.headings[0], overflow="fold")
+    for heading in shown.headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in metrics.items():
-        if not isinstance(row, Mapping) or "accuracy" not in row:
-            continue
-        table.add_row(
-            name,
-            _show(row, "accuracy", "{:.2%}"),
-            _show(row, "macro_f1", "{:.4f}"),
-            _show(row, "params", "{:,}"),
-            _show(row, "macs", "{:.2f} M", 1e6),
-            _show(row, "file_bytes", "{:,.0f} kB", 1e3),
-            _show(row, "latency_ms_b1", "{:.2f}"),
-            _show(row, "latency_ms_b64", "{:.2f}"),
-        )
+    for name, *cells in shown.rows:
+        table.add_row(name, *(cell or "-" for cell in cells))
     return table
 
 
@@ -259,6 +251,6 @@ def _metric_text(key: str, value: float | None, reference: float | None) -> str:
     return f"{text} ({value / reference - 1:+.1%})" if reference else text
 
 
-def _show(row: Mapping[str, Any], key: str, form: str, unit: float = 1) -> str:
+def _show(row: Mapping[str, Any], key: str, form: str) -> str:
     value = row.get(key)
-    return "-" if value is None else form.format(value if unit == 1 else value / unit)
+    return "-" if value is None else form.format(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,9 @@ from tasks.tracking import flatten
 from thinner import shipping, statistics
 from thinner.config import load_params
 from thinner.errors import UserError
-from thinner.report import read_evidence, render_figures, render_html, render_pull_request
+from thinner.markdown import render_pull_request
+from thinner.page import render_figures, render_html
+from thinner.results import read_results
 from thinner.store import open_store
 
 OUTCOMES = ("proven", "refuted", "not shown")
@@ -34,7 +36,7 @@ def report(stage: Stage) -> None:
     with stage.output("reports/claims.json") as path:
         path.write_text(json.dumps(verdicts, indent=2) + "\n", encoding="utf-8")
     store = open_store("data/prepared")
-    evidence = read_evidence(
+    results = read_results(
         Path("reports"),
         Path("data/evaluate"),
         images=store.images,
@@ -45,14 +47,14 @@ def report(stage: Stage) -> None:
         runs=_runs(stage),
     )
     with stage.output("reports/report.html") as page:
-        page.write_text(render_html(evidence, stage.params.report.samples), encoding="utf-8")
+        page.write_text(render_html(results, stage.params.report.samples), encoding="utf-8")
     with stage.output("reports/results.md") as table:
-        table.write_text(render_pull_request(evidence), encoding="utf-8")
+        table.write_text(render_pull_request(results), encoding="utf-8")
     outcomes = [verdict["outcome"] for verdict in verdicts.values()]
     stage.record.metrics({f"claims/{o.replace(' ', '_')}": float(outcomes.count(o)) for o in OUTCOMES})
     for name in ("claims.json", "report.html", "results.md"):
         stage.record.artifact(f"reports/{name}")
-    stage.record.figures(render_figures(evidence))
+    stage.record.figures(render_figures(results))
     stage.record.table("claims", list(verdicts.values()))
 
 
@@ -126,7 +128,8 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
 
 def _refuse_other_runs(roots: Sequence[Path]) -> None:
     """UserError unless the params.yaml of these working copies differ in the seed, and in nothing that matters."""
-    first, wanted = roots[0], {}
+    first = roots[0]
+    wanted: dict[str, Any] = {}
     seeds: dict[int, Path] = {}
     for root in roots:
         params = load_params(root / "params.yaml")
@@ -161,7 +164,8 @@ def gather(evaluated: Path, metrics: dict[str, dict[str, Any]]) -> statistics.Ev
         labels = file["labels"]
         predictions = {name: file[f"predictions.{name}"] for name in metrics}
     times: dict[tuple[str, int], dict[str, Any]] = {}
-    for (name, batch), rows in pd.read_csv(evaluated / "latency.csv").groupby(["candidate", "batch"]):
+    for key, rows in pd.read_csv(evaluated / "latency.csv").groupby(["candidate", "batch"]):
+        name, batch = cast(tuple[str, int], key)
         runtime = metrics[name]["runtime"]
         table = times.setdefault((runtime, int(batch)), {})
         table[name] = rows.sort_values("round")["latency_ms"].to_numpy()

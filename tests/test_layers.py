@@ -25,6 +25,8 @@ ONLY = {
         "tasks/served.py",
     },
 }
+# from the numbers to README's table: each imports from those before it only
+REPORTING = ["candidates", "results", "comparisons", "charts", "prediction_charts", "page", "markdown", "report"]
 
 
 def imported(path: Path) -> set[str]:
@@ -51,7 +53,7 @@ def test_each_tool_is_talked_to_in_few_places(tool: str) -> None:
 
 
 def test_leaves_of_thinner_import_no_module_above_them() -> None:
-    above = {"config", "checks", "training", "checkpoint", "report", "predict"}
+    above = {"config", "checks", "training", "checkpoint", "predict", *REPORTING}
     leaves = {
         "sources",
         "store",
@@ -76,6 +78,18 @@ def test_leaves_of_thinner_import_no_module_above_them() -> None:
                 for alias in node.names
             }
             assert not {name.split(".")[1] for name in names if name.startswith("thinner.")} & above, path
+
+
+def test_what_makes_the_page_imports_one_way() -> None:
+    for place, name in enumerate(REPORTING):
+        nodes = ast.walk(ast.parse((ROOT / "thinner" / f"{name}.py").read_text()))
+        names = {
+            word
+            for node in nodes
+            if isinstance(node, ast.ImportFrom)
+            for word in (str(node.module).removeprefix("thinner."), *(alias.name for alias in node.names))
+        }
+        assert not names & set(REPORTING[place:]), name
 
 
 @pytest.mark.parametrize("package", ["thinner", "tasks"])

@@ -44,6 +44,16 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and bool(value)
 
 
+def are_texts(value: Any) -> bool:
+    """Whether it is a list of texts; there may be none, and each may be empty."""
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def are_names(value: Any) -> bool:
+    """The same, with at least one in it."""
+    return are_texts(value) and bool(value)
+
+
 def lacking(value: Any, kinds: Mapping[str, Any]) -> str | None:
     """What ``value`` lacks of an object with keys and values as in ``kinds`` (key -> test); None where it is right."""
     if not isinstance(value, dict):

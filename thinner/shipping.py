@@ -11,7 +11,7 @@ from typing import Any
 
 from thinner import json_files
 from thinner.errors import DamagedError, one_line
-from thinner.json_files import is_number, is_text, lacking
+from thinner.json_files import are_texts, is_number, is_text, lacking
 from thinner.words import milliseconds, percent, si
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -29,14 +29,10 @@ def read_targets(reports: Path) -> list[dict[str, Any]]:
 
 def _target(file: Path) -> dict[str, Any]:
     found = json_files.read_object(file, "Make it again: dvc repro prune")
-    kinds = {"candidate": is_text, "met": lambda value: isinstance(value, bool), "lines": _are_texts}
+    kinds = {"candidate": is_text, "met": lambda value: isinstance(value, bool), "lines": are_texts}
     if wrong := lacking(found, kinds):
         raise DamagedError(f"{file}: {wrong}. Make it again: dvc repro prune")
     return found
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(line, str) for line in value)
 
 
 def read_metrics(path: Path, complete: bool = False) -> dict[str, dict[str, Any]]:
@@ -132,6 +128,5 @@ def _costs(measured: Metrics, name: str) -> str:
 
 def latency_batches(measured: Metrics) -> list[int]:
     """The batches, images at once, at which latencies were measured."""
-    keys = next(iter(measured.values()))
-    found = (key.removeprefix("latency_ms_b") for key in keys if key.startswith("latency_ms_b"))
-    return sorted(int(batch) for batch in found if batch.isdigit())
+    found = {key for row in measured.values() for key in row if _LATENCY.fullmatch(key)}
+    return sorted(int(key.removeprefix("latency_ms_b")) for key in found)

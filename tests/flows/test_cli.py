@@ -250,6 +250,25 @@ def test_results_table_has_a_row_per_candidate_in_the_units_of_its_headings() ->
     assert "note" not in text
 
 
+@pytest.mark.parametrize(
+    ("batches", "title"),
+    [
+        ((), ""),
+        ((4,), "; ms: one batch of 4 images"),
+        ((4, 16, 256), "; ms: one batch of 4, of 16 and of 256 images"),
+    ],
+)
+def test_results_table_has_the_batches_that_were_timed_and_no_others(batches: tuple[int, ...], title: str) -> None:
+    row = {"accuracy": 0.9, "macro_f1": 0.9, "params": 10, "macs": 1000, "file_bytes": 5000, "runtime": "pytorch"}
+    times = {f"latency_ms_b{batch}{end}": batch + 0.125 for batch in batches for end in ("", "_p95", "_low")}
+    table = console.results_table({"distill": row, "prune": {**row, **times}})
+    assert table.title == f"Candidates, on the test split{title}"
+    assert [column.header for column in table.columns][6:] == [f"ms b{batch}" for batch in batches]
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[0] == ["distill", "prune"]
+    assert cells[6:] == [["-", f"{batch}.12"] for batch in batches]
+
+
 def test_few_names_the_first_and_counts_the_rest() -> None:
     assert console.few(["a", "b"]) == "a, b"
     assert console.few(list("abcdef"), most=2) == "a, b and 4 more"

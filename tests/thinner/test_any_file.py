@@ -22,7 +22,7 @@ from PIL import Image
 from flows import console, serve
 from flows.cli import find_temperature
 from tasks import lockfile
-from thinner import checkpoint, export, mapped, models, report, shipping, signals, sources, store, weights, whole
+from thinner import checkpoint, export, mapped, models, results, shipping, signals, sources, store, weights, whole
 from thinner.predict import predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
@@ -579,7 +579,7 @@ TARGET = {"candidate": "prune", "met": False, "lines": ["Target missed"]}
 def use_reports(root: Path) -> None:
     """What `thinner run` says last, and predict's temperature."""
     measured = shipping.read_metrics(root / "reports/metrics.json")
-    report.read_metrics(root / "reports/metrics.json")
+    results.read_metrics(root / "reports/metrics.json")
     verdicts = list(shipping.read_verdicts(root / "reports/claims.json").values())
     targets = shipping.read_targets(root / "reports")
     assert find_temperature(root, "prune") is None or find_temperature(root, "prune") > 0

@@ -65,3 +65,13 @@ def test_targets_are_read_from_every_pruning_stage_and_a_missed_one_is_told_firs
     found = shipping.read_targets(tmp_path)
     assert [target["candidate"] for target in found] == ["prune", "prune_finetune"]
     assert shipping.target_lines(found) == ["TARGET MISSED: b.", "Target met: a."]
+
+
+def test_batches_are_those_that_any_candidate_was_timed_at() -> None:
+    timed = {"latency_ms_b64": 1.0, "latency_ms_b64_p95": 2.0, "latency_ms_b8": 0.5, "latency_ms_b08": 0.5}
+    assert shipping.latency_batches({"distill": {"accuracy": 0.9}, "prune": timed, "small": {"latency_ms_b1": 1}}) == [
+        1,
+        8,
+        64,
+    ]
+    assert shipping.latency_batches({}) == []
