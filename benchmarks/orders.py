@@ -51,7 +51,9 @@ def trainings(params: Params) -> list[Training]:
 
     The student's own training counts only where it is what prune starts from. Weights are those of data/, or fresh.
     """
-    from tasks.prune import Knife
+    from tasks.learning import memory_format_of
+    from tasks.prune import way_of
+    from thinner.rounds import PruningPlan
 
     plan, name = params.prune.training, params.prune.source
     steps = _steps(plan.steps)
@@ -60,12 +62,14 @@ def trainings(params: Params) -> list[Training]:
     if name == "distill":
         budget = params.student.training
         found.append(Training("the student", model, shape, _steps(budget.steps), budget.batch_size))
-    knife = Knife(params, model, shape, None)
+    pruning_plan = PruningPlan(
+        params.prune.asked, way_of(params), model, shape, seed=params.run.seed, memory_format=memory_format_of(params)
+    )
     for number in range(1, params.prune.rounds + 1):
-        allowed = knife.allowed(number, model)
-        if knife.size(model) <= allowed:
+        allowed = pruning_plan.allowed(number, model)
+        if pruning_plan.size(model) <= allowed:
             continue
-        model, _ = knife.cut(model, allowed, number, None)
+        model, _ = pruning_plan.cut(model, allowed, number)
         what = f"round {number} of {params.prune.rounds} of {'the student' if name == 'distill' else 'the teacher'}"
         found.append(Training(what, model, shape, steps, plan.batch_size))
     return found

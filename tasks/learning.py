@@ -121,7 +121,7 @@ def learn(
         validate_every=plan.validate_every,
     )
     model.to(memory_format=memory_format_of(stage.params))
-    if plan.keep_step is not None:
+    if plan.keep_step is not None and fabric.global_rank == 0:
         step = keep_early(model, step, plan.keep_step, resume)
     with stage.progress(name, steps) as bar:
 
@@ -145,6 +145,7 @@ def learn(
                 head=models.head_of(model)[0],
                 head_lr=plan.head_lr,
                 extra=extra,
+                fused=run.precision != "fp16" or plan.clip_norm is None,
             ),
             factor=lambda number: training.learning_rate_factor(plan.schedule, number, steps, plan.warmup),
             validate=training.validation(

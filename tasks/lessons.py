@@ -37,7 +37,7 @@ def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int
     distill = params.distill
     parts = []
     for part in distill.losses:
-        given = parameters_of(part.name, part.parameters, distill.temperature)
+        given = losses.with_temperature(part.name, part.parameters, distill.temperature)
         parts.append((part.name, part.weight, given, given.pop("warmup_epochs", None)))
     wanted = {
         side: list(dict.fromkeys(n for p in parts for n in p[2].get(f"{side}_layers", [])))
@@ -90,12 +90,3 @@ def _live(params: Params, data: store.Store, wanted: dict[str, list[str]], devic
         return teacher(signals.View(data.images, index, view, policy, seed, device))
 
     return ask
-
-
-def parameters_of(name: str, given: dict[str, Any], temperature: float) -> dict[str, Any]:
-    """The loss's own parameters; ``distill.temperature`` fills in where a loss of logits has one and its row says
-    nothing. (The temperature of crd is another thing: it divides cosines.)"""
-    row = losses.LOSSES[name]
-    if "logits" in row.needs and "temperature" in row.parameters and "temperature" not in given:
-        return {**given, "temperature": temperature}
-    return dict(given)

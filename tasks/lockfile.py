@@ -55,6 +55,7 @@ def mend(root: Path) -> str | None:
             return None
         if look:
             time.sleep(_PATIENCE[1])
+    assert best is not None
     where, text = best
     kept = _stages(text) or {}
     later = dict(list((now or {}).items())[:-1])  # the last entry of what was cut off may itself be a part
@@ -153,6 +154,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _stages(text: str) -> dict[str, Any] | None:
     """The entries, if the text is a whole file as DVC writes it."""
     try:
+        # DVC writes none, and a thousand bytes of them can be a year's work to compare
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_LOADER)):
+            return None
         found = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one, see there
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # a 13th month, a key that is a list, ...
         return None

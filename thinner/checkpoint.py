@@ -70,9 +70,9 @@ def load(folder: str | Path) -> Loaded:
     """Build the network from its spec and fill it strictly. Raises CheckpointError; DamagedError where a file is not
     what was written."""
     folder = Path(folder)
-    spec = read_spec(folder)
+    spec, known = _read(folder)
     weights = folder / WEIGHTS
-    digest = check_file(weights)
+    digest = _checked(weights, known)
     try:
         state = load_file(weights)
     except Exception as error:
@@ -92,11 +92,16 @@ def load(folder: str | Path) -> Loaded:
 
 def check_file(path: Path) -> str:
     """SHA-256 of a model's file. Raises DamagedError where ``model.json`` beside it knows another one."""
+    return _checked(path, None)
+
+
+def _checked(path: Path, files: dict[str, str] | None) -> str:
+    """``files``: what ``model.json`` knows of them, where it was read already."""
     try:
         digest = whole.file_sha256(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. Make it again: dvc repro, or dvc checkout") from None
-    known = _read(path.parent)[1].get(path.name)
+    known = (_read(path.parent)[1] if files is None else files).get(path.name)
     if known not in (None, digest):
         raise DamagedError(
             f"{path}: is not what was written (SHA-256 {digest[:12]}, {SPEC} beside it says {one_line(known[:12])}). "
@@ -158,9 +163,7 @@ def _are_objects(value: Any) -> bool:
 
 _MOST = 10_000
 _WIDTHS = ("width", "stem_stride")
-_SPEC: dict[str, Callable[[Any], bool]] = {
-    "classes": lambda value: isinstance(value, list) and bool(value) and all(isinstance(n, str) for n in value),
-}
+_SPEC: dict[str, Callable[[Any], bool]] = {"classes": json_files.are_names}
 _MORE: dict[str, Callable[[Any], bool]] = {
     "input": lambda value: value == "pixels",
     "parents": lambda value: isinstance(value, dict),

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from thinner import architectures, checkpoint, criteria, losses, masks, models, own, pruning, target, training
+from thinner import architectures, checkpoint, criteria, drop, losses, masks, models, own, pruning, training
 from thinner import weights as published
 from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params
@@ -83,21 +83,44 @@ def deep(params: Params) -> Iterator[str]:
         yield "run.device: 'cuda', but no CUDA device is here. Choose one of: auto, cpu"
     if params.run.device == "mps" and not torch.backends.mps.is_available():
         yield "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"
+    yield from _devices(params)
     yield from _source(params.data.source, params.data.root)
     yield from _claims(params)
+
+
+def _devices(params: Params) -> Iterator[str]:
+    """What this machine has, and whether a batch can be shared out evenly."""
+    run = params.run
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if run.precision == "fp16" and run.device == "auto" and not (cuda or mps):
+        yield "run.precision: 'fp16', but run.device: auto finds only a CPU here. Choose one of: fp32, bf16"
+    if run.devices == 1:
+        return
+    if run.device in ("auto", "cuda") and cuda:
+        if run.devices > (there := torch.cuda.device_count()):
+            yield f"run.devices: {run.devices}, but there are {there} CUDA devices here. Set {there} or less"
+    elif run.device in ("auto", "mps") and mps:
+        yield f"run.devices: {run.devices}, but an Apple GPU trains alone. Set 1"
+    for where, plan in (
+        ("finetune.training", params.finetune.training),
+        ("student.training", params.student.training),
+        ("prune.training", params.prune.training),
+    ):
+        if over := plan.batch_size % run.devices:
+            less = plan.batch_size - over
+            near = f"{less} or {less + run.devices}" if less else f"{run.devices}"
+            yield (
+                f"{where}.batch_size: {plan.batch_size} cannot be shared evenly among run.devices: {run.devices}. "
+                f"Set {near}"
+            )
 
 
 def _drop(params: Params) -> Iterator[str]:
     """A drop that so few validation images can never show: told here, before a teacher is trained. Where their number
     is a share, it is known once they are counted, and prune says it."""
-    (key, points), images = params.prune.goal, params.data.validation
-    if key != "max_drop" or isinstance(images, float | None):
-        return
-    if points <= (least := target.least_drop_shown(images)):
-        yield (
-            f"prune.target: max_drop {points:g} points, but {images:,} validation images show a drop of {least:.2f} "
-            "points at the least. Ask for more, or set data.validation higher"
-        )
+    asked, images = params.prune.asked, params.data.validation
+    if asked.is_drop and not isinstance(images, float | None) and (line := drop.refusal(asked.value, images)):
+        yield line
 
 
 def layers(params: Params) -> Iterator[str]:
@@ -204,6 +227,11 @@ def _losses(params: Params, built: Mapping[str, nn.Module], teacher: Seeing | No
             losses.check_parameters(part.name, given)
         except UserError as error:
             yield f"{where}: {error}"
+            continue
+        try:
+            losses.check_parameters(part.name, losses.with_temperature(part.name, given, params.distill.temperature))
+        except UserError as error:
+            yield f"distill.temperature: {params.distill.temperature:g} goes to {where}, and {error}"
             continue
         if needs and params.teach.teachers[0].endswith(".npz"):
             yield (
@@ -345,7 +373,7 @@ def _pruning(params: Params, built: Mapping[str, nn.Module]) -> Iterator[str]:
     prune = params.prune
     sources = _pruned(params)
     yield from _rewinding(params)
-    if prune.goal[0] == "max_drop" and prune.rounds == 1:
+    if prune.asked.is_drop and prune.rounds == 1:
         yield (
             "prune.rounds: 1, but with target max_drop the last round cuts to the smallest network that can be "
             "reached, and here it is the only one. Set prune.rounds: 10, so that milder ones come before it"
@@ -413,8 +441,8 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterat
     with torch.random.fork_rng(devices=[]):
         model = models.create(_network(section))  # the dependency graph is read off a real forward pass
     example = torch.zeros(1, *_shape(section))
-    key, value = prune.goal
-    unit: Any = {"max_drop": "macs"}.get(key, key) if prune.granularity == "channels" else "params"
+    asked = prune.asked
+    unit = asked.unit
     try:
         now, fewest = _reach(params, model, example, unit)
     except architectures.ArchitectureError as error:
@@ -423,20 +451,20 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterat
     except UserError as error:
         yield str(error)
         return
-    if key == "max_drop":
+    if asked.is_drop:
         if fewest >= now:
             yield f"prune.target: nothing of '{section.network}' can go. Lower prune.round_to, or shorten prune.keep"
         return
-    wanted = value if key == "latency_ms" else pruning.final_size(value, now)
+    wanted = asked.limit(now, fewest)
     if wanted < fewest:
         yield (
-            f"prune.target: {pruning.sized(unit, wanted)} are asked for; '{section.network}' has "
-            f"{pruning.sized(unit, now)}; " + pruning.out_of_reach(unit, now, fewest, prune.round_to, prune.keep)
+            f"prune.target: {asked.sized(wanted)} are asked for; '{section.network}' has "
+            f"{asked.sized(now)}; " + pruning.out_of_reach(unit, now, fewest, prune.round_to, prune.keep)
         )
     elif wanted >= now:
         yield (
-            f"prune.target: {pruning.sized(unit, wanted)} are asked for, and '{section.network}' has no more than "
-            f"{pruning.sized(unit, now)} to begin with. Ask for less, down to {pruning.sized(unit, fewest)}"
+            f"prune.target: {asked.sized(wanted)} are asked for, and '{section.network}' has no more than "
+            f"{asked.sized(now)} to begin with. Ask for less, down to {asked.sized(fewest)}"
         )
 
 

@@ -15,12 +15,13 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from thinner import yaml_files
 from thinner.errors import UserError
+from thinner.target import Key, Target
 
 
 class ParamsError(UserError):
@@ -300,14 +301,14 @@ class Prune(Section):
     training: Budget
 
     @property
-    def goal(self) -> tuple[str, int | float]:
-        """(key, value) of the target."""
+    def asked(self) -> Target:
+        """The target as one value, for everything that cuts, checks and tells."""
         ((key, value),) = self.target.items()
-        return key, value
+        return Target(cast(Key, key), value, self.granularity, self.latency_batch, self.tolerance)
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Prune:
-        key, value = self.goal
+        key, value = self.asked.key, self.asked.value
         if self.schedule == "one_shot" and self.rounds > 1:
             raise ValueError(
                 f"rounds: {self.rounds}, but schedule 'one_shot' has one. Set rounds: 1, or another schedule"

@@ -856,6 +856,15 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]
     return complete
 
 
+def with_temperature(name: str, given: Mapping[str, Any], temperature: float) -> dict[str, Any]:
+    """`given`, in which `temperature` fills in where a loss of logits has one and nothing is said. (The temperature of
+    crd is another thing: it divides cosines.)"""
+    row = LOSSES[name]
+    if "logits" in row.needs and "temperature" in row.parameters and "temperature" not in given:
+        return {**given, "temperature": temperature}
+    return dict(given)
+
+
 # ---------------------------------------------------------------------------------------------------- helpers
 
 

@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from thinner.errors import DamagedError, one_line
 
-_MOST_BYTES, _MOST_TIMES = (
-    2**28,
-    100,
-)  # numbers hardly shrink; zeros do, a thousand times, in a file made to fill memory
+# numbers hardly shrink; zeros do, a thousand times, in a file made to fill memory
+_MOST_BYTES = 2**28
+_MOST_TIMES = 100
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -23,6 +23,7 @@ from thinner import architectures, models
 from thinner.criteria import ChannelScores, Criterion, Examples, GroupImportance, look_up, score_channels
 from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params, measure_latency, median_interval, pinned_threads
+from thinner.target import Unit, sized
 
 
 class PruningError(UserError):
@@ -41,14 +42,6 @@ class Cut:
     macs_after: int
     params_before: int
     params_after: int
-
-
-Unit = Literal["macs", "params", "latency_ms"]  # what a size is counted in
-
-
-def final_size(value: int | float, now: float) -> float:
-    """The size that a target asks for: a whole number is a count, a number with a point is a share of ``now``."""
-    return int(value * now) if isinstance(value, float) else value
 
 
 def size_after(now: float, final: float, schedule: str, number: int, rounds: int) -> float:
@@ -91,15 +84,16 @@ class Clock:
 def size_of(
     unit: Unit, model: nn.Module, example: Float[Tensor, "one channels size size"], clock: Clock | None = None
 ) -> float:
-    """MACs per image, parameters, or the milliseconds of a batch, measured now on this machine's CPU.
+    """MACs per image, parameters (``nonzero``: without the zeros), or the milliseconds of a batch, measured now on this
+    machine's CPU.
 
     Of several networks the one that looks just fast enough has often been lucky, so a latency is the upper limit of the
     median's 95 % interval, and not the median itself.
     """
     if unit == "macs":
         return count_macs(model, tuple(example.shape[1:]))
-    if unit == "params":
-        return count_params(model)
+    if unit in ("params", "nonzero"):
+        return count_params(model, nonzero=unit == "nonzero")
     if clock is None:
         raise PruningError("latency_ms: needs a clock. Say how it is measured: clock=Clock(batch=64)")
     networks = {"": copy.deepcopy(model)} | (
@@ -190,10 +184,6 @@ def cut(
 _BISECTIONS = 10  # a thousandth of the channels: finer than one channel of any usual layer
 _NEAR_ENOUGH = 0.99  # of what is allowed: closer is not worth tracing the network again
 _LARGEST = 0.98  # of a layer's channels; the rest keeps every layer alive
-
-
-def sized(unit: Unit, size: float) -> str:
-    return f"{size:.3g} ms" if unit == "latency_ms" else f"{size:,.0f} {'MACs' if unit == 'macs' else 'parameters'}"
 
 
 def out_of_reach(unit: Unit, now: float, fewest: float, round_to: int, keep: Sequence[str]) -> str:

@@ -74,7 +74,7 @@ def open_store(folder: str | Path) -> Store:
 
 def _check_store(info: Mapping[str, Any], images: Any, labels: Any, splits: Mapping[str, Any]) -> None:
     """Raise DamagedError where the files are not those of one set of data."""
-    if wrong := json_files.lacking(info, {"classes": _are_names, "sha256": json_files.is_text}):
+    if wrong := json_files.lacking(info, {"classes": json_files.are_names, "sha256": json_files.is_text}):
         raise DamagedError(f"info.json {wrong}")
     if images.dtype != np.uint8 or images.ndim != 4:
         raise DamagedError(f"images.npy is {images.dtype} {list(images.shape)}")
@@ -84,10 +84,6 @@ def _check_store(info: Mapping[str, Any], images: Any, labels: Any, splits: Mapp
         numbers = splits.get(name, labels[:0].astype(np.uint8))
         if numbers.dtype != np.int64 or numbers.ndim != 1 or not _within(numbers, 0, len(labels)):
             raise DamagedError(f"splits.npz has no numbers of images called {name}")
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
 def _within(numbers: Any, low: int, high: int) -> bool:

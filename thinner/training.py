@@ -140,11 +140,13 @@ def make_optimizer(
     head: str = "",
     head_lr: float | None = None,
     extra: nn.Module | None = None,
+    fused: bool = True,
 ) -> torch.optim.Optimizer:
     """``sgd`` (Nesterov momentum 0.9), ``adam`` or ``adamw``; the head (a module path) may have its own rate.
 
     Biases and normalisation weights (tensors of one dimension) are not decayed, as in He et al. 2019, section 3.1
-    (https://arxiv.org/abs/1812.01187).
+    (https://arxiv.org/abs/1812.01187). ``fused`` has to be off where fp16 meets ``clip_norm``: fused optimisers take
+    the loss's scale off the gradients themselves, and so after they would have been clipped.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     named = [*model.named_parameters(), *(extra.named_parameters() if extra is not None else ())]
@@ -159,11 +161,11 @@ def make_optimizer(
     # fused: one pass over each tensor. On a CPU the default walks a network's 150 small tensors eleven times, 90 ms a
     # step for EfficientNet-Lite0.
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, fused=True)
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, fused=fused)
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr, fused=True)
+        return torch.optim.Adam(parameters, lr=lr, fused=fused)
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, fused=True)
+        return torch.optim.AdamW(parameters, lr=lr, fused=fused)
     raise TrainingError(f"optimizer: unknown '{name}'. Choose one of: sgd, adam, adamw")
 
 
@@ -281,6 +283,8 @@ def fit(
     """
     bare = model
     base_rates = [group["lr"] for group in optimizer.param_groups]
+    if compiled:
+        torch.compiler.reset()  # after eight networks it would leave the ninth as it is, as for that of a ninth round
     trained: Any = torch.compile(model) if compiled else model
     wrapped, optimizer = fabric.setup(trained, optimizer)
     if extra is not None:
@@ -301,6 +305,7 @@ def fit(
         else:
             best = _restore(tensors, bare, optimizer, average, extra)
             start, history, count = about["done"], about["history"], about["count"]
+            fabric.strategy.precision.load_state_dict(about["precision"])
             sums = {name: value.to(fabric.device) for name, value in _part(tensors, "sums").items()}
     saved = time.monotonic()
     stale = _stale(history)
@@ -316,6 +321,7 @@ def fit(
             parts = step(wrapped, batches(number), number)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(parts["loss"])
+            _average_gradients(extra, fabric)
             if clip_norm is not None:
                 fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
             optimizer.step()
@@ -346,7 +352,8 @@ def fit(
         if due and state_file is not None and fabric.global_rank == 0:
             if count:  # between two validations the loss may not have been looked at
                 _refuse_infinite(sums["loss"], done, steps)
-            about = {"done": done, "history": history, "count": count}
+            precision = fabric.strategy.precision.state_dict()  # of fp16 the scale of the loss
+            about = {"done": done, "history": history, "count": count, "precision": precision}
             whole.write_tensors(state_file, _state(best, sums, bare, optimizer, average, extra), about)
             saved = time.monotonic()
         if arrived:
@@ -381,6 +388,17 @@ def _signals_wait() -> Iterator[list[int]]:
         yield arrived
     finally:
         restore()
+
+
+def _average_gradients(extra: nn.Module | None, fabric: Fabric) -> None:
+    """Between processes. Data-parallel training averages those of the network; what trains along with it is ours to
+    average, before gradients are clipped by the length of all of them."""
+    if extra is None or fabric.world_size == 1:
+        return
+    for parameter in extra.parameters():
+        if parameter.grad is not None:
+            mean: Any = fabric.all_reduce(parameter.grad, reduce_op="mean")
+            parameter.grad = mean
 
 
 def _stale(history: list[Row]) -> int:

@@ -90,6 +90,17 @@ def test_a_file_that_is_cut_is_never_kept(root: Path) -> None:
         assert load((root / ".thinner/dvc.lock").read_text())["stages"].keys() == WHOLE.keys()
 
 
+def test_a_file_of_aliases_is_not_dvcs_and_takes_no_time(root: Path) -> None:
+    laughs = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
+    entries = "".join(f"  {line}\n" for line in laughs)
+    lock(root, f"schema: '2.0'\nstages:\n  one:\n    cmd: x\n    deps:\n    - path: y\n      md5: z\n{entries}")
+    began = time.monotonic()
+    lockfile.keep(root)
+    assert "whole again" in str(lockfile.mend(root))
+    assert time.monotonic() - began < 5
+    assert (root / "dvc.lock").read_text() == TEXT
+
+
 def test_without_a_copy_the_last_commit_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockfile, "_PATIENCE", (2, 0.0))
     lock(tmp_path, TEXT)

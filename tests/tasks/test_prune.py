@@ -15,15 +15,14 @@ from torch import nn
 
 from tasks import learning, tracking
 from tasks import prune as stage_file
-from tasks.prune import prune, speed_text
+from tasks.prune import prune
 from tasks.small import small
 from tasks.stage import Stage
 from tasks.teach import teach
 from tasks.tracking import Recorder
-from thinner import checkpoint, models, pruning, store, verify
+from thinner import checkpoint, models, pruning, rounds, store, verify
 from thinner.config import Params
 from thinner.profiling import count_macs, count_params
-from thinner.statistics import Estimate
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ("cat", "dog", "fox")
@@ -109,33 +108,6 @@ def test_an_out_of_reach_target_fails_before_any_training(project, monkeypatch):
         run(target={"macs": 100})
     with pytest.raises(pruning.PruningError, match="prune.target: 3 nonzero parameters are asked for"):
         run(target={"params": 3}, granularity="weights")
-
-
-@pytest.mark.parametrize(
-    ("ratio", "text"),
-    [
-        (Estimate(1.34, 1.30, 1.38, 0.0, 30, 1, ""), "faster 1.34x [1.30, 1.38]"),
-        (Estimate(1.02, 0.99, 1.05, 0.2, 30, 1, ""), "not faster (1.02x [0.99, 1.05])"),
-        (Estimate(1.02, 1.00, 1.05, 0.2, 30, 1, ""), "not faster (1.02x [1.00, 1.05])"),
-        (Estimate(0.90, 0.85, 0.95, 0.0, 30, 1, ""), "not faster (0.90x [0.85, 0.95])"),
-    ],
-)
-def test_faster_is_said_only_where_the_interval_lies_above_one(ratio, text):
-    assert speed_text(ratio) == text
-
-
-@pytest.mark.parametrize(
-    ("changes", "drop", "enough"),
-    [
-        ({"target": {"max_drop": 0.5}}, 0.5, False),
-        ({"target": {"max_drop": 0.5}}, 0.6, True),
-        ({"stop_drop": 2.0}, 2.1, True),
-        ({"stop_drop": 2.0}, 1.9, False),
-        ({}, 50.0, False),
-    ],
-)
-def test_when_a_round_is_the_last(changes, drop, enough):
-    assert stage_file._is_enough(Stage("prune", params_of(**changes)), 1, drop) is enough
 
 
 def test_early_weights_are_those_after_so_many_steps(project):
@@ -305,7 +277,7 @@ def test_a_network_that_was_saved_wrongly_fails_the_stage(project, monkeypatch):
             other.fc.bias[0] += 1e-3
         return save(folder, other, spec)
 
-    monkeypatch.setattr(stage_file.checkpoint, "save", careless)
+    monkeypatch.setattr(rounds.checkpoint, "save", careless)
     with pytest.raises(verify.VerificationError, match="logits differ by up to"):
         run(rounds=1)
     assert not Path("data/prune").exists()

@@ -153,6 +153,8 @@ def test_a_mistake_is_named(tmp_path, changes, line):
         ({"claims": ["distill beat scratch on accuracy"]}, "        ^ expected one of: agrees, beats, has, is"),
         ({"claims": ["prune is faster than distill at batch 3"]}, "claims[0]: batch 3 is not timed. Choose one of evaluate.latency_batches: 1, 64"),
         ({"claims": ["prune is faster than scratch at batch 64 in onnxruntime"]}, "claims[0]: 'scratch' is not exported to ONNX. Add it to export.candidates"),
+        ({"distill.temperature": 5000}, "distill.temperature: 5000 goes to distill.losses[0], and kd.temperature: "),
+        ({"run.devices": 3, "student.training.batch_size": 128}, "student.training.batch_size: 128 cannot be shared evenly among run.devices: 3. Set 126 or 129"),
         ({"prune.target": {"max_drop": 0.1}}, "prune.target: max_drop 0.1 points, but 2,000 validation images show a drop of 0.19 points at the least"),
         ({"evaluate.latency_repeats": 6}, "evaluate.latency_repeats: 6, but claims[4] is about speed. Give it 10 or more"),
         ({"export.candidates": ["prune", "dist"]}, "export.candidates"),

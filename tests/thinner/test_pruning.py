@@ -12,6 +12,7 @@ from thinner import models, pruning
 from thinner.criteria import CRITERIA, Criterion, Examples, score_channels
 from thinner.errors import UserError
 from thinner.profiling import count_macs, count_params
+from thinner.target import limit_of
 
 NETWORK = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 10, "channels": 1}
 EXAMPLE = torch.zeros(1, 1, 32, 32)
@@ -400,9 +401,9 @@ def test_schedules_by_hand(schedule, sizes):
 
 
 def test_a_whole_number_is_a_count_and_one_with_a_point_a_share():
-    assert pruning.final_size(0.5, 101) == 50
-    assert pruning.final_size(20_000, 60_000) == 20_000
-    assert pruning.final_size(1.0, 101) == 101
+    assert limit_of(0.5, 101) == 50
+    assert limit_of(20_000, 60_000) == 20_000
+    assert limit_of(1.0, 101) == 101
 
 
 def test_statistics_are_the_plain_mean_over_the_batches():

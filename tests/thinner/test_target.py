@@ -1,9 +1,13 @@
 """Which round becomes the network, and what is said of it."""
 
-import numpy as np
+from pathlib import Path
+
 import pytest
 
-from thinner import statistics, target
+from thinner import target
+from thinner.config import load_params
+from thinner.drop import Drop
+from thinner.target import Target
 
 
 def rounds(*rows: tuple[bool, float]) -> list[dict[str, object]]:
@@ -24,66 +28,64 @@ def rounds(*rows: tuple[bool, float]) -> list[dict[str, object]]:
     ],
 )
 def test_the_round_is_chosen_by_the_target(key, rows, chosen):
-    assert target.choose_round(rounds(*rows), key) == chosen
-
-
-def answers(images, ahead, behind):
-    """(right of the round, right of the source): `ahead` images that only the round has right, `behind` the other way."""
-    mine, source = np.zeros(images, bool), np.zeros(images, bool)
-    mine[:ahead] = True
-    source[ahead : ahead + behind] = True
-    return mine, source
-
-
-def test_a_loss_is_paired_by_image_and_has_the_interval_of_tangos_score_test():
-    # tests/thinner/test_statistics.py holds the test itself to published examples; here: points, and the sign of a loss
-    loss = target.loss_of(*answers(44, 0, 3), 1.0)
-    low, high, _ = statistics.score_difference(0, 3, 44, 0.0)
-    assert loss.points == pytest.approx(100 * 3 / 44)
-    assert (loss.low, loss.high) == pytest.approx((-100 * high, -100 * low))
-    assert loss.low < loss.points < loss.high
+    assert target.choose_round(rounds(*rows), Target(key, 0.5)) == chosen
 
 
 @pytest.mark.parametrize(
-    ("ahead", "behind", "bound", "outcome"),
+    ("asked", "unit", "column", "limit", "bound"),
     [
-        (20, 20, 1.0, "proven"),  # 0 of 10,000: far from a point
-        (20, 400, 1.0, "refuted"),  # 3.8 points
-        (20, 130, 1.0, "not shown"),  # 1.1 points: more than a point, and not shown to be
-        (20, 400, None, "not shown"),  # nothing was to be judged
+        (Target("macs", 0.5, tolerance=0.01), "macs", "macs", 500, 1.0),
+        (Target("macs", 700), "macs", "macs", 700, None),
+        (Target("params", 0.25, "weights"), "nonzero", "nonzero", 250, None),
+        (Target("latency_ms", 0.3, latency_batch=64), "latency_ms", "latency_ms_b64", 0.3, None),
+        (Target("max_drop", 0.5, tolerance=0.01), "macs", "macs", 100, 0.5),  # as small as it gets, and the drop judges
     ],
 )
-def test_a_loss_is_judged_as_a_claim_is(ahead, behind, bound, outcome):
-    assert target.loss_of(*answers(10_000, ahead, behind), bound).outcome == outcome
+def test_one_value_says_what_is_counted_how_much_is_allowed_and_what_may_be_lost(asked, unit, column, limit, bound):
+    assert (asked.unit, asked.column, asked.bound) == (unit, column, bound)
+    assert asked.limit(now=1000, fewest=100) == limit
 
 
-def test_the_smallest_drop_that_can_be_shown_is_that_of_networks_that_never_differ():
-    # nothing differs in n images: the score interval ends at z^2 / (n + z^2)
-    z = 1.959963984540054
-    assert target.least_drop_shown(2000) == pytest.approx(100 * z**2 / (2000 + z**2))
-    assert target.loss_of(*answers(2000, 0, 0), 0.2).outcome == "proven"
-    assert target.loss_of(*answers(2000, 0, 0), 0.19).outcome == "not shown"
+@pytest.mark.parametrize(
+    ("asked", "row", "met"),
+    [
+        (Target("macs", 0.5), {"macs": 500}, True),
+        (Target("macs", 0.5), {"macs": 501}, False),
+        # missed only where that is shown: the whole interval lies above
+        (Target("latency_ms", 500), {"latency_low": 499, "latency_ms_b1": 505}, True),
+        (Target("latency_ms", 500), {"latency_low": 501, "latency_ms_b1": 505}, False),
+        (Target("max_drop", 0.5), {"loss_high": 0.4, "macs": 10_000}, True),
+        (Target("max_drop", 0.5), {"loss_high": 0.5, "macs": 1}, False),
+    ],
+)
+def test_a_row_meets_the_target_or_not(asked, row, met):
+    assert asked.is_met(row, 500) is met
+
+
+def test_params_yaml_gives_the_one_value():
+    section = load_params(Path(__file__).parents[2]).prune
+    assert section.asked == Target("macs", 0.5, "channels", section.latency_batch, section.tolerance)
 
 
 WORDS = {"candidate": "prune", "source": "distill", "why": "No round came as far."}
-SIZES = {"size": "1,460,704 MACs", "source_size": "3,052,160 MACs", "share": 1_460_704 / 3_052_160}
+SIZES = {"size": 1_460_704, "source_size": 3_052_160}
 
 
 def test_what_is_said_of_a_target_names_what_was_asked_and_what_came_out():
-    fine = target.Loss(0.4, -0.3, 1.1, 2000, 1.0)
-    assert target.describe("macs", 0.5, met=True, loss=fine, **WORDS, **SIZES) == [
+    fine = Drop(0.4, -0.3, 1.1, 2000, 1.0)
+    assert target.describe(Target("macs", 0.5), met=True, drop=fine, **WORDS, **SIZES) == [
         "Target met: prune has 1,460,704 MACs, 47.9 % of distill's 3,052,160 MACs; at most 50 % asked."
     ]
-    (missed,) = target.describe("macs", 1_000_000, met=False, loss=fine, **WORDS, **SIZES)
+    (missed,) = target.describe(Target("macs", 1_000_000), met=False, drop=fine, **WORDS, **SIZES)
     assert missed.startswith("TARGET MISSED: prune has 1,460,704 MACs")
     assert missed.endswith("at most 1,000,000 asked. No round came as far.")
 
 
 def test_a_loss_beyond_the_tolerance_is_said_where_it_is_shown():
-    lost = target.Loss(3.0, 2.0, 4.0, 2000, 1.0)
-    assert target.describe("macs", 0.5, met=True, loss=lost, **WORDS, **SIZES)[1] == (
+    lost = Drop(3.0, 2.0, 4.0, 2000, 1.0)
+    assert target.describe(Target("macs", 0.5), met=True, drop=lost, **WORDS, **SIZES)[1] == (
         "LOSS SHOWN: prune lost 3.00 points [2.00, 4.00] against distill on 2,000 validation images: more than "
         "prune.tolerance, 1 points."
     )
-    (only,) = target.describe("max_drop", 0.5, met=False, loss=lost, **WORDS, **SIZES)
+    (only,) = target.describe(Target("max_drop", 0.5), met=False, drop=lost, **WORDS, **SIZES)
     assert only.startswith("TARGET MISSED: prune lost 3.00 points [2.00, 4.00] against distill")
