@@ -1,7 +1,7 @@
 # `make` lists the targets. Each sets up what it needs: .venv is made once, and again when the pinned versions change.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint ui serve clean
+.PHONY: help setup run test quick lint check ui serve clean
 SHELL := /bin/sh
 
 VENV  := .venv
@@ -17,7 +17,7 @@ help: ## list the targets
 	@echo "make test     set up once, then run all tests   (make quick: only the fast ones; ARGS='-k word' chooses)"
 	@echo "make ui       MLflow and Prefect in the browser, on this machine only; Ctrl-C ends both"
 	@echo "make serve    the nightly schedule: Prefect server and worker on this machine; Ctrl-C ends both"
-	@echo "make lint     ruff and mypy"
+	@echo "make check    before a commit: ruff, its format, mypy, the fast tests   (make lint: without the tests)"
 	@echo "make setup    only the set-up"
 	@echo "make clean    remove .venv and caches; data, results and records stay"
 
@@ -34,7 +34,10 @@ quick: $(STAMP) ## the fast, offline tests
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+check: lint quick ## the gate: what a commit has to pass
 
 ui: $(STAMP)
 	@$(BIN)/python -m flows.serve ui

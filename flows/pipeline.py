@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import wait
@@ -71,6 +72,9 @@ _guard = threading.Lock()
 _cancelled = threading.Event()
 
 
+_THREADS: Any = ThreadPoolTaskRunner(max_workers=64)  # they only wait; `jobs` bounds what computes
+
+
 def _is_busy(task: Any, task_run: Any, state: State) -> bool:
     """Worth a retry: another process holds the files. A failed training fails again."""
     return lineage.is_busy(state.message or "")
@@ -79,7 +83,7 @@ def _is_busy(task: Any, task_run: Any, state: State) -> bool:
 @flow(
     name="thinner",
     flow_run_name=lambda: datetime.now().strftime("pipeline %Y-%m-%d %H:%M:%S"),
-    task_runner=ThreadPoolTaskRunner(max_workers=64),  # threads only wait; `jobs` bounds what computes
+    task_runner=_THREADS,
     persist_result=False,
     validate_parameters=True,
 )
@@ -114,7 +118,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
             for _ in range(_PASSES):
                 futures: dict[str, Any] = {}
                 for node in nodes:
-                    run = stage.with_options(name=node.name, task_run_name=node.name)
+                    run: Any = stage.with_options(name=node.name, task_run_name=node.name)
                     futures[node.name] = run.submit(
                         root,
                         node,
@@ -147,7 +151,7 @@ def _later(before: Mapping[str, State], now: dict[str, State]) -> dict[str, Stat
 
 
 @task(
-    cache_policy=None,
+    cache_policy=NO_CACHE,
     persist_result=False,
     retries=BUSY_RETRIES,
     retry_delay_seconds=BUSY_SECONDS,
@@ -182,7 +186,7 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
     if node.timeout_seconds is not None:
         # Prefect's timeout_seconds cannot interrupt a thread: DVC went on and committed while Prefect said
         # TimedOut.
-        timer = threading.Timer(node.timeout_seconds, lambda: (timed_out.set(), kill_group(process)))
+        timer = threading.Timer(node.timeout_seconds, _end_late, (process, timed_out))
         timer.daemon = True
         timer.start()
     said: list[str] = []
@@ -215,6 +219,11 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
     message = f"{node.name} failed after {took}: {tail[-1] if tail else f'exit code {code}'}"
     logger.error("failed after %s. To see it alone: dvc repro --single-item %s", took, node.name)
     return Failed(message=message)
+
+
+def _end_late(process: subprocess.Popen[str], timed_out: threading.Event) -> None:
+    timed_out.set()
+    kill_group(process)
 
 
 def _pass_on(line: str, said: list[str], logger: Any) -> None:

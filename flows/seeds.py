@@ -12,12 +12,14 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
 
 from flows import console
 from flows.pipeline import only_run
@@ -129,7 +131,7 @@ def _is_kept(root: Path, seed: int, key: str) -> bool:
     return path.is_file() and path.read_text() == key
 
 
-def _named(seeds: Sequence[int] | Mapping[int, str]) -> str:
+def _named(seeds: Collection[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
@@ -154,14 +156,14 @@ def bring_up_to_date(root: Path, keys: dict[int, str], trees: Worktrees, environ
     return verdict({f"seed {seed}": future.state for seed, future in futures.items()}, "seeds")
 
 
-@task(cache_policy=None, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False)
 def train(seed: int, folder: Path, environment: dict[str, str]) -> State:
     """All that evaluate needs."""
     upstream = next(node.upstream for node in lineage.graph(folder) if node.name == TARGET)
     return _bring(folder, upstream, seed, environment)
 
 
-@task(cache_policy=None, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False)
 def evaluate(root: Path, seed: int, folder: Path, key: str, environment: dict[str, str]) -> State:
     """Evaluate, and keep what it wrote."""
     state = _bring(folder, [TARGET], seed, environment)

@@ -24,7 +24,9 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import yaml
 from prefect import flow, get_run_logger, task
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, model_validator
 
 from flows import console, recipes
@@ -182,7 +184,7 @@ class Results:
         self.path, self._study, self._guard = path, study, threading.Lock()
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
         if path.exists():
-            for row in pd.read_csv(path, dtype={"commit": str, "key": str}).to_dict("records"):
+            for row in _records(pd.read_csv(path, dtype={"commit": str, "key": str})):
                 if row["variant"] in study.variants and row["seed"] in study.seeds:
                     self._rows[row["variant"], row["seed"]] = row
 
@@ -256,7 +258,11 @@ def sweep(study: Study, runs: list[Run], results: Results, trees: Worktrees, env
     return verdict({name: future.state for name, future in futures.items()}, "runs")
 
 
-@task(cache_policy=None, persist_result=False)
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
 def run(
     one: Run, study: Study, results: Results, trees: Worktrees, environment: dict[str, str],
     shared: dict[str, threading.Lock],
@@ -334,7 +340,7 @@ def write_report(path: Path, root: Path) -> None:
     summary = studies.summarise(rows, study.baseline)
     studies.draw(rows, summary, study.title, "accuracy on the validation split", place.with_suffix(".svg"))
     place.with_suffix(".md").write_text(render(study, path, rows, summary), encoding="utf-8")
-    console.console.print(console.study_table(summary.to_dict("records"), study.title, study.baseline))
+    console.console.print(console.study_table(_records(summary), study.title, study.baseline))
     console.console.print(
         f"\nTable    {place.relative_to(root)}.md\nFigure   {place.relative_to(root)}.svg\n"
         f"Numbers  {place.relative_to(root)}.csv\n\n"

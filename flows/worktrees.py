@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 from prefect import Flow
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console
@@ -156,7 +157,8 @@ def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..
         HOME: str(root),  # what is kept in a worktree would go with it
     }
     console.take_over()
-    named = work.with_options(flow_run_name=name, task_runner=ThreadPoolTaskRunner(max_workers=workers))
+    threads: Any = ThreadPoolTaskRunner(max_workers=workers)
+    named = work.with_options(flow_run_name=name, task_runner=threads)
     status = "KILLED"
     try:
         with stoppable("Stopping. What was finished is kept; the same command goes on."):

@@ -304,7 +304,7 @@ def _write_tables(
 
 def _lost(labels: Any, predictions: Any, teacher: Any) -> list[tuple[Any, ...]]:
     """By class, the most lost first: images, accuracies, the difference with its interval, McNemar's p after Holm."""
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for k in np.unique(labels):
         mine, theirs = predictions[labels == k] == k, teacher[labels == k] == k
         e = statistics.accuracy_difference(mine, theirs)

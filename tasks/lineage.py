@@ -41,7 +41,8 @@ _TORN = "Unable to read RWLock-file", "RWLock-file format error"
 RESTORED = ("is cached - skipping run", "didn't change, skipping")
 
 _LOOKS, _LOOK_SECONDS = 6, 0.2
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class BusyError(UserError):

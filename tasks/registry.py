@@ -78,7 +78,9 @@ def _register(client: MlflowClient, experiment: str, root: Path, params: Params)
         version = str(max(int(found.version) for found in known))  # some stores say 1, some "1"
     else:
         run_id = _run_of(client, experiment, root, candidate, identity)
-        model_id = next(iter(client.get_run(run_id).outputs.model_outputs)).model_id
+        outputs = client.get_run(run_id).outputs
+        assert outputs is not None  # log_model gave it one
+        model_id = next(iter(outputs.model_outputs)).model_id
         made = client.create_model_version(
             name,
             source=f"models:/{model_id}",
@@ -189,7 +191,7 @@ def _bar(client: MlflowClient, champion: ModelVersion, mine: ModelVersion, other
             f"images (git checkout {champion.tags.get('git.commit', 'COMMIT')[:12]}) and put the new network to them, "
             "or judge by the claims alone: thinner promote --other-images"
         )
-    own, other = (candidates.fetch_predictions(client, version.run_id) for version in (mine, champion))
+    own, other = (candidates.fetch_predictions(client, str(version.run_id)) for version in (mine, champion))
     if own is None or other is None:
         raise UserError(
             f"{mine.name}: the run of version {mine.version if own is None else champion.version} keeps no "

@@ -26,7 +26,7 @@ from thinner.predict import Candidate, open_candidate, predict_logits
 BATCH = 64  # bounds memory, however many pictures a request has
 
 
-class Served(mlflow.pyfunc.PythonModel):
+class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]  # MLflow does not say what it is
     """The artifact ``candidate`` is the folder that a stage wrote; ``model_config`` says how a picture becomes a
     square: image_size (px), channels, fit, max_pixels; and the temperature that divides logits."""
 

@@ -54,7 +54,7 @@ def teacher(
                 f"teach.teachers[{number}]: '{name}' knows the classes {loaded.spec['classes']}, "
                 f"the data have {list(data.classes)}"
             )
-        model = loaded.model.to(device, memory_format=learning.memory_format_of(params))
+        model = loaded.model.to(device).to(memory_format=learning.memory_format_of(params))
         made.append(signals.NetworkTeacher(model, loaded.spec["preprocessing"], features if number == 0 else ()))
         sha256[name] = loaded.sha256
         if loaded.spec.get("data_sha256") == data.sha256 and "val_accuracy" in loaded.spec:

@@ -68,6 +68,11 @@ def without_passwords(text: str, instead: str = "***@") -> str:
     return re.sub(r"(?<=//)[^/@\s]*@", instead, text)
 
 
+def _call(method: str, *arguments: Any, **named: Any) -> Callable[[MlflowClient, str], object]:
+    """``client.method(run_id, ...)``, for when its turn comes."""
+    return lambda client, run_id: getattr(client, method)(run_id, *arguments, **named)
+
+
 class Recorder:
     """Writes one MLflow run. Without one (`Recorder()`) every method does nothing: stages need not ask.
 
@@ -89,7 +94,7 @@ class Recorder:
         self._experiment, self._stage_hash = experiment, stage_hash
         self._joules = read_joules()
         self._metrics: list[tuple[str, float, int, int]] = []  # key, value, milliseconds since 1970, step
-        self._calls: queue.SimpleQueue[Callable[[MlflowClient, str], None]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[MlflowClient, str], object]] = queue.SimpleQueue()
         self._guard, self._switch = threading.Lock(), threading.Lock()
         self._kept, self._said = kept, set[str]()
         self._wake = threading.Event()
@@ -119,13 +124,11 @@ class Recorder:
         flat = [Param(name, str(value)[:6000]) for name, value in flatten(values).items()]
         for start in range(0, len(flat), 100):  # MLflow's own limit in one call
             part = flat[start : start + 100]
-            # type: ignore[misc]
-            self._later(lambda client, run_id, part=part: client.log_batch(run_id, params=part))
+            self._later(_call("log_batch", params=part))
 
     def tags(self, values: Mapping[str, str]) -> None:
         for name, value in values.items():
-            # type: ignore[misc]
-            self._later(lambda client, run_id, n=name, v=value: client.set_tag(run_id, n, str(v)))
+            self._later(_call("set_tag", name, str(value)))
 
     def dataset(self, name: str, sha256: str, path: Path | str, counts: Mapping[str, int]) -> None:
         """The images that the stage worked with. `sha256` is the tag by which runs on the same data are
@@ -139,7 +142,7 @@ class Recorder:
         if self._client is None or self.run_id is None:
             return
         log = "log_artifacts" if Path(path).is_dir() else "log_artifact"
-        self._do(lambda client, run_id: getattr(client, log)(run_id, str(path), folder))
+        self._do(_call(log, str(path), folder))
 
     def candidates(self) -> None:
         """A run and a model for each candidate, from the files that evaluate has written: tasks/candidates.py."""
@@ -180,7 +183,7 @@ class Recorder:
             page.append(f"<h2>{name}</h2>")
             page.append(figure.to_html(full_html=False, include_plotlyjs=number == 0, default_height="450px"))
         for file, text in {**texts, FIGURES: "\n".join(page)}.items():
-            self._do(lambda client, run_id, file=file, text=text: client.log_text(run_id, text, file))
+            self._do(_call("log_text", text, file))
 
     def figures_of(self, run_id: str) -> None:
         """The figures that another run has, as far as it has any: a pipeline run shows those of its report."""
@@ -210,7 +213,7 @@ class Recorder:
         if self._client is None or self.run_id is None or not rows:
             return
         columns = {key: [row.get(key) for row in rows] for key in rows[0]}
-        self._do(lambda client, run_id: client.log_table(run_id, columns, f"tables/{name}.json"))
+        self._do(_call("log_table", columns, f"tables/{name}.json"))
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED. Waits for what is unsent, at most half a minute."""
@@ -219,9 +222,9 @@ class Recorder:
             self._ending = True
             self._wake.set()
             self._thread.join(timeout=30)
-        self._do(lambda client, run_id: client.set_terminated(run_id, status))
+        self._do(_call("set_terminated", status))
 
-    def _later(self, call: Callable[[MlflowClient, str], None]) -> None:
+    def _later(self, call: Callable[[MlflowClient, str], object]) -> None:
         if self._client is not None:
             self._calls.put(call)
 
@@ -244,7 +247,7 @@ class Recorder:
             self._do(call)
         for start in range(0, len(waiting), BATCH):
             some = [Metric(*metric) for metric in waiting[start : start + BATCH]]
-            self._do(lambda client, run_id, some=some: client.log_batch(run_id, metrics=some))
+            self._do(_call("log_batch", metrics=some))
 
     def _do(self, call: Callable[[MlflowClient, str], object]) -> None:
         """Whatever a broken record raises, hours of training must survive it."""

@@ -104,7 +104,7 @@ def _send_one(kept: MlflowClient, client: MlflowClient, run: Run, targets: Mappi
     metrics = [point for key in run.data.metrics for point in kept.get_metric_history(name, key)]
     for some in _parts(metrics, _BATCH):
         client.log_batch(target, metrics=some)
-    if run.inputs.dataset_inputs:
+    if run.inputs is not None and run.inputs.dataset_inputs:
         client.log_inputs(target, run.inputs.dataset_inputs)
     if kept.list_artifacts(name):
         with tempfile.TemporaryDirectory() as copy:
