@@ -1,6 +1,6 @@
 """Known networks beside peers: pruning and distillation on copies of CIFAR-10, at equal steps, in one run.
 
-    python -m benchmarks.peers --data data/raw/cifar10       # budget small: under an hour on two cores
+    python -m benchmarks.peers --data data/raw/cifar10       # budget small: one to two hours on two cores
     python -m benchmarks.peers --budget full                 # for a GPU
     python -m benchmarks.peers --json FILE                   # and the numbers
     python -m benchmarks.peers --check                       # exits with 1 where a must falls short
@@ -81,7 +81,8 @@ BUDGETS = {
             cut_steps=40, sparsity_steps=2, speed_images=16, speed_rounds=10, latency_batches=(1,), latency_repeats=10,
         ),
         Budget(
-            "small", "about 50 on two quiet cores", "resnet56a", "resnet20a", validation=2_000, batch_size=128, views=2,
+            "small", "one to two hours on two cores", "resnet56a", "resnet20a", validation=2_000, batch_size=128,
+            views=2,
             source_steps=900, prune_steps=350, rounds=2, distill_steps=300, source_lr=0.1, prune_lr=0.05,
             distill_lr=0.1, cut_steps=200, sparsity_steps=0, speed_images=512, speed_rounds=10,
             latency_batches=(1, 64), latency_repeats=30,
@@ -854,7 +855,7 @@ The networks and the images that papers on pruning and distillation use, and two
 images and views, in as many steps of as many images.
 
 ```sh
-python -m benchmarks.peers --data data/raw/cifar10    # budget small: under an hour on two cores
+python -m benchmarks.peers --data data/raw/cifar10    # budget small: one to two hours on two cores
 python -m benchmarks.peers --budget full              # for a GPU
 python -m benchmarks.peers --check                    # and exit code 1 where a must falls short
 ```
@@ -927,7 +928,8 @@ def render(found: Mapping[str, Any]) -> str:
     ]
     lines += [
         "",
-        f"The cached signals took {found['signals_seconds']:.0f} s, once for all of ours.",
+        f"The cached signals took {found['signals_seconds']:.0f} s, once for all of ours. All trainings together took "
+        f"{(found['signals_seconds'] + sum(row['seconds'] for row in found['networks'].values())) / 60:.0f} minutes.",
         "",
         "| difference on the test split | points | must | |",
         "|---|--:|---|---|",
