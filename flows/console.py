@@ -22,6 +22,7 @@ from thinner import candidates, shipping
 from thinner.config import load_params
 from thinner.shipping import latency_batches
 
+_UNHEARD = ("prefect.events", "prefect._internal")  # a server that does not answer: flows.server says it once
 QUIET = {"quiet": True}  # `extra` of a log record that Prefect keeps and the console leaves out
 LINE_SECONDS = 10.0  # how often a running stage is worth a line of a log
 
@@ -42,6 +43,8 @@ class _ForPeople(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if getattr(record, "quiet", False) and _bars is not None:
+            return
+        if record.name.startswith(_UNHEARD):
             return
         noise = record.levelno < logging.WARNING or message.startswith("Finished in state")
         if record.name.startswith("prefect") and noise and not _is_ours(record):
@@ -64,6 +67,8 @@ def take_over() -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
     root.addHandler(_ForPeople())
+    for name in _UNHEARD:
+        logging.getLogger(name).handlers.clear()
 
 
 def start_bars() -> None:

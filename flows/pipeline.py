@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import http.client
 import json
 import os
 import signal
@@ -20,8 +19,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -38,9 +35,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import OWN_SERVER, console
+from flows import console, server
 from flows.watch import MARK
-from tasks import integrity, lineage, lockfile, processes, tracking
+from tasks import integrity, lineage, lockfile, processes
 from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, UNSENT, child_environment, repository_root
 from tasks.stage import params_digest
 from thinner.config import load_params
@@ -67,7 +64,6 @@ _TALK = (
 )
 
 _processes: dict[str, subprocess.Popen[str]] = {}  # stage -> the dvc that runs it now
-_watches: list[subprocess.Popen[bytes]] = []
 _guard = threading.Lock()
 _cancelled = threading.Event()
 
@@ -98,6 +94,7 @@ def pipeline(stages: list[str] | None = None, jobs: int = 2) -> State:
 
 def _conduct(stages: list[str] | None, jobs: int) -> State:
     root = repository_root()
+    server.remember()
     with only_run(root):
         _end_leftovers()
         if said := lockfile.mend(root):
@@ -139,7 +136,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
             console.stop_bars()
             if PARENT in environment:
                 _close_record(root, environment, status, states)
-    return _verdict(states)
+    return server.decided(_verdict(states))
 
 
 def _later(before: Mapping[str, State], now: dict[str, State]) -> dict[str, State]:
@@ -399,7 +396,7 @@ def stoppable(words: str, seconds: float = 30.0) -> Iterator[None]:
     """
 
     if PREFECT_API_URL.value() is None:
-        _watch_server()
+        server.watch_own()
 
     def leave() -> None:
         for child in psutil.Process().children():
@@ -446,55 +443,6 @@ def only_run(root: Path) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def leave_dead_server() -> None:
-    """Where the Prefect server that is set does not answer, begin this very command again with one of its own; it says
-    so. Prefect itself would wait for minutes, or end with a traceback.
-
-    Raises:
-        UserError: the server is set in a place that is not ours to change.
-    """
-    url = PREFECT_API_URL.value()
-    why = None if url is None else _why_dead(str(url))
-    if why is None:
-        return
-    words = f"Prefect's server at {tracking.without_passwords(str(url))} does not answer ({why})"
-    if "PREFECT_API_URL" not in os.environ:
-        raise UserError(f"{words}. Start it, or take PREFECT_API_URL out of the profile: prefect config view")
-    console.console.print(f"{words}. This run has a server of its own", style="yellow", markup=False)
-    sys.stdout.flush()
-    theirs = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
-    environment = {name: value for name, value in os.environ.items() if name not in theirs}
-    os.execve(sys.executable, sys.orig_argv, {**environment, OWN_SERVER: "yes"})  # noqa: S606 - itself, anew
-
-
-def _why_dead(url: str, seconds: float = 5.0) -> str | None:
-    bare = tracking.without_passwords(url, "")  # urllib would take it for a part of the host's name
-    if not bare.lower().startswith(("http://", "https://")):
-        return "its address has to begin with http:// or https://"
-    try:
-        with urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=seconds):  # noqa: S310 - looked at above
-            return None
-    except urllib.error.HTTPError as error:  # "who are you?" is an answer
-        return None if error.code < 500 else f"HTTP {error.code}"
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return str(getattr(error, "reason", error)) or type(error).__name__
-
-
-def _watch_server() -> None:
-    """Have Prefect's embedded server, which this process is about to start, end with it: also by `kill -9`."""
-    mark = os.environ[MARK] = processes.mark()
-    _watches.append(  # or the pipe would be closed with the object
-        subprocess.Popen(
-            [sys.executable, "-m", "flows.watch", mark],
-            cwd=Path(__file__).parents[1],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    )
-
-
 def _end_leftovers() -> None:
     """A flow run that was killed would be shown as running for ever."""
     if os.environ.get(MARK) != processes.mark():
@@ -535,20 +483,20 @@ def run(stages: list[str] | None = None, jobs: int = 2) -> int:
             # No server is there to be told, and starting one takes twice as long as all the rest.
             console.print_results(root)
             return 0
-        leave_dead_server()
+        server.leave_dead()
         console.take_over()
         with stoppable("Stopping. The next run goes on from the last checkpoint."):
-            state = pipeline(stages, jobs, return_state=True)
+            state = server.outlived(lambda: pipeline(stages, jobs, return_state=True))
         if not state.is_completed():
             console.console.print(state.message or state.name or "", style="red", markup=False)
-            return 1
+            return server.leave(1)
         console.print_results(root)
     except UserError as error:
         console.console.print(str(error), style="red", markup=False)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    return server.leave(0)
 
 
 if __name__ == "__main__":

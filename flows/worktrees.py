@@ -22,8 +22,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import console
-from flows.pipeline import kill_group, leave_dead_server, start_dvc, stoppable
+from flows import console, server
+from flows.pipeline import kill_group, start_dvc, stoppable
 from tasks import lineage, processes
 from tasks.environment import FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
 from tasks.tracking import VARIANT, tracking_uri
@@ -147,7 +147,7 @@ def write_params(folder: Path, params: Mapping[str, Any]) -> None:
 def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..., State], *arguments: Any) -> State:
     """The whole life of a flow that works in worktrees and is given them, and its runs' environment, after the
     ``arguments``: MLflow's run above the runs, the flow, and if all went well the end of the worktrees."""
-    leave_dead_server()
+    server.leave_dead()
     # MLflow's run also makes the database before several processes meet in it
     where, run_id = _tracking(root, "open", name).split()[-2:]
     environment = {
@@ -162,7 +162,7 @@ def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..
     status = "KILLED"
     try:
         with stoppable("Stopping. What was finished is kept; the same command goes on."):
-            state: State = named(*arguments, trees, environment, return_state=True)
+            state = server.outlived(lambda: named(*arguments, trees, environment, return_state=True))
         status = "FINISHED" if state.is_completed() else "FAILED"
     finally:
         _tracking(root, "end", run_id, status, **{UNSENT: environment[UNSENT]})
@@ -192,6 +192,7 @@ cancelled = threading.Event()
 def ended_together() -> Iterator[None]:
     """Around the work of a flow: when that is stopped (Ctrl-C, SIGTERM, cancelled), what runs in worktrees is ended."""
     cancelled.clear()
+    server.remember()
     console.start_bars()
     try:
         yield
@@ -208,8 +209,9 @@ def verdict(states: Mapping[str, State], what: str) -> State:
     """The flow's own state, from those of its parts; it names each that failed."""
     failed = [state.message or name for name, state in states.items() if not state.is_completed()]
     if failed:
-        return Failed(message="\n".join([f"{len(failed)} of {len(states)} failed:", *(f"  {m}" for m in failed)]))
-    return Completed(message=f"{len(states)} {what}")
+        lines = [f"{len(failed)} of {len(states)} failed:", *(f"  {message}" for message in failed)]
+        return server.decided(Failed(message="\n".join(lines)))
+    return server.decided(Completed(message=f"{len(states)} {what}"))
 
 
 def reproduce(

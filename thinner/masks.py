@@ -140,9 +140,14 @@ def mask_pattern(
 def apply(model: nn.Module, masks: Masks) -> None:
     """Set to zero, in place, what the masks leave out."""
     for name, mask in masks.items():
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
+        weight = _weight_of(model, name)
         weight.masked_fill_(~mask.to(weight.device), 0.0)  # times 0 would leave minus zeros
+
+
+def _weight_of(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 @contextmanager
@@ -152,7 +157,14 @@ def held(model: nn.Module, masks: Masks) -> Iterator[None]:
     Gradients and momentum go on, so without this the first step would revive all of it.
     """
     apply(model, masks)
-    handle = register_optimizer_step_post_hook(lambda *_: apply(model, masks))
+    there = dict(masks)  # copied to the network's device once, wherever that will be
+
+    def again(*_: object) -> None:
+        for name, mask in there.items():
+            there[name] = mask.to(_weight_of(model, name).device)
+        apply(model, there)
+
+    handle = register_optimizer_step_post_hook(again)
     try:
         yield
     finally:

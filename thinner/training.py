@@ -12,9 +12,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ from thinner.errors import DamagedError, UserError
 from thinner.mapped import take
 
 Row = dict[str, float]
+Made = TypeVar("Made")
+AHEAD = 2  # batches that are made while a GPU computes
 SAVE_SECONDS = 20.0  # a state of every size that fits here is on the disk in a second
 
 
@@ -310,57 +313,105 @@ def fit(
     saved = time.monotonic()
     stale = _stale(history)
     bare.train()
-    for number in range(start, steps):
-        if patience is not None and stale >= patience:
-            break
-        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * factor(number)
-        # dropout and stochastic depth become functions of the step, so nothing random needs to be saved
-        torch.manual_seed(_step_seed(seed, number) + fabric.global_rank)
-        with _signals_wait() as arrived:
-            parts = step(wrapped, batches(number), number)
-            optimizer.zero_grad(set_to_none=True)
-            fabric.backward(parts["loss"])
-            _average_gradients(extra, fabric)
-            if clip_norm is not None:
-                fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
-            optimizer.step()
-            if average is not None:
-                average.update_parameters(bare)
-            for name, value in parts.items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
-            count += 1
-        done = number + 1
-        _check_finite(sums["loss"], done, steps, fabric)
-        if done % validate_every == 0 or done == steps:
-            means = {name: float(total) / count for name, total in sums.items()}
-            judged = bare if average is None else average.module
-            row = {"step": float(done), "lr": optimizer.param_groups[0]["lr"], **means, **validate(judged)}
-            row = fabric.broadcast(row)  # all processes decide by the numbers of the first
-            bare.train()
-            history.append(row)
-            stale = _stale(history)
-            if stale == 0:
-                best = {n: t.detach().cpu().clone() for n, t in judged.state_dict().items()}
-            sums, count = {}, 0
-            on_validation(row)
-            on_step(done, {"loss": row["loss"], "val_accuracy": row["val_accuracy"]})
-            fabric.barrier()
-        elif done % 10 == 0:
-            on_step(done, {"loss": float(sums["loss"]) / count})
-        due = not count or arrived or time.monotonic() - saved > save_seconds
-        if due and state_file is not None and fabric.global_rank == 0:
-            if count:  # between two validations the loss may not have been looked at
-                _refuse_infinite(sums["loss"], done, steps)
-            precision = fabric.strategy.precision.state_dict()  # of fp16 the scale of the loss
-            about = {"done": done, "history": history, "count": count, "precision": precision}
-            whole.write_tensors(state_file, _state(best, sums, bare, optimizer, average, extra), about)
-            saved = time.monotonic()
-        if arrived:
-            signal.raise_signal(arrived[0])
+    with _made_ahead(batches, steps, fabric.device) as batch_of:
+        for number in range(start, steps):
+            if patience is not None and stale >= patience:
+                break
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor(number)
+            # dropout and stochastic depth become functions of the step, so nothing random needs to be saved
+            torch.manual_seed(_step_seed(seed, number) + fabric.global_rank)
+            with _signals_wait() as arrived:
+                parts = step(wrapped, batch_of(number), number)
+                optimizer.zero_grad(set_to_none=True)
+                fabric.backward(parts["loss"])
+                _average_gradients(extra, fabric)
+                if clip_norm is not None:
+                    fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+                optimizer.step()
+                if average is not None:
+                    average.update_parameters(bare)
+                for name, value in parts.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+                count += 1
+            done = number + 1
+            _check_finite(sums["loss"], done, steps, fabric)
+            if done % validate_every == 0 or done == steps:
+                means = {name: float(total) / count for name, total in sums.items()}
+                judged = bare if average is None else average.module
+                row = {"step": float(done), "lr": optimizer.param_groups[0]["lr"], **means, **validate(judged)}
+                row = fabric.broadcast(row)  # all processes decide by the numbers of the first
+                bare.train()
+                history.append(row)
+                stale = _stale(history)
+                if stale == 0:
+                    best = {n: t.detach().cpu().clone() for n, t in judged.state_dict().items()}
+                sums, count = {}, 0
+                on_validation(row)
+                on_step(done, {"loss": row["loss"], "val_accuracy": row["val_accuracy"]})
+                fabric.barrier()
+            elif done % 10 == 0:
+                on_step(done, {"loss": float(sums["loss"]) / count})
+            due = not count or arrived or time.monotonic() - saved > save_seconds
+            if due and state_file is not None and fabric.global_rank == 0:
+                if count:  # between two validations the loss may not have been looked at
+                    _refuse_infinite(sums["loss"], done, steps)
+                precision = fabric.strategy.precision.state_dict()  # of fp16 the scale of the loss
+                about = {"done": done, "history": history, "count": count, "precision": precision}
+                whole.write_tensors(state_file, _state(best, sums, bare, optimizer, average, extra), about)
+                saved = time.monotonic()
+            if arrived:
+                signal.raise_signal(arrived[0])
     bare.load_state_dict(best)
     bare.eval()
     return history
+
+
+@contextlib.contextmanager
+def _made_ahead(batches: Callable[[int], Batch], steps: int, device: torch.device) -> Iterator[Callable[[int], Batch]]:
+    """``batches``; for a CUDA device the next ones are made while it computes, by a thread and on a stream of their
+    own. They are functions of their number, so nothing but the time is another. A CPU has nothing to spare for that."""
+    if device.type != "cuda":
+        yield batches
+        return
+    side = torch.cuda.Stream(device)
+
+    def make(number: int) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(side):
+            return batches(number), side.record_event()
+
+    with in_advance(make, steps, AHEAD) as made:
+
+        def batch_of(number: int) -> Batch:
+            batch, there = made(number)
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(there)
+            for tensor in (batch.images, batch.labels):  # or the other stream would write the next batch over them
+                tensor.record_stream(stream)
+            return batch
+
+        yield batch_of
+
+
+@contextlib.contextmanager
+def in_advance(make: Callable[[int], Made], end: int, ahead: int) -> Iterator[Callable[[int], Made]]:
+    """``make``, for numbers that are asked for in turn up to ``end``: a thread is ``ahead`` of whoever asks.
+
+    What ``make`` raises is raised when its number is asked for.
+    """
+    coming: dict[int, Future[Made]] = {}
+    with ThreadPoolExecutor(1, thread_name_prefix="in advance") as pool:
+
+        def made(number: int) -> Made:
+            for later in range(number, min(number + ahead + 1, end)):
+                if later not in coming:
+                    coming[later] = pool.submit(make, later)
+            return coming.pop(number).result()
+
+        try:
+            yield made
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from prefect.states import Completed, Failed, Pending
 
-from flows import pipeline, watch
+from flows import pipeline, server, watch
 from flows.worktrees import Worktrees
 from tasks.lineage import Node
 from tests.toy import PROJECT, Toy, eventually
@@ -424,7 +424,7 @@ def test_what_a_dead_mlflow_misses_is_sent_by_the_next_run_that_reaches_it(toy: 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1:9/api", "127.0.0.1:4200"])
 def test_a_prefect_address_of_another_kind_is_not_opened(url: str) -> None:
-    assert pipeline._why_dead(url) == "its address has to begin with http:// or https://"
+    assert server.why_dead(url) == "its address has to begin with http:// or https://"
 
 
 @pytest.mark.integration
@@ -441,6 +441,29 @@ def test_a_prefect_server_that_is_dead_or_hangs_does_not_hold_up_a_run(toy: Toy,
     assert "does not answer" in done.stdout and "This run has a server of its own" in done.stdout
     assert "secret" not in done.stdout and "Traceback" not in done.stdout + done.stderr
     assert toy.ran() == (["distill"] if hangs else [])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_run_whose_prefect_server_goes_in_its_midst_ends_as_it_would_have(toy: Toy, number: signal.Signals) -> None:
+    toy.change_param("temperature: ", "temperature: 1")
+    process = toy.start(sys.executable, "-m", "flows.pipeline", TOY_SLOW="distill:10")
+    eventually(lambda: (toy.root / "ran.txt").exists() and "distill" in (toy.root / "ran.txt").read_text())
+    (own,) = _servers(toy)
+    own.send_signal(number)
+    try:
+        output, _ = process.communicate(timeout=180)
+    finally:
+        with contextlib.suppress(psutil.Error):
+            own.kill()
+    late = time.time() - (toy.root / "data/distill").stat().st_mtime
+    assert process.returncode == 0, output
+    assert output.count("Prefect's server does not answer any more") == 1
+    assert "Traceback" not in output and "Errno" not in output.replace("[Errno 111] Connection refused)", ""), output
+    assert late < 60  # five seconds to look, five to leave, and MLflow's part; machines may be busy
+    assert toy.ran() == ["distill"]
+    assert "up to date" in toy.run("dvc", "status").stdout
+    assert [run.info.status for run in _runs(toy)[:2]] == ["FINISHED", "FINISHED"]
 
 
 @pytest.mark.integration

@@ -1,0 +1,145 @@
+"""Prefect's server, as far as a run depends on it: dead before it begins, gone in its midst, and ended with it.
+
+What a run computes does not need the server; it is told what happens. So where it has gone, the run goes on, says so
+once, and ends as it would have ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from flows import OWN_SERVER, console
+from flows.watch import MARK
+from tasks import processes, tracking
+from thinner.errors import UserError
+
+GOODBYE_SECONDS = 5.0  # for Prefect's last words to a server that is not there
+_watches: list[subprocess.Popen[bytes]] = []
+_url: str | None = None  # of the server that the flow at work has
+_state: State | None = None  # what the flow has come to
+_gone = threading.Event()
+
+
+def leave_dead() -> None:
+    """Where the Prefect server that is set does not answer, begin this very command again with one of its own; it says
+    so. Prefect itself would wait for minutes, or end with a traceback.
+
+    Raises:
+        UserError: the server is set in a place that is not ours to change.
+    """
+    url = PREFECT_API_URL.value()
+    why = None if url is None else why_dead(str(url))
+    if why is None:
+        return
+    words = f"Prefect's server at {tracking.without_passwords(str(url))} does not answer ({why})"
+    if "PREFECT_API_URL" not in os.environ:
+        raise UserError(f"{words}. Start it, or take PREFECT_API_URL out of the profile: prefect config view")
+    console.console.print(f"{words}. This run has a server of its own", style="yellow", markup=False)
+    sys.stdout.flush()
+    theirs = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
+    environment = {name: value for name, value in os.environ.items() if name not in theirs}
+    os.execve(sys.executable, sys.orig_argv, {**environment, OWN_SERVER: "yes"})  # noqa: S606 - itself, anew
+
+
+def why_dead(url: str, seconds: float = 5.0) -> str | None:
+    bare = tracking.without_passwords(url, "")  # urllib would take it for a part of the host's name
+    if not bare.lower().startswith(("http://", "https://")):
+        return "its address has to begin with http:// or https://"
+    try:
+        with urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=seconds):  # noqa: S310 - looked at above
+            return None
+    except urllib.error.HTTPError as error:  # "who are you?" is an answer
+        return None if error.code < 500 else f"HTTP {error.code}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
+
+
+def watch_own() -> None:
+    """Have Prefect's embedded server, which this process is about to start, end with it: also by `kill -9`."""
+    mark = os.environ[MARK] = processes.mark()
+    _watches.append(  # or the pipe would be closed with the object
+        subprocess.Popen(
+            [sys.executable, "-m", "flows.watch", mark],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    )
+
+
+# --- gone in the midst ---
+
+
+def remember() -> None:
+    """Called by a flow when it begins: which server it has, while there is one to be asked."""
+    global _url  # noqa: PLW0603 - a process has one flow at a time
+    with get_client(sync_client=True) as client:
+        _url = str(client.api_url)
+
+
+def decided(state: State) -> State:
+    """Called by a flow as the last thing it does. Where the server has gone, Prefect is kept from asking it for
+    minutes whether it may end so."""
+    global _state  # noqa: PLW0603
+    _state = state
+    why = None if _url is None else why_dead(_url)
+    if why is None:
+        return state
+    _gone.set()
+    console.console.print(
+        f"Prefect's server does not answer any more ({why}). The run went on without it; of how it ended, Prefect's "
+        "pages know nothing",
+        style="yellow",
+        markup=False,
+    )
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect._internal"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}).__enter__()  # for as long as this flow has a context
+    with contextlib.suppress(AttributeError):
+        FlowRunContext.get().client._client.timeout = 1.0  # type: ignore[union-attr]
+    return state
+
+
+def outlived(flow: Callable[[], State]) -> State:
+    """What ``flow`` comes to, by its own word, and not by what Prefect's client makes of a server that has gone."""
+    global _url, _state  # noqa: PLW0603
+    _url = _state = None
+    _gone.clear()
+    try:
+        state = flow()
+    except Exception:
+        if _own_word() is None:
+            raise
+    return _own_word() or state
+
+
+def _own_word() -> State | None:
+    return _state if _gone.is_set() else None
+
+
+def leave(code: int) -> int:
+    """``code``; where the server has gone the process ends by it soon, whatever Prefect still wants to send."""
+    if _gone.is_set():
+        sys.stdout.flush()
+        last = threading.Timer(GOODBYE_SECONDS, os._exit, (code,))
+        last.daemon = True
+        last.start()
+    return code
