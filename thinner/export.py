@@ -7,8 +7,10 @@ file's `metadata_props` and in a pt2 archive's `extra/metadata.json`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import mmap
 import re
 import tempfile
 import zipfile
@@ -303,7 +305,12 @@ def quantise_onnx(source: str | Path, path: str | Path, batches: Iterable[Images
 
 
 def open_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on the CPU for ``path``, with exactly ``threads`` threads (0: one per core)."""
+    """ONNX Runtime on the CPU for ``path``, with exactly ``threads`` threads (0: one per core).
+
+    A graph that repeats a part of itself is refused before the runtime sees it: it may do so for ever, and already
+    while it is opened, when constants are folded. No export of ours has such a part.
+    """
+    _refuse_loops(Path(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -321,6 +328,23 @@ def open_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSes
             f"gives '{OUTPUT}'. Export it again: thinner stage export"
         )
     return session
+
+
+# The kind of a node, as protobuf writes it: the field's number (4) and that a text follows, its length, the text.
+# Numbers may be written longer than they have to be.
+_LOOPS = re.compile(rb"(?:\x22|\xa2\x80*\x00)(?:\x04|\x84\x80*\x00)(?:Loop|Scan)|(?:\x0b|\x8b\x80*\x00)SequenceMap")
+
+
+def _refuse_loops(path: Path) -> None:
+    """Looks at the bytes, since to parse them takes as much memory again, and what opens is measured."""
+    with contextlib.suppress(OSError, ValueError), path.open("rb") as file:  # missing, empty: the runtime says it
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            repeats = _LOOPS.search(content) is not None
+        if repeats:
+            raise ExportError(
+                f"{path}: repeats a part of itself, maybe for ever, as no export of ours does. Export it again: "
+                "thinner stage export"
+            )
 
 
 def run_session(session: onnxruntime.InferenceSession, inputs: np.ndarray) -> Logits:

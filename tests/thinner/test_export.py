@@ -86,6 +86,34 @@ def test_logits_equal_pytorchs_at_any_batch_size(exported: Path, images: np.ndar
         np.testing.assert_allclose(run_session(session, images[:size]), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("long", [False, True], ids=["as written by onnx", "with longer numbers"])
+def test_a_graph_that_repeats_itself_for_ever_is_refused_before_it_runs(tmp_path: Path, long: bool) -> None:
+    h, scalar = onnx.helper, onnx.TensorProto
+    body = h.make_graph(
+        [h.make_node("Identity", ["go"], ["go_on"]), h.make_node("Identity", ["x"], ["y"])],
+        "body",
+        [h.make_tensor_value_info("number", scalar.INT64, []), h.make_tensor_value_info("go", scalar.BOOL, []),
+         h.make_tensor_value_info("x", scalar.FLOAT, [1, 3])],
+        [h.make_tensor_value_info("go_on", scalar.BOOL, []), h.make_tensor_value_info("y", scalar.FLOAT, [1, 3])],
+    )  # fmt: skip
+    graph = h.make_graph(
+        [h.make_node("Loop", ["", "yes", "images"], ["logits"], body=body)],
+        "endless",
+        [h.make_tensor_value_info("images", scalar.FLOAT, [1, 3])],
+        [h.make_tensor_value_info("logits", scalar.FLOAT, [1, 3])],
+        [h.make_tensor("yes", scalar.BOOL, [], [True])],
+    )
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=9)
+    onnx.checker.check_model(model)
+    node = graph.node[0].SerializeToString()
+    written = model.SerializeToString()
+    assert written.count(b"\x22\x04Loop") == 1 and node in written
+    path = tmp_path / "model.onnx"
+    path.write_bytes(written.replace(b"\x22\x04Loop", b"\x22\x84\x80\x00Loop") if long else written)
+    with pytest.raises(ExportError, match="model.onnx: repeats a part of itself"):
+        open_session(path)
+
+
 def test_the_largest_difference_is_reported(exported: Path, images: np.ndarray) -> None:
     assert check_parity(small(), exported, images) <= 1e-5
 
