@@ -30,7 +30,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, model_validator
 
 from flows import console, recipes
-from flows.pipeline import only_one
+from flows.pipeline import only_one, select
 from flows.worktrees import (
     Worktrees,
     cancelled,
@@ -282,11 +282,7 @@ def run(
             results.drop(one)
         began = time.monotonic()
         with console.stage_shown(one.name):
-            upstream = next(node.upstream for node in lineage.graph(folder) if node.name == one.target)
-            if upstream:  # whoever comes first makes what several need
-                with shared.setdefault(lineage.key(folder, *upstream), threading.Lock()):
-                    failure = reproduce(folder, upstream, one.name, environment, logger)
-            failure = (upstream and failure) or reproduce(folder, [one.target], one.name, environment, logger)
+            failure = _bring_up_to_date(folder, one, environment, logger, shared)
         if failure:
             return Failed(message=f"{one.name}: {failure}")
         row = read_result(folder, one, study.measure)
@@ -298,6 +294,22 @@ def run(
         )  # fmt: skip
         logger.info(f"{study.measure} {row['value']:.2%} after {seconds} s")
         return Completed(message=f"{row['value']:.4f}")
+
+
+def _bring_up_to_date(
+    folder: Path, one: Run, environment: dict[str, str], logger: Any, shared: dict[str, threading.Lock]
+) -> str | None:
+    """What went wrong, or None. Stage by stage: of the runs that need the very same one, whoever comes first makes it,
+    and the others wait for that and no longer."""
+    for node in select(lineage.graph(folder), [one.target]):
+        with shared.setdefault(lineage.key(folder, node.name), threading.Lock()):
+            if cancelled.is_set():
+                return "cancelled"
+            if lineage.reasons(folder, node.name) and (
+                failure := reproduce(folder, [node.name], one.name, environment, logger)
+            ):
+                return failure
+    return None
 
 
 def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -> int:

@@ -155,6 +155,19 @@ def test_what_is_shared_runs_once_and_only_what_changed_runs_again(toy: Toy) -> 
 
 
 @pytest.mark.integration
+def test_a_run_that_needs_what_another_run_is_about_waits_for_it(toy: Toy) -> None:
+    # distill makes finetune on its way, and finetune is a variant of its own: the very same stage
+    variants = {"student": {}, "teacher": {"target": "finetune"}}
+    write(toy, {**ONE_SEED, "variants": variants, "baseline": "student"})
+    said = run(
+        toy, "--workers", "2", check=False, TOY_SLOW="finetune:12", TOY_FAIL="distill"
+    )  # a failure keeps worktrees
+    assert "1 of 2 failed" in said
+    assert ran(toy) == ["distill", "finetune", "prepare", "scratch"]
+    assert table(toy)["variant"].tolist() == ["teacher"]
+
+
+@pytest.mark.integration
 def test_a_study_that_is_stopped_goes_on(toy: Toy) -> None:
     write(toy, ONE_SEED)
     process = toy.start(sys.executable, "-m", "flows.sweep", "studies/small.yaml", TOY_SLOW="distill:20")
