@@ -33,6 +33,7 @@ _watches: list[subprocess.Popen[bytes]] = []
 _url: str | None = None  # of the server that the flow at work has
 _state: State | None = None  # what the flow has come to
 _gone = threading.Event()
+_hurry = contextlib.ExitStack()  # never closed: what is entered holds until the process ends
 
 
 def leave_dead() -> None:
@@ -112,7 +113,7 @@ def decided(state: State) -> State:
     for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect._internal"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}).__enter__()  # for as long as this flow has a context
+    _hurry.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
     with contextlib.suppress(AttributeError):
         FlowRunContext.get().client._client.timeout = 1.0  # type: ignore[union-attr]
     return state
