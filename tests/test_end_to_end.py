@@ -266,7 +266,7 @@ def test_another_pruning_runs_what_follows_and_changing_it_back_trains_nothing(f
     set_params(root, {"prune.target": {"macs": 0.96}, "prune.round_to": 32})
     status = run(root, "dvc", "status").stdout
     assert "prune:" in status
-    assert "round 2 has nothing to cut" in pipeline(root)
+    assert "round 2: nothing to cut" in pipeline(root)
     assert list(pd.read_csv(root / "reports" / "prune" / "rounds.csv")["round"]) == [0, 1]
     assert weights(root)["data/distill/model.safetensors"] == before["data/distill/model.safetensors"]
     assert weights(root)["data/prune/model.safetensors"] != before["data/prune/model.safetensors"]
