@@ -63,7 +63,7 @@ def test_a_row_meets_the_target_or_not(asked, row, met):
 
 
 def test_params_yaml_gives_the_one_value():
-    section = load_params(Path(__file__).parents[2]).prune
+    section = load_params(Path(__file__).parents[2] / "params.yaml").prune
     assert section.asked == Target("macs", 0.5, "channels", section.latency_batch, section.tolerance)
 
 
