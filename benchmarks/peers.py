@@ -26,9 +26,11 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -254,7 +256,7 @@ def unit(bench: Bench, name: str, work: Callable[[Path], Any]) -> dict[str, Any]
     answer = folder / "row.json"
     if answer.exists():
         return dict(json.loads(answer.read_text()))
-    print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+    print(f"{name} ...", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     row = dict(work(folder) or {})
@@ -264,7 +266,7 @@ def unit(bench: Bench, name: str, work: Callable[[Path], Any]) -> dict[str, Any]
     os.replace(partial, answer)  # last: it says that the unit is whole
     shutil.rmtree(folder / "resume", ignore_errors=True)
     accuracy = f", validation {row['validation']:.2%}" if "validation" in row else ""
-    print(f"{row['seconds']:.0f} s{accuracy}", file=sys.stderr, flush=True)
+    print(f"{name}: {row['seconds']:.0f} s{accuracy}", file=sys.stderr, flush=True)
     return row
 
 
@@ -781,25 +783,51 @@ def judge_latency(samples: Mapping[str, list[float]]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- all of it
 
 
-def run(bench: Bench, params: Any) -> dict[str, dict[str, Any]]:
-    """Every unit that is not whole yet, in order; {unit: what it answered}."""
-    budget = bench.budget
-    done = {"source": unit(bench, "source", lambda folder: train_source(bench, folder))}
-    done["signals"] = unit(bench, "signals", lambda folder: write_signals(bench, folder))
+def trainings(budget: Budget) -> dict[str, Callable[[Bench, Path], Any]]:
+    """What is trained once the source and its signals are there: each for itself, in any order."""
+    works: dict[str, Callable[[Bench, Path], Any]] = {}
     for name, how in OURS.items():
-        done[name] = unit(bench, name, lambda folder, how=how: prune_ours(bench, folder, how))
+        works[name] = lambda bench, folder, how=how: prune_ours(bench, folder, how)
     peers = {"prune-torchpruning": (True, 0), "prune-torchpruning-layer": (False, 0)}
     if budget.sparsity_steps:
         peers["prune-torchpruning-sparse"] = (True, budget.sparsity_steps)
     for name, choice in peers.items():
-        done[name] = unit(bench, name, lambda folder, choice=choice: prune_peer(bench, folder, *choice))
-    done["scratch"] = unit(bench, "scratch", lambda folder: scratch(bench, folder))
+        works[name] = lambda bench, folder, choice=choice: prune_peer(bench, folder, *choice)
+    works["scratch"] = scratch
     for loss, (_, theirs) in LOSSES.items():
-        done[f"ours-{loss}"] = unit(bench, f"ours-{loss}", lambda folder, loss=loss: distill_ours(bench, folder, loss))
+        works[f"ours-{loss}"] = lambda bench, folder, loss=loss: distill_ours(bench, folder, loss)
         if theirs is not None:
-            done[f"torchdistill-{loss}"] = unit(
-                bench, f"torchdistill-{loss}", lambda folder, loss=loss: distill_peer(bench, folder, loss)
-            )
+            works[f"torchdistill-{loss}"] = lambda bench, folder, loss=loss: distill_peer(bench, folder, loss)
+    return works
+
+
+def train_side_by_side(bench: Bench, command: Sequence[str]) -> None:
+    """The trainings on a CPU, each in a process of its own with one thread, as many at once as there are cores.
+
+    Two trainings on a core each are done sooner than one after the other on both: a step of ResNet-56 does not take
+    half the time on two. And what comes out does not depend on the number of cores. Raises UserError where one fails; it has said why.
+    """
+    waiting = [name for name in trainings(bench.budget) if not (bench.folder / name / "row.json").exists()]
+
+    def train(name: str) -> int:
+        return subprocess.run([*command, "--only", name], check=False).returncode
+
+    with ThreadPoolExecutor(thread_count("auto")) as pool:
+        failed = [name for name, code in zip(waiting, pool.map(train, waiting), strict=True) if code]
+    if failed:
+        raise UserError(
+            f"{', '.join(failed)}: ended with an error, which stands above. What is whole is kept: run again"
+        )
+
+
+def run(bench: Bench, params: Any, command: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Every unit that is not whole yet; {unit: what it answered}. ``command`` is this program with its options."""
+    done = {"source": unit(bench, "source", lambda folder: train_source(bench, folder))}
+    done["signals"] = unit(bench, "signals", lambda folder: write_signals(bench, folder))
+    if bench.fabric.device.type == "cpu":
+        train_side_by_side(bench, command)
+    for name, work in trainings(bench.budget).items():
+        done[name] = unit(bench, name, lambda folder, work=work: work(bench, folder))
     done["speed"] = unit(
         bench,
         "speed",
@@ -808,7 +836,7 @@ def run(bench: Bench, params: Any) -> dict[str, dict[str, Any]]:
             "macs_say": {pair.name: macs_say(pair) for pair in pairs(bench, params)},
         },
     )
-    pruned = ["source", *OURS, *peers]
+    pruned = [name for name in done if name == "source" or name in OURS or name.startswith("prune-torchpruning")]
     done["latency"] = unit(bench, "latency", lambda folder: {"samples": measure_latency(bench, pruned)})
     for name in [name for name, row in done.items() if "validation" in row]:  # last of all: nothing is chosen after it
         done[f"test/{name}"] = unit(bench, f"test/{name}", lambda folder, name=name: right_on_test(bench, name))
@@ -1008,6 +1036,7 @@ def main(argv: list[str] | None = None) -> int:
         help="; ".join(f"{name}: {budget.minutes}" for name, budget in BUDGETS.items()),
     )  # fmt: skip
     parser.add_argument("--work", type=Path, help="folder for what is done (.thinner/peers/BUDGET)")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # one training, with one thread: train_side_by_side
     options = parser.parse_args(argv)
     budget = BUDGETS[options.budget]
     pictures, told = options.data.resolve(), options.json.resolve() if options.json else None
@@ -1016,10 +1045,18 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--json: {RESULTS} holds the results of all budgets. Name another file")
     try:
         params, device = distillation.set_up()
+        import torch
+
         folder = work or Path(".thinner/peers") / budget.name
         folder.mkdir(parents=True, exist_ok=True)
         bench = open_bench(params, budget, pictures, folder)
-        units = run(bench, params)
+        if options.only is not None:
+            torch.set_num_threads(1)
+            work_of = trainings(budget)[options.only]
+            unit(bench, options.only, lambda place: work_of(bench, place))
+            return 0
+        own = ["--data", str(pictures), "--budget", budget.name, "--work", str(folder)]
+        units = run(bench, params, [sys.executable, "-m", "benchmarks.peers", *own])
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
