@@ -1,6 +1,6 @@
 """Known networks beside peers: pruning and distillation on copies of CIFAR-10, at equal steps, in one run.
 
-    python -m benchmarks.peers --data data/raw/cifar10       # budget small: one to two hours on two cores
+    python -m benchmarks.peers --data data/raw/cifar10       # budget small: an hour on two cores
     python -m benchmarks.peers --budget full                 # for a GPU
     python -m benchmarks.peers --json FILE                   # and the numbers
     python -m benchmarks.peers --check                       # exits with 1 where a must falls short
@@ -83,8 +83,7 @@ BUDGETS = {
             cut_steps=40, sparsity_steps=2, speed_images=16, speed_rounds=10, latency_batches=(1,), latency_repeats=10,
         ),
         Budget(
-            "small", "one to two hours on two cores", "resnet56a", "resnet20a", validation=2_000, batch_size=128,
-            views=2,
+            "small", "an hour on two cores", "resnet56a", "resnet20a", validation=2_000, batch_size=128, views=2,
             source_steps=900, prune_steps=350, rounds=2, distill_steps=300, source_lr=0.1, prune_lr=0.05,
             distill_lr=0.1, cut_steps=200, sparsity_steps=0, speed_images=512, speed_rounds=10,
             latency_batches=(1, 64), latency_repeats=30,
@@ -805,7 +804,8 @@ def train_side_by_side(bench: Bench, command: Sequence[str]) -> None:
     """The trainings on a CPU, each in a process of its own with one thread, as many at once as there are cores.
 
     Two trainings on a core each are done sooner than one after the other on both: a step of ResNet-56 does not take
-    half the time on two. And what comes out does not depend on the number of cores. Raises UserError where one fails; it has said why.
+    half the time on two. And what comes out does not depend on the number of cores. Raises UserError where one fails;
+    it has said why.
     """
     waiting = [name for name in trainings(bench.budget) if not (bench.folder / name / "row.json").exists()]
 
@@ -883,7 +883,7 @@ The networks and the images that papers on pruning and distillation use, and two
 images and views, in as many steps of as many images.
 
 ```sh
-python -m benchmarks.peers --data data/raw/cifar10    # budget small: one to two hours on two cores
+python -m benchmarks.peers --data data/raw/cifar10    # budget small: an hour on two cores
 python -m benchmarks.peers --budget full              # for a GPU
 python -m benchmarks.peers --check                    # and exit code 1 where a must falls short
 ```
