@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import console, server
 from flows.pipeline import kill_group, start_dvc, stoppable
 from tasks import lineage, processes
-from tasks.environment import FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
+from tasks.environment import CHECKED, FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
+from tasks.stage import params_digest
 from tasks.tracking import VARIANT, tracking_uri
 from thinner import yaml_files
 from thinner.config import load_params
@@ -214,13 +216,47 @@ def verdict(states: Mapping[str, State], what: str) -> State:
     return server.decided(Completed(message=f"{len(states)} {what}"))
 
 
+_checks: dict[str, str] = {}
+_checking = threading.Lock()
+
+
+def _check(folder: Path, environment: Mapping[str, str]) -> str:
+    """What is wrong with the params.yaml there, looked at in depth, or nothing: once for all runs that differ by their
+    seed alone, where each of their stages would look, for seconds, by itself."""
+    root = Path(environment[HOME])
+    with _checking:
+        if os.environ.get(CHECKED) == params_digest(root):
+            _checks[_but_the_seed(root)] = ""
+        key = _but_the_seed(folder)
+        if key not in _checks:
+            done = subprocess.run(
+                [sys.executable, "-m", "tasks.check"], cwd=folder, env=child_environment(**environment),
+                text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
+            )  # fmt: skip
+            if done.returncode < 0:  # stopped, so nothing is known
+                return "stopped"
+            _checks[key] = (
+                "" if not done.returncode else done.stderr.strip() or f"tasks.check ended with {done.returncode}"
+            )
+        return _checks[key]
+
+
+def _but_the_seed(folder: Path) -> str:
+    params = with_values(folder, {"run.seed": 0})
+    return json.dumps(params, sort_keys=True, default=str)
+
+
 def reproduce(
     folder: Path, stages: Sequence[str], name: str, environment: Mapping[str, str], logger: Any
 ) -> str | None:
     """Bring the stages up to date there; what went wrong, or None. MLflow's runs are tagged by ``name``, such as
     `kd seed 3`."""
+    if wrong := _check(folder, environment):
+        return wrong
     process = start_dvc(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages], folder, {**environment, VARIANT: name}
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages],
+        folder,
+        {**environment, VARIANT: name, CHECKED: params_digest(folder)},
     )
     _processes.add(process)
     said: list[str] = []

@@ -94,6 +94,21 @@ def fabric_of(params: Params) -> Any:
     return training.make_fabric(params.run.device, params.run.devices, params.run.precision)
 
 
+def validation_of(
+    params: Params, data: store.Store, preprocessing: dict[str, Any], fabric: Any
+) -> Callable[[nn.Module], training.Row]:
+    """What chooses among the weights of a training: the validation split, in the training's precision."""
+    return training.validation(
+        data.images,
+        data.labels,
+        data.splits["validation"],
+        preprocessing,
+        device=fabric.device,
+        autocast=training.autocast(fabric.device, params.run.precision),
+        fabric=fabric,
+    )
+
+
 def learn(
     stage: Stage,
     name: str,
@@ -148,9 +163,7 @@ def learn(
                 fused=run.precision != "fp16" or plan.clip_norm is None,
             ),
             factor=lambda number: training.learning_rate_factor(plan.schedule, number, steps, plan.warmup),
-            validate=training.validation(
-                data.images, data.labels, data.splits["validation"], preprocessing, device=fabric.device
-            ),
+            validate=validation_of(stage.params, data, preprocessing, fabric),
             fabric=fabric,
             seed=run.seed,
             clip_norm=plan.clip_norm,

@@ -175,9 +175,8 @@ def _recovery(
 ) -> rounds.Recover:
     """Re-estimate statistics, then train with the teacher's signals."""
     params, section, plan = stage.params, stage.params.prune, stage.params.prune.training
-    validate = training.validation(
-        data.images, data.labels, data.splits["validation"], preprocessing, device=fabric.device
-    )
+    validate = learning.validation_of(params, data, preprocessing, fabric)
+    autocast = training.autocast(fabric.device, params.run.precision)
 
     def recover(number: int, model: nn.Module, held: masks.Masks) -> tuple[float, list[training.Row]]:
         batches = learning.batches_of(
@@ -191,7 +190,8 @@ def _recovery(
             number_of_views=params.teach.views,
         )
         model.to(fabric.device).to(memory_format=learning.memory_format_of(params))
-        pruning.reestimate_statistics(model, lambda step: batches(step).images, _STATISTICS_BATCHES)
+        with autocast():
+            pruning.reestimate_statistics(model, lambda step: batches(step).images, _STATISTICS_BATCHES)
         before = validate(model)["val_accuracy"]
         resume = stage.resume / f"round-{number}"
         resume.mkdir(exist_ok=True)

@@ -332,6 +332,8 @@ def set_up_torch(run: Run) -> str:
     else:
         torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False
+    # NVIDIA's 19 bits in place of 32, in convolutions and in products of matrices alike; PyTorch has it in one of them
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = run.precision == "tf32"
     if run.device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
     if run.device in ("auto", "mps") and torch.backends.mps.is_available():
@@ -372,10 +374,10 @@ def _checked_params() -> Params:
     return load_params(deep=os.environ.get(CHECKED) != params_digest())
 
 
-def params_digest() -> str:
+def params_digest(root: Path = Path()) -> str:
     """Which params.yaml: the flow hands it to its stages, so that nine of them need not repeat the deep
     check."""
-    path = Path("params.yaml")
+    path = root / "params.yaml"
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
 
 

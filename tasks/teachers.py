@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from tasks import learning
-from thinner import checkpoint, signals, store, views, whole
+from thinner import checkpoint, signals, store, training, views, whole
 from thinner.config import Params
 from thinner.errors import UserError
 
@@ -55,7 +55,9 @@ def teacher(
                 f"the data have {list(data.classes)}"
             )
         model = loaded.model.to(device).to(memory_format=learning.memory_format_of(params))
-        made.append(signals.NetworkTeacher(model, loaded.spec["preprocessing"], features if number == 0 else ()))
+        kept = features if number == 0 else ()
+        autocast = training.autocast(device, params.run.precision)
+        made.append(signals.NetworkTeacher(model, loaded.spec["preprocessing"], kept, autocast))
         sha256[name] = loaded.sha256
         if loaded.spec.get("data_sha256") == data.sha256 and "val_accuracy" in loaded.spec:
             known[name] = loaded.spec["val_accuracy"]

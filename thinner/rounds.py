@@ -181,7 +181,7 @@ class PruningPlan:
                 model, held = self.cut(model, allowed, number)
         return model, held
 
-    def out_of_luck(self, source: str) -> pruning.PruningError:
+    def nothing_cut(self, source: str) -> pruning.PruningError:
         return pruning.PruningError(
             f"prune.target: {self.target} is asked for, and {source} has {self.target.sized(self._now)}: no round had "
             "anything to cut. Ask for less"
@@ -280,7 +280,7 @@ def prune_in_rounds(
         if _is_enough(target, way, number, rows[-1]["loss_points"], say):
             break
     if len(rows) == 1:
-        raise plan.out_of_luck(source_folder.name)
+        raise plan.nothing_cut(source_folder.name)
     return Rounds(rows, networks)
 
 

@@ -181,16 +181,24 @@ class View:
 class NetworkTeacher:
     """A network, and what it wants to see."""
 
-    def __init__(self, model: nn.Module, preprocessing: dict[str, Any], features: Sequence[Feature] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: dict[str, Any],
+        features: Sequence[Feature] = (),
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
         self.model, self.preprocessing, self._features = model.eval(), preprocessing, tuple(features)
+        self._autocast = autocast
         self._taps = models.tap(model, [feature.layer for feature in features])
 
     @torch.inference_mode()
     def __call__(self, view: View) -> tuple[Float[Tensor, "batch classes"], dict[str, Tensor]]:
-        logits = view_logits(
-            self.model, view.images, view.index, view.number,
-            preprocessing=self.preprocessing, policy=view.policy, seed=view.seed, device=view.device,
-        )  # fmt: skip
+        with self._autocast():
+            logits = view_logits(
+                self.model, view.images, view.index, view.number,
+                preprocessing=self.preprocessing, policy=view.policy, seed=view.seed, device=view.device,
+            )  # fmt: skip
         found: dict[str, Tensor] = {}
         for feature in self._features:
             output = self._taps[feature.layer].float()

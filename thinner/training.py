@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,7 +123,7 @@ def permutation(seed: int, number: int, length: int) -> npt.NDArray[np.int64]:
 def make_fabric(device: str, devices: int, precision: str) -> Fabric:
     """Devices, precision and data-parallel; ``device`` and ``precision`` as in params.yaml."""
     kinds = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}
-    precisions: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    precisions: dict[str, Any] = {"fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
     fabric = Fabric(
         accelerator=kinds[device],
         devices=devices,
@@ -132,6 +133,17 @@ def make_fabric(device: str, devices: int, precision: str) -> Fabric:
     if devices > 1:
         fabric.launch()
     return fabric
+
+
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+def autocast(device: torch.device | str, precision: str) -> Autocast:
+    """A context for a forward pass outside of `fit`, with the precision that training has."""
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision not in halves:
+        return contextlib.nullcontext
+    return partial(torch.autocast, torch.device(device).type, halves[precision])
 
 
 def make_optimizer(
@@ -545,6 +557,7 @@ def logits_of(
     *,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    autocast: Autocast = contextlib.nullcontext,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Float[Tensor, "images classes"]:
     """What ``model`` (put in eval mode) says of the unaugmented images ``index``, in float32 on the CPU."""
@@ -552,7 +565,9 @@ def logits_of(
     out = []
     for start in range(0, len(index), batch_size):
         x = views.preprocess(take(images, index[start : start + batch_size]), preprocessing, device)
-        out.append(model(views.laid_out_for(model, x)).float().cpu())
+        with autocast():
+            logits = model(views.laid_out_for(model, x))
+        out.append(logits.float().cpu())
         on_batch(min(len(index), start + batch_size))
     return torch.cat(out)
 
@@ -563,15 +578,27 @@ def validation(
     index: npt.NDArray[np.int64],
     preprocessing: dict[str, Any],
     device: torch.device | str = "cpu",
+    autocast: Autocast = contextlib.nullcontext,
+    fabric: Fabric | None = None,
 ) -> Callable[[nn.Module], Row]:
-    """A ``validate`` for ``fit``: ``val_accuracy`` (0 to 1) and ``val_loss`` (mean cross-entropy, nats)."""
-    target = torch.from_numpy(labels[index])
+    """A ``validate`` for ``fit``: ``val_accuracy`` (0 to 1) and ``val_loss`` (mean cross-entropy, nats).
+
+    With several processes of ``fabric`` each looks at its share of the images, and all are told the same.
+    """
+    world = 1 if fabric is None else fabric.world_size
+    own = index if fabric is None else index[fabric.global_rank :: world]
+    target = torch.from_numpy(labels[own])
 
     def validate(model: nn.Module) -> Row:
-        logits = logits_of(model, images, index, preprocessing, device=device)
-        return {
-            "val_accuracy": float((logits.argmax(1) == target).double().mean()),
-            "val_loss": float(F.cross_entropy(logits.double(), target)),
-        }
+        logits = logits_of(model, images, own, preprocessing, device=device, autocast=autocast)
+        right = (logits.argmax(1) == target).double()
+        if fabric is None or world == 1:
+            return {
+                "val_accuracy": float(right.mean()),
+                "val_loss": float(F.cross_entropy(logits.double(), target)),
+            }
+        sums = torch.stack([right.sum(), F.cross_entropy(logits.double(), target, reduction="sum")])
+        accuracy, loss = (fabric.all_reduce(sums.to(fabric.device), reduce_op="sum") / len(index)).tolist()
+        return {"val_accuracy": accuracy, "val_loss": loss}
 
     return validate

@@ -526,7 +526,7 @@ def remarks(network: str, weights: str | None, preprocessing: Mapping[str, Any])
     Other preprocessing may be meant; but raises NetworkError where torchvision's own would be done twice or not at all.
     Of a file only mean and std are compared, with those of the library's own weights: who cut its images is not known.
     """
-    trained = _trained_with(network, weights)
+    trained = trained_with(network, weights)
     if trained is None:
         return
     whose, mean, std, side = trained
@@ -558,7 +558,7 @@ def remarks(network: str, weights: str | None, preprocessing: Mapping[str, Any])
         )
 
 
-def _trained_with(network: str, weights: str | None) -> tuple[str, list[float], list[float], int | None] | None:
+def trained_with(network: str, weights: str | None) -> tuple[str, list[float], list[float], int | None] | None:
     """(whose, mean, std, side in px or None) of the published weights; None where nobody says."""
     family, _, inner = network.partition(":")
     if weights is None or family not in ("torchvision", "timm"):

@@ -15,7 +15,7 @@ import pytest
 from tasks import processes
 from tasks import stage as module
 from tasks.lineage import Inputs
-from tasks.stage import Stage, numbers_text, progress_text, thread_count
+from tasks.stage import Stage, numbers_text, progress_text, set_up_torch, thread_count
 from tests.toy import PROJECT, eventually
 from thinner.config import load_params
 from thinner.errors import UserError
@@ -296,3 +296,27 @@ def test_wrong_parameters_end_with_code_2_and_without_a_traceback(tmp_path: Path
     assert done.returncode == 2
     assert "bogus" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_openmp_reads_its_variable_before_torch_is_there() -> None:
+    """A stage that `dvc repro` starts has nobody who sets it before."""
+    code = "import sys, os, tasks; assert 'torch' not in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
+    bare = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env=bare, text=True, capture_output=True, check=True
+    )
+    assert done.stdout.strip() == "5000"
+
+
+@pytest.mark.parametrize(("precision", "on"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_19_bits_are_used_where_they_are_asked_for(precision: str, on: bool) -> None:
+    import torch
+
+    run = load_params(PROJECT / "params.yaml").run
+    threads, debug = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    try:
+        set_up_torch(run.model_copy(update={"precision": precision, "threads": 1}))
+        assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is on
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_deterministic_debug_mode(debug)

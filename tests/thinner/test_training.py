@@ -1,5 +1,6 @@
 """The one loop: learns, resumes exactly, keeps the best, and depends on nothing but its arguments."""
 
+import json
 import math
 import signal
 
@@ -368,7 +369,7 @@ def test_extra_modules_train_along_and_resume(tmp_path):
 
 
 TWO_PROCESSES = """
-import sys
+import json, sys
 import numpy as np, torch
 from safetensors.torch import save_file
 from torch import nn
@@ -403,11 +404,14 @@ if case == "patience":
     more["patience"] = 1
 batches = training.Batches(images, labels, pool, 16, 0, 8, (0.5,), (0.5,), views.Policy(flip=True),
                            rank=fabric.global_rank, world=fabric.world_size)
-training.fit(model, batches, step, steps=12, validate_every=4, seed=0, fabric=fabric, extra=extra,
+history = training.fit(model, batches, step, steps=12, validate_every=4, seed=0, fabric=fabric, extra=extra,
              optimizer=training.make_optimizer(model, "sgd", lr=0.05, weight_decay=0.0, extra=extra),
              factor=lambda s: 1.0,
-             validate=training.validation(images, labels, held_out, {"image_size": 8, "mean": [0.5], "std": [0.5]}),
+             validate=training.validation(images, labels, held_out, {"image_size": 8, "mean": [0.5], "std": [0.5]},
+                                          fabric=fabric),
              **more)
+with open(f"{out}.{fabric.global_rank}.json", "w") as file:
+    json.dump([[row["val_accuracy"], row["val_loss"]] for row in history], file)
 state = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
 state |= {f"extra.{name}": tensor.contiguous() for name, tensor in (extra.state_dict() if extra else {}).items()}
 save_file(state, f"{out}.{fabric.global_rank}")
@@ -441,13 +445,29 @@ def test_two_processes_learn_what_one_does(tmp_path, case):
             check=True, cwd=Path(__file__).parents[2], capture_output=True, timeout=300,
         )  # fmt: skip
     one, first, second = (load_file(tmp_path / name) for name in ("1.0", "2.0", "2.1"))
+    curves = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1.0", "2.0", "2.1")]
+    assert curves[1] == curves[2]  # each looked at half of the images
     if case.startswith("review"):  # its fusion has batch norms, which know their own process's images alone
         learned = [name for name in one if "running_" not in name]
         assert len(learned) < len(one)
         assert all(first[name].equal(second[name]) for name in learned)
         return
+    assert np.allclose(curves[0], curves[1], atol=1e-5)
     assert all(first[name].equal(second[name]) for name in one)
     assert all(torch.allclose(one[name], first[name], atol=1e-5) for name in one)
+
+
+def test_a_forward_pass_has_the_precision_of_training():
+    model, x = nn.Linear(64, 3), torch.randn(5, 64)
+    for precision, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
+        with training.autocast("cpu", precision)():
+            assert model(x).dtype == dtype
+    half = training.validation(
+        IMAGES, LABELS, HELD_OUT, PREPROCESSING, autocast=training.autocast("cpu", "bf16")
+    )(network())  # fmt: skip
+    whole = training.validation(IMAGES, LABELS, HELD_OUT, PREPROCESSING)(network())
+    assert half["val_loss"] != whole["val_loss"]
+    assert half["val_loss"] == pytest.approx(whole["val_loss"], rel=0.02)
 
 
 def half_precision():
