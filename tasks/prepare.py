@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tasks.stage import Stage, run_stage, thread_count
+from thinner import cleaning
 from thinner.sources import list_source
 from thinner.store import SPLITS, open_store, write_store
 
@@ -20,13 +21,21 @@ def prepare(stage: Stage) -> None:
     run, data = stage.params.run, stage.params.data
     listing = list_source(data.source, data.root, stage.say)
     stage.say(f"{len(listing)} images of {len(listing.classes)} classes: {listing.origin}")
-    choices = data.model_dump(exclude={"root"})
+    choices = data.model_dump(exclude={"root", "corrections", "near_duplicates"})
     with stage.output("data/prepared") as folder:
         with stage.progress("prepare", total=len(listing)) as bar:
             report = write_store(
                 folder, listing, **choices,
                 seed=run.seed, workers=thread_count(run.threads), progress=bar.update,
             )  # fmt: skip
+        if data.corrections is not None or data.near_duplicates != "keep":
+            with stage.progress("clean", total=report["images"]["stored"]) as bar:
+                report, said = cleaning.clean(
+                    folder, listing, report,
+                    corrections=data.corrections, one_split=data.near_duplicates == "one_split", progress=bar.update,
+                )  # fmt: skip
+            for line in said:
+                stage.say(line)
         with stage.output("reports/prepare.json") as file:
             file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for line in warnings(report):

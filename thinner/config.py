@@ -69,7 +69,7 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     devices: Count
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
     threads: Literal["auto"] | Count
     channels_last: bool
     compile: bool
@@ -87,9 +87,18 @@ class Data(Section):
     unlabelled: Literal["rest"] | Annotated[int, Field(ge=0)]
     max_unreadable: Ratio
     max_pixels: Annotated[int, Field(ge=1)]
+    corrections: Annotated[str, Field(min_length=1)] | None
+    near_duplicates: Literal["keep", "one_split"]
 
     @model_validator(mode="after")
     def _files_lie_below_root(self) -> Data:
+        if self.corrections is not None:
+            root, file = (Path(os.path.normpath(text)) for text in (self.root, self.corrections))
+            if root not in file.parents:
+                raise ValueError(
+                    f"corrections: '{self.corrections}' lies outside of data.root ('{self.root}'), so DVC would not "
+                    f"notice a change. Move it: data.corrections: {root / file.name}"
+                )
         kind, _, place = self.source.partition(":")
         if kind != "torchvision":
             root, path = (Path(os.path.normpath(text)) for text in (self.root, place))  # ".." leads out as well
@@ -510,6 +519,8 @@ def _contradictions(params: Params) -> Iterable[str]:
             )
         yield from _watched(name, network)
     yield from _pruned_also(params)
+    if params.data.corrections is not None and not Path(params.data.corrections).is_file():
+        yield f"data.corrections: no file '{params.data.corrections}'. Put it there, or set data.corrections: null"
     for number, name in enumerate(params.export.candidates):
         if name not in params.networks:
             yield f"export.candidates[{number}]: unknown '{name}'. Choose one of: {', '.join(params.networks)}"

