@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,11 +67,20 @@ def read_own(path: Path, model: type[_Model]) -> _Model:
 def apply(root: Path, name: str, *, source: str | None = None) -> list[str]:
     """Write the recipe's values into params.yaml and say what changed, `key: before -> after`.
 
-    ``source``: data.source instead of the recipe's, with a data.root that holds it. The file is checked before it is
-    written: raises UserError, and leaves it as it was, where anything is wrong with what would come out.
+    ``source``: data.source instead of the recipe's, with a data.root that holds it. Raises UserError.
     """
-    recipe, path = load(root, name), root / "params.yaml"
+    recipe = load(root, name)
     values = recipe.set | ({} if source is None else _placed(source, recipe.set.get("data.root", "")))
+    return write(root, values, f"{FOLDER}/{name}.yaml")
+
+
+def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, str] | None = None) -> list[str]:
+    """Put ``values`` (by dotted key) into params.yaml and say what changed. ``why``: what is written beside a key, by
+    key, and, for the items of a list, by ``key.number``. ``whose``: where the values are from, for a message.
+
+    The file is checked before it is written: raises UserError, and leaves it as it was, where anything is wrong.
+    """
+    path = root / "params.yaml"
     try:
         yaml_files.read(path)
     except yaml_files.YamlFileError as error:
@@ -79,20 +89,18 @@ def apply(root: Path, name: str, *, source: str | None = None) -> list[str]:
     params = parser.load(path.read_text(encoding="utf-8"))
     changed = []
     for key, value in values.items():
-        *sections, last = key.split(".")
-        place = params
-        for section in sections:
-            if not isinstance(place, dict) or section not in place:
-                raise UserError(f"{FOLDER}/{name}.yaml: '{key}' is no key of params.yaml: there is no '{section}'")
-            place = place[section]
+        place, last = _find(params, key, whose)
         before = place.get(last)
         if before != value:
             changed.append(f"{key}: {_flat(before)} -> {_flat(value)}")
             place[last] = _styled(value)
-    text = io.StringIO()
-    parser.dump(params, text)
+    for key, text in (why or {}).items():
+        place, last = _find(params, key, whose)
+        place.yaml_add_eol_comment(text, int(last) if isinstance(place, list) else last)
+    made = io.StringIO()
+    parser.dump(params, made)
     partial = path.with_name(".partial-params.yaml")
-    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.write_text(made.getvalue(), encoding="utf-8")
     try:
         load_params(partial)
         os.replace(partial, path)
@@ -101,6 +109,16 @@ def apply(root: Path, name: str, *, source: str | None = None) -> list[str]:
     finally:
         partial.unlink(missing_ok=True)
     return changed
+
+
+def _find(params: Any, key: str, whose: str) -> tuple[Any, str]:
+    """(the mapping or list that holds ``key``, its last part)."""
+    *sections, last = key.split(".")
+    for section in sections:
+        if not isinstance(params, dict) or section not in params:
+            raise UserError(f"{whose}: '{key}' is no key of params.yaml: there is no '{section}'")
+        params = params[section]
+    return params, last
 
 
 def _placed(source: str, root: str) -> dict[str, str]:

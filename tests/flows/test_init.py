@@ -1,0 +1,176 @@
+"""thinner init: what it finds out, what it writes, and what it says of bad input."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from flows import init, recipes
+from flows.init import Wishes
+from thinner.config import load_params
+from thinner.errors import UserError
+
+PROJECT = Path(__file__).parents[2]
+
+
+def draw(folder: Path, count: int, side: int = 40, *, colour: bool = True, seed: int = 0, ending: str = "jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        shape = (side, side + 10, 3) if colour else (side, side + 10)
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        if not colour and ending == "jpg":
+            pixels = np.stack([pixels] * 3, axis=2)  # grey, kept as colour, as scanners do
+        Image.fromarray(pixels).save(folder / f"{number}.{ending}")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    shutil.copytree(PROJECT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_is_looked_at(root: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        draw(root / "photos" / name, 30, 40, seed=number)
+    draw(root / "photos" / "unlabelled", 12)
+    (root / "photos" / "cat" / "notes.txt").write_text("x")
+    (root / "photos" / "dog" / "broken.jpg").write_bytes(b"no picture")
+    found = init.look("photos")
+    assert (found.source, found.root) == ("folder:photos", "photos")
+    assert (found.side, found.colour, found.unreadable) == (40, True, 1)
+    assert found.per_class == {"cat": 30, "dog": 31}
+    assert any("1 .txt" in line for line in init.describe(found))
+
+
+def test_grey_pictures_are_grey_whatever_they_are_saved_as(root: Path) -> None:
+    for name in ("a", "b"):
+        draw(root / "photos" / name, 4, colour=False)
+    assert not init.look("photos").colour
+
+
+@pytest.mark.parametrize(
+    ("photos", "said"),
+    [
+        ("nowhere", "nowhere: no such folder or file"),
+        ("params.yaml", "is a file, but no .csv"),
+        (".", "is this repository itself"),
+        ("torchvision:MNITS", "Did you mean MNIST"),
+    ],
+)
+def test_what_are_no_pictures_is_said_in_a_line(root: Path, photos: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        init.look(photos)
+
+
+@pytest.mark.parametrize(("text", "count"), [("200kB", 200_000), ("1.5MB", 1_500_000), ("48000", 48_000), ("3 M", 3e6)])
+def test_sizes_are_read_as_people_write_them(text: str, count: float) -> None:
+    assert init.parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "big", "-3kB", "0", "3 litres"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="200kB"):
+        init.parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "0ms", "-1"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="2ms"):
+        init.parse_ms(text)
+
+
+WISHES = {
+    "nothing": Wishes(),
+    "tiny": Wishes(size_bytes=200_000),
+    "large": Wishes(size_bytes=6_000_000),
+    "fast": Wishes(),  # asks for a share of what the teacher takes on this machine
+    "gpu": Wishes("gpu"),
+}
+
+
+@pytest.mark.parametrize("asked", WISHES)
+@pytest.mark.parametrize("ready", ["flat", "test", "all"])
+def test_what_is_written_can_be_run_and_has_a_reason_beside_each_number(root: Path, asked: str, ready: str) -> None:
+    wishes = WISHES[asked]
+    if asked == "fast":
+        teacher = {"name": init.TEACHER, "classes": 2, "channels": 3}
+        wishes = Wishes(latency_ms=init._milliseconds(teacher, 64) / 2)
+    tops = {"flat": [""], "test": ["train", "test"], "all": ["train", "val", "test"]}[ready]
+    for top in tops:
+        for number, name in enumerate(("cat", "dog")):
+            draw(root / "photos" / top / name, 30, 40, seed=number)
+    pictures = init.look("photos")
+    proposal = init.propose(pictures, wishes, 64, 1.0)
+    init.choose_claims(proposal, 500)
+    recipes.write(root, proposal.values, "init", proposal.why)
+    params = load_params(root / "params.yaml", deep=True)
+    assert params.data.image_size == 40
+    assert (params.data.test is None) == (ready != "flat")
+    assert (params.data.validation is None) == (ready == "all")
+    assert params.prune.source == ("distill" if asked in ("tiny", "fast") else "finetune")
+    text = (root / "params.yaml").read_text()
+    for reason in proposal.why.values():
+        assert f"# {reason}" in text
+    raw = yaml.safe_load(text)  # a comment in a mapping on one line would swallow the rest of it
+    assert raw["finetune"]["augment"]["flip"] is True
+
+
+def test_what_the_test_images_cannot_show_is_not_claimed(root: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        draw(root / "photos" / name, 30, seed=number)
+    pictures = init.look("photos")
+    few, many = (init.propose(pictures, Wishes(), 64, 1.0) for _ in range(2))
+    said = init.choose_claims(few, 23)
+    assert few.values["claims"] == ["prune has at most 25 % of the MACs of finetune"]
+    assert "With 23 test images a difference of accuracy under 18 points cannot be shown" in said
+    assert "under 0.9 points" in init.choose_claims(many, 10_000)
+    assert "prune is within 3.0 points of finetune on accuracy" in many.values["claims"]
+
+
+def test_recipes_come_first_but_for_where_pictures_lie(root: Path) -> None:
+    shared = init._shared(root, "photos")
+    assert shared["prune.training.lr"] == 0.005
+    assert not {key for key in shared if key.startswith("data.") and key != "data.image_size"}
+    (root / "mine.yaml").write_text("title: mine\nnote: measured\nset: {teach.views: 3}\n")
+    assert init._shared(root, "mine.yaml") == {"teach.views": 3}
+    with pytest.raises(UserError, match="no file 'theirs.yaml'"):
+        init._shared(root, "theirs.yaml")
+    with pytest.raises(UserError, match="Did you mean 'photos'"):
+        init._shared(root, "photo")
+
+
+@pytest.mark.integration
+def test_the_command_writes_a_file_that_passes_the_check_and_foretells_its_time(tmp_path: Path) -> None:
+    subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(tmp_path / "here")], check=True)
+    here = tmp_path / "here"
+    shutil.copy(PROJECT / "params.yaml", here)
+    for number, name in enumerate(("cat", "dog")):
+        draw(here / "data" / "raw" / "pets" / name, 100, seed=number)
+    thinner = [sys.executable, "-m", "flows.cli"]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONSAFEPATH": "1"}  # this tree's code, not that of its commit
+    done = subprocess.run(
+        [*thinner, "init", "data/raw/pets", "--minutes", "200"],
+        cwd=here, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "A run takes about" in done.stdout
+    assert "With 40 test images" in done.stdout
+    assert (here / ".thinner/params-before-init.yaml").read_bytes() == (PROJECT / "params.yaml").read_bytes()
+    load_params(here / "params.yaml")
+    planned = subprocess.run(
+        [*thinner, "plan", "--json"],
+        cwd=here, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    made = yaml.safe_load(planned.stdout)
+    assert {row["stage"] for row in made["stages"] if row["runs"]} >= {"prepare", "finetune", "prune", "report"}
+    assert made["seconds"] > 0
