@@ -12,13 +12,31 @@ STAMP := $(VENV)/.thinner-installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
+# `make setup INSTALLER=uv` installs with uv, which has to be there; `make setup TORCH_INDEX=URL` takes torch and
+# torchvision from that index, such as one with CPU-only wheels. docs/setup.md
+INSTALLER ?= pip
+TORCH_INDEX ?=
+ifeq ($(INSTALLER),uv)
+NEW_VENV = uv venv --quiet --python "$(PYTHON)" $(VENV)
+INSTALL  = uv pip install --quiet --python $(BIN)/python
+else
+NEW_VENV = "$(PYTHON)" -m venv $(VENV)
+INSTALL  = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+endif
+ifeq ($(TORCH_INDEX),)
+SIZE = Downloads about 3.4 GB (2.5 of them for CUDA) and takes 7 GB of disk, as measured on Linux x86-64 with Python \
+	3.11. Without a GPU: make setup TORCH_INDEX=URL, an index with CPU-only wheels of torch (docs/setup.md)
+else
+SIZE = torch comes from TORCH_INDEX; the rest downloads about 0.4 GB, as measured on Linux x86-64 with Python 3.11
+endif
+
 help: ## list the targets
 	@echo "make run      set up once, then bring every stage up to date: data to small model to report"
 	@echo "make test     set up once, then run all tests   (make quick: only the fast ones; ARGS='-k word' chooses)"
 	@echo "make ui       MLflow and Prefect in the browser, on this machine only; Ctrl-C ends both"
 	@echo "make serve    the nightly schedule: Prefect server and worker on this machine; Ctrl-C ends both"
 	@echo "make check    before a commit: ruff, its format, mypy, the fast tests   (make lint: without the tests)"
-	@echo "make setup    only the set-up"
+	@echo "make setup    only the set-up   (INSTALLER=uv; TORCH_INDEX=URL for CPU-only torch: docs/setup.md)"
 	@echo "make clean    remove .venv and caches; data, results and records stay"
 
 setup: $(STAMP) ## make .venv with the pinned versions
@@ -52,8 +70,14 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found. Install it, or name it:" \
 		"make run PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "Setting up $(VENV) with $(PYTHON); the libraries are large, so the first time takes some minutes."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Could not make a virtual environment." \
+	@case "$(INSTALLER)" in pip) ;; uv) command -v uv >/dev/null || { echo "INSTALLER=uv: uv was not found on PATH." \
+		"Install it, or leave INSTALLER out"; exit 1; } ;; \
+		*) echo "INSTALLER='$(INSTALLER)': unknown. Choose pip or uv"; exit 1 ;; esac
+	@echo "Setting up $(VENV) with $(PYTHON) and $(INSTALLER). $(SIZE)."
+	@test -x $(BIN)/python || $(NEW_VENV) || { echo "Could not make a virtual environment." \
 		"On Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+ifneq ($(TORCH_INDEX),)
+	@$(INSTALL) --no-deps --index-url "$(TORCH_INDEX)" --constraint constraints.txt torch torchvision
+endif
+	@$(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)

@@ -6,16 +6,16 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from flows.console import console, few, print_comparison, print_results, print_verdicts
+from flows import data
+from flows.console import console, few, print_comparison, print_verdicts
 from tasks import integrity, lineage, lockfile
 from tasks.environment import repository_root, set_environment
 from thinner import shipping
@@ -33,7 +33,14 @@ app = typer.Typer(
 )
 
 
+Machine = Literal["cpu", "gpu"]
 Jobs = Annotated[int, typer.Option(min=1, help="How many stages may compute side by side, where the graph allows.")]
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say only how it ended, and what went wrong.")]
+EndFile = Annotated[
+    Path | None,
+    typer.Option("--json", help="Keep how it ended in this file: verdict, target, claims, stages, places."),
+]
 
 
 def _for_people(command: Callable[..., None]) -> Callable[..., None]:
@@ -57,13 +64,60 @@ def run(
     recipe: Annotated[
         str | None, typer.Option(help="Write this recipe into params.yaml first: thinner recipe.")
     ] = None,
+    quiet: Quiet = False,
+    file: EndFile = None,
 ) -> None:
     """Bring every stage up to date. Nothing to do takes seconds and trains nothing."""
     from flows import pipeline
 
     if recipe is not None:
         _apply_recipe(recipe, None)
-    raise typer.Exit(pipeline.run(None, jobs))
+    raise typer.Exit(pipeline.run(None, jobs, quiet, file))
+
+
+@app.command()
+@_for_people
+def init(
+    photos: Annotated[str, typer.Argument(help="A folder of pictures, a .csv, or torchvision:NAME.")],
+    machine: Annotated[Machine, typer.Option("--for", help="What it will be trained on.")] = "cpu",
+    minutes: Annotated[float, typer.Option(min=1.0, help="How long a run may take.")] = 45.0,
+    size: Annotated[str | None, typer.Option(help="How large the file may be, such as 200kB.")] = None,
+    latency: Annotated[str | None, typer.Option(help="How long a picture may take here, such as 2ms.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option("--from", help="A recipe, by name or file: what it says comes first.")
+    ] = None,
+) -> None:
+    """Look at your pictures and write a params.yaml that fits them, with the reason beside each number."""
+    from flows import init as beginning
+    from flows.plan import about
+
+    root = repository_root()
+    if size is not None and latency is not None:
+        raise UserError("--size and --latency: one target at a time. Give one, and look at the other in the report")
+    wishes = beginning.Wishes(
+        device=machine,
+        minutes=minutes,
+        size_bytes=None if size is None else beginning.parse_bytes(size),
+        latency_ms=None if latency is None else beginning.parse_ms(latency),
+    )
+    with console.status("") as shown_now:
+        fitted = beginning.init(
+            root, photos, wishes, start_from, lambda line: console.print(line, markup=False), shown_now.update
+        )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("key", "chosen", "why"):
+        table.add_column(heading, overflow="fold")
+    for row in beginning.shown(fitted.proposal.values, fitted.proposal.why):
+        table.add_row(*(Text(cell) for cell in row))
+    console.print()
+    console.print(table)
+    took = "" if fitted.seconds is None else f"A run takes about {about(fitted.seconds)} on this machine.\n"
+    console.print(f"\n{took}{fitted.remark}", markup=False)
+    console.print(
+        f"\nparams.yaml is written; the one before it is {beginning.KEPT}"
+        "\nNext     thinner plan    each stage's time and what lies on the disk\n         thinner run",
+        markup=False,
+    )
 
 
 @app.command()
@@ -106,12 +160,15 @@ def _apply_recipe(name: str, source: str | None) -> None:
 @app.command()
 @_for_people
 def stage(
-    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, for example distill.")], jobs: Jobs = 2
+    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, for example distill.")],
+    jobs: Jobs = 2,
+    quiet: Quiet = False,
+    file: EndFile = None,
 ) -> None:
     """Bring one stage, and what it needs, up to date."""
     from flows import pipeline
 
-    raise typer.Exit(pipeline.run([name], jobs))
+    raise typer.Exit(pipeline.run([name], jobs, quiet, file))
 
 
 @app.command()
@@ -140,6 +197,27 @@ def status() -> None:
         else:
             table.add_row(node.name, "up to date", "")
     console.print(table)
+
+
+@app.command()
+@_for_people
+def plan(
+    jobs: Jobs = 2,
+    fresh: Annotated[bool, typer.Option("--fresh", help="As if nothing were there yet.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Say what a run would do, how long it takes on this machine, and what lies on the disk afterwards. Runs nothing
+    but a few timed steps."""
+    from flows import plan as planning
+
+    root = repository_root()
+    params = load_params(deep=True)
+    lineage.check_data(params.data.root, params.data.source)
+    made = planning.make_plan(root, params, jobs, fresh=fresh)
+    if as_json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        planning.print_plan(made)
 
 
 @app.command()
@@ -177,12 +255,16 @@ def sync() -> None:
 
 @app.command()
 @_for_people
-def report() -> None:
-    """Show the last results as a table, and where the whole report is."""
+def report(
+    everything: Annotated[bool, typer.Option("--all", help="Every candidate, every batch that was timed.")] = False,
+) -> None:
+    """Show the last results, the networks that matter as a table, and where the whole report is."""
     root = repository_root()
     if not (root / "reports" / "metrics.json").is_file():
         raise UserError("there is no reports/metrics.json yet. Make it: thinner run")
-    print_results(root)
+    from flows.ending import print_results
+
+    print_results(root, everything)
 
 
 @app.command()
@@ -374,27 +456,26 @@ def predict(
     root = repository_root()
     files = find_pictures(images)
     folder = candidate_folder(root, candidate)
-    from thinner import sources, store
-    from thinner.predict import predict as name_classes
+    from thinner.network import Prediction, UnreadablePictureError, load
 
-    data = load_params().data
-    arrays, unreadable = {}, {}
+    network = load(folder)
+    if network.temperature is None:
+        print("confidences are not calibrated: evaluate has not run. Run it: thinner stage evaluate", file=sys.stderr)
+    found: dict[Path, Prediction] = {}
+    unreadable: dict[Path, str] = {}
     for path in files:
         try:
-            arrays[path] = store.decode(
-                partial(sources.open_picture, path), data.image_size, data.channels, data.fit, data.max_pixels
-            )
-        except store.UnreadableError as error:
-            unreadable[path] = str(error)
-    temperature = find_temperature(root, candidate)
-    if temperature is None:
-        print("confidences are not calibrated: evaluate has not run. Run it: thinner stage evaluate", file=sys.stderr)
-    named = name_classes(folder, list(arrays.values()), temperature=temperature or 1.0)
-    found = dict(zip(arrays, named, strict=True))
+            found[path] = network.predict(path)
+        except UnreadablePictureError as error:
+            unreadable[path] = error.reason
     if as_json:
         for path in files:
-            row = {"error": unreadable[path]} if path in unreadable else asdict(found[path])
-            print(json.dumps({"image": shown(path), **row}))
+            row: dict[str, object] = {"image": shown(path)}
+            if path in unreadable:
+                row["error"] = unreadable[path]
+            else:
+                row |= {"label": found[path].label, "confidence": found[path].confidence}
+            print(json.dumps(row))
     table = Table(box=None, pad_edge=False)
     table.add_column("picture")
     table.add_column("class")
@@ -469,13 +550,6 @@ def _inside(folder: Path) -> list[Path]:
     return sorted(pictures)
 
 
-def find_temperature(root: Path, candidate: str) -> float | None:
-    """The temperature of a candidate's confidences; None where evaluate has not measured it."""
-    path = root / "reports" / "metrics.json"
-    measured = shipping.read_metrics(path) if path.is_file() else {}
-    return measured.get(candidate, {}).get("temperature")
-
-
 def candidate_folder(root: Path, name: str) -> Path:
     """Where the candidate lies: data/NAME, data/prune_also/SOURCE for prune_SOURCE, or data/export/NAME for an export.
 
@@ -490,6 +564,8 @@ def candidate_folder(root: Path, name: str) -> Path:
         raise UserError(f"no candidate '{name}'. {choices}")
     return made[name]
 
+
+app.add_typer(data.app(_for_people), name="data")
 
 if __name__ == "__main__":
     app()

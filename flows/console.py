@@ -17,10 +17,10 @@ from rich.markup import escape
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from tasks.stage import bar_columns, numbers_text, progress_text
-from thinner import candidates, shipping
-from thinner.config import load_params
+from tasks.stage import bar_columns
+from thinner import candidates
 from thinner.shipping import latency_batches
+from thinner.words import number, with_thousands
 
 _UNHEARD = ("prefect.events", "prefect._internal")  # a server that does not answer: flows.server says it once
 QUIET = {"quiet": True}  # `extra` of a log record that Prefect keeps and the console leaves out
@@ -34,6 +34,7 @@ if not console.is_terminal:
 _bars: Bars | None = None
 _rows: dict[str, Any] = {}  # stage -> the rich task that shows it
 _lines: dict[str, tuple[float, float]] = {}  # bar -> when it began, when it was last written to the log
+_quiet = False  # only the end of a run is told, and what went wrong
 
 
 class _ForPeople(logging.Handler):
@@ -60,20 +61,22 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return Path(record.pathname).parent.name == "flows"
 
 
-def take_over() -> None:
+def take_over(quiet: bool = False) -> None:
     """Send what is logged to this console instead of Prefect's, for a run that somebody started in a
-    terminal."""
+    terminal. ``quiet``: only warnings and errors, and no bars."""
+    global _quiet  # noqa: PLW0603 - a terminal is one
+    _quiet = quiet
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    root.addHandler(_ForPeople())
+    root.addHandler(_ForPeople(logging.WARNING if quiet else logging.NOTSET))
     for name in _UNHEARD:
         logging.getLogger(name).handlers.clear()
 
 
 def start_bars() -> None:
     global _bars  # noqa: PLW0603 - a terminal is one
-    if console.is_terminal and _bars is None:
+    if console.is_terminal and _bars is None and not _quiet:
         _bars = Bars(*bar_columns(), console=console, transient=True)
         _bars.start()
 
@@ -107,16 +110,28 @@ def show_progress(event: Mapping[str, Any], logger: Any) -> None:
             _rows[stage],
             total=event["total"],
             completed=event["done"],
-            numbers=escape(inner + numbers_text(event["numbers"])),
+            numbers=escape(inner + _numbers(event["numbers"])),
         )
     now = time.monotonic()
     began, written = _lines.get(what + stage, (now, now))
     if event["last"] or now - written >= LINE_SECONDS:
-        logger.info(progress_text(what, event["done"], event["total"], event["numbers"], now - began), extra=QUIET)
+        logger.info(_line(what, event, now - began), extra=QUIET)
         written = now
     _lines[what + stage] = (began, written)
     if event["last"]:
         del _lines[what + stage]
+
+
+def _numbers(numbers: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {number(value)}" for name, value in numbers.items())
+
+
+def _line(what: str, event: Mapping[str, Any], seconds: float) -> str:
+    """`distill   45%  images 27,264  1:02 left`; ``seconds`` since the bar began."""
+    share = min(1.0, event["done"] / event["total"]) if event["total"] else 1.0
+    minutes, rest = divmod(round(seconds / share - seconds), 60) if share >= 0.01 else (0, 0)
+    left = f"{minutes}:{rest:02d} left" if 0.01 <= share < 1 else ""
+    return "  ".join(part for part in (what, f"{share:4.0%}", _numbers(event["numbers"]), left) if part)
 
 
 def few(texts: Sequence[str], most: int = 4) -> str:
@@ -125,31 +140,16 @@ def few(texts: Sequence[str], most: int = 4) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def print_results(root: Path) -> None:
-    """Whether targets were met, the candidates as evaluate measured them, what was proven, where to look, what next."""
-    metrics, claims = (root / "reports" / f"{name}.json" for name in ("metrics", "claims"))
-    measured = shipping.read_metrics(metrics, complete=True) if metrics.is_file() else {}
-    verdicts = shipping.read_verdicts(claims) if claims.is_file() else {}
-    targets = shipping.read_targets(root / "reports")
-    for target in targets:
-        for number, line in enumerate(target["lines"]):
-            console.print(line, style="bold green" if target["met"] and number == 0 else "bold red")
-    if measured:
-        console.print(results_table(measured))
-    print_verdicts(verdicts)
-    if measured:
-        line = shipping.ship_line(measured, load_params().ship.candidate, list(verdicts.values()), targets)
-        console.print(f"\n{line}", style="bold" if line.startswith("To ship") else "bold yellow")
-    report = root / "reports" / "report.html"
-    if report.is_file():
-        console.print(f"\nReport   {report.relative_to(root)}  (open it in a browser)", markup=False)
-    console.print(
-        "\nNext     make ui                      compare runs in MLflow, see this one in Prefect\n"
-        "         . .venv/bin/activate         then, for example:\n"
-        "         dvc repro                    the same pipeline without Prefect\n"
-        "         dvc metrics diff             what changed since the last commit",
-        markup=False,
-    )
+def networks_table(metrics: Mapping[str, Mapping[str, Any]], shipped: str, ready: bool) -> Table:
+    """The networks that matter; in bold the one to ship, where it is ``ready``."""
+    shown = candidates.for_end(metrics, shipped)
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column(shown.headings[0], overflow="fold")
+    for heading in shown.headings[1:]:
+        table.add_column(heading, justify="left" if heading == "runtime" else "right", no_wrap=True)
+    for name, *cells in shown.rows:
+        table.add_row(name, *(cell or "-" for cell in cells), style="bold" if ready and name == shipped else None)
+    return table
 
 
 def results_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -200,7 +200,7 @@ def print_verdicts(verdicts: Mapping[str, Mapping[str, Any]]) -> None:
     for verdict in verdicts.values():
         console.print(f"{verdict['outcome']:<10}", style=styles[verdict["outcome"]], end="", markup=False)
         console.print(verdict["claim"], markup=False)
-        console.print(f"{'':<10}{verdict.get('numbers', '')}", style="dim", markup=False)
+        console.print(f"{'':<10}{with_thousands(verdict.get('numbers', ''))}", style="dim", markup=False)
 
 
 RATIOS = ("accuracy", "macro_f1", "agreement", "ece", "risk")  # metrics that end so are shown in per cent
@@ -248,7 +248,7 @@ def _metric_text(key: str, value: float | None, reference: float | None) -> str:
     if value is None:
         return "-"
     share = key.endswith(RATIOS)
-    text = f"{value:.2%}" if share else f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
+    text = f"{value:.2%}" if share else number(value)
     if reference is None or value == reference:
         return text
     if share:

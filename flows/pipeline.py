@@ -6,10 +6,13 @@ the same road.
 
     python -m flows.pipeline            everything that is out of date
     python -m flows.pipeline distill    this stage and what it needs
+    python -m flows.pipeline --quiet --json end.json
+                                        only the end, and that for programs as well
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import json
@@ -35,7 +38,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import console, server
+from flows import console, ending, server
 from flows.watch import MARK
 from tasks import integrity, lineage, lockfile, processes
 from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, UNSENT, child_environment, repository_root
@@ -66,6 +69,8 @@ _TALK = (
 _processes: dict[str, subprocess.Popen[str]] = {}  # stage -> the dvc that runs it now
 _guard = threading.Lock()
 _cancelled = threading.Event()
+_ended: dict[str, str] = {}  # stage -> Prefect's name of the state in which it ended, of the last flow in this process
+_took: dict[str, float] = {}  # stage -> seconds that DVC was at it
 
 
 _THREADS: Any = ThreadPoolTaskRunner(max_workers=64)  # they only wait; `jobs` bounds what computes
@@ -107,6 +112,8 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         stale = plan(root, nodes)
         environment = _before_first_stage() if stale else {}
         _cancelled.clear()
+        _ended.clear()
+        _took.clear()
         slots = threading.BoundedSemaphore(jobs)
         states: dict[str, State] = {}
         status = "KILLED"
@@ -128,6 +135,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
                 # what a stage found damaged is gone by now, so its maker is out of date
                 if not any(integrity.AGAIN in (state.message or "") for state in states.values()):
                     break
+            _ended.update({name: state.name or "" for name, state in states.items()})
             status = "FINISHED" if all(state.is_completed() for state in states.values()) else "FAILED"
         except BaseException:  # cancelled, Ctrl-C, SIGTERM: without this the stages would run on by themselves
             kill_stages()
@@ -164,13 +172,18 @@ def stage(root: Path, node: lineage.Node, environment: dict[str, str], slots: th
     why = lineage.reasons(root, node.name)
     if not why:
         logger.info("up to date")
+        if _ended.get(node.name) not in ("Completed", "Restored"):  # in an earlier pass
+            _ended[node.name] = "Cached"
         return Completed(name="Cached", message="up to date")
     with slots:
         if _cancelled.is_set():
             return Failed(name="Cancelled", message="cancelled before it started")
         logger.info("out of date: %s", console.few(why))
         with console.stage_shown(node.name):
-            return _reproduce(root, node, environment, logger)
+            state = _reproduce(root, node, environment, logger)
+        stopped = _cancelled.is_set() and not state.is_completed()
+        _ended[node.name] = "Cancelled" if stopped else state.name or ""
+        return state
 
 
 def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logger: Any) -> State:
@@ -195,9 +208,11 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
     finally:
         if timer is not None:
             timer.cancel()
+        seconds = time.monotonic() - began
         with _guard:
             _processes.pop(node.name, None)
-    took = f"{time.monotonic() - began:.0f} s"
+            _took[node.name] = _took.get(node.name, 0.0) + seconds
+    took = f"{seconds:.0f} s"
     everything = "\n".join(said)
     if timed_out.is_set():
         message = f"{node.name} took longer than {node.meta['timeout_minutes']} minutes (dvc.yaml, meta)"
@@ -464,40 +479,86 @@ def _end_leftovers() -> None:
                 client.set_flow_run_state(other.id, Crashed(message="the process was killed"), force=True)
 
 
-def run(stages: list[str] | None = None, jobs: int = 2) -> int:
-    """What `make run` does: plan, flow, table. Returns the exit code."""
+def run(stages: list[str] | None = None, jobs: int = 2, quiet: bool = False, file: Path | None = None) -> int:
+    """What `make run` does: plan, flow, the end. Returns the exit code.
+
+    ``quiet``: only the end is told, and what went wrong. ``file``: how it ended, as JSON (flows.ending).
+    """
+    nodes: list[lineage.Node] = []
     try:
         root = repository_root()
+        if file is not None:
+            ending.check_file(file)
+    except UserError as error:
+        console.console.print(str(error), style="red", markup=False)
+        return 2
+    try:
         load_params()  # first of all: a typo is told at once
         if said := lockfile.mend(root):
             console.console.print(said, style="yellow", markup=False)
         nodes = select(lineage.graph(root), stages)
-        stale = plan(root, nodes)
+        verdict, message = _bring_up_to_date(root, nodes, stages, jobs, quiet)
+    except UserError as error:
+        console.console.print(str(error), style="red", markup=False)
+        verdict, message = "refused", str(error)
+    except KeyboardInterrupt:
+        verdict, message = "stopped", "stopped by Ctrl-C or a signal"
+    if file is not None:
+        try:
+            ends = ending.stages(root, nodes, _ended, _took)
+            whole = verdict in ("to ship", "nothing to ship")
+            ending.write(file, ending.as_json(root, verdict, message, ends, whole))
+        except UserError as error:
+            console.console.print(str(error), style="red", markup=False)
+            return 2
+    code = ending.CODES[verdict]
+    return server.leave(code) if verdict not in ("refused", "stopped") else code
+
+
+def _bring_up_to_date(
+    root: Path, nodes: list[lineage.Node], stages: list[str] | None, jobs: int, quiet: bool
+) -> tuple[str, str]:
+    """Run what is out of date and tell the end; the verdict (one of ending.CODES) and what it rests on."""
+    stale = plan(root, nodes)
+    if not quiet:
         console.console.print(
             f"Out of date: {', '.join(stale)}, and what follows from it"
             if stale
             else f"Every stage is up to date: {', '.join(node.name for node in nodes)}",
             markup=False,
         )
-        if not stale and PREFECT_API_URL.value() is None:
-            # No server is there to be told, and starting one takes twice as long as all the rest.
-            console.print_results(root)
-            return 0
+    _took.clear()
+    _ended.clear()
+    if not stale and PREFECT_API_URL.value() is None:
+        # No server is there to be told, and starting one takes twice as long as all the rest.
+        _ended.update({node.name: "Cached" for node in nodes})
+    else:
         server.leave_dead()
-        console.take_over()
+        console.take_over(quiet)
         with stoppable("Stopping. The next run goes on from the last checkpoint."):
             state = server.outlived(lambda: pipeline(stages, jobs, return_state=True))
+        ending.print_stages(ending.stages(root, nodes, _ended, _took))
         if not state.is_completed():
-            console.console.print(state.message or state.name or "", style="red", markup=False)
-            return server.leave(1)
-        console.print_results(root)
-    except UserError as error:
-        console.console.print(str(error), style="red", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return server.leave(0)
+            message = state.message or state.name or ""
+            console.console.print(message, style="red", markup=False)
+            return "failed", message
+    if stages and "report" not in (node.name for node in nodes):
+        console.console.print("Next     thinner run    the stages after it")
+        return "done", f"up to date: {', '.join(node.name for node in nodes)}"
+    return ending.print_results(root)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Bring stages up to date.")
+    parser.add_argument("stages", nargs="*", help="these and what they need; none: all of them")
+    parser.add_argument("--jobs", type=int, default=2, help="how many may compute side by side (2)")
+    parser.add_argument("--quiet", action="store_true", help="say only how it ended, and what went wrong")
+    parser.add_argument("--json", type=Path, dest="file", metavar="FILE", help="keep how it ended in this file")
+    given = parser.parse_args()
+    if given.jobs < 1:
+        parser.error("--jobs: must be 1 or more")
+    return run(given.stages or None, given.jobs, given.quiet, given.file)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:] or None))
+    sys.exit(main())

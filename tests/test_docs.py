@@ -450,3 +450,15 @@ def test_the_example_of_a_network_of_ones_own_is_one(tmp_path: Path, monkeypatch
     Path("params.yaml").write_text(yaml.safe_dump(merged(PARAMS, changes)))
     model = models.create({"name": changes["student"]["network"], "classes": 5, "channels": 1})
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
+def test_notebooks_are_kept_without_their_outputs_and_are_in_the_index() -> None:
+    import json
+
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.ipynb"):
+        assert f"]({page.name})" in index
+        cells = json.loads(page.read_text())["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+        assert page.stat().st_size < 20_000

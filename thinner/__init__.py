@@ -1,0 +1,19 @@
+"""Make a pretrained vision model small, with proof; and use what came out.
+
+    import thinner
+    net = thinner.load("data/prune")
+    net.predict("photo.jpg").label
+
+The names below are all that is public. They are imported when they are asked for (PEP 562), so that neither
+`import thinner` nor a stage, which imports its modules one by one, pays for the others.
+"""
+
+__all__ = ["Network", "Prediction", "UnreadablePictureError", "UserError", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:  # a module, which Python imports itself; or a slip of the pen
+        raise AttributeError(f"module 'thinner' has no attribute '{name}'. It has {', '.join(__all__)}")
+    from thinner import network
+
+    return getattr(network, name)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # scipy
     from thinner.statistics import Estimate
 
 TEACHER, SMALLEST = "finetune", "prune"
+CONTROLS = ("scratch", "small")  # what one has without the teacher
 WHAT = {
     "finetune": "the pretrained network, fine-tuned: the baseline and the teacher",
     "scratch": "the student's network, trained without the teacher: the control",
@@ -38,6 +39,11 @@ def in_order(measured: Metrics) -> dict[str, Mapping[str, Any]]:
     """From the teacher to the smallest, then the exports; names of no stage last, by the alphabet."""
     known = [name for name in WHAT if name in measured]
     return {name: measured[name] for name in (*known, *sorted(set(measured) - set(known)))}
+
+
+def folder_of(name: str) -> str:
+    """Where the candidate lies, once it has been made."""
+    return f"data/{ALSO.get(name, name)}" if network_of(name) == name else f"data/export/{name}"
 
 
 # --- what came out, in words ---
@@ -164,15 +170,33 @@ def for_readme(measured: Metrics, shipped: str) -> Table:
     return _table(shown, columns, first="network")
 
 
+def that_matter(measured: Metrics, shipped: str) -> dict[str, Mapping[str, Any]]:
+    """Those that a person looks at first: the teacher, the controls, the network to ship and its exports."""
+    network = network_of(shipped)
+    names = (TEACHER, *CONTROLS, network, shipped)
+    return {
+        name: row
+        for name, row in in_order(measured).items()
+        if name in names or (name != network and network_of(name) == network)
+    }
+
+
+def for_end(measured: Metrics, shipped: str) -> Table:
+    """Of the end of a run: those that matter, in the words of README; fits into 80 columns."""
+    columns = [ACCURACY, PARAMETERS, MACS, FILE, *map(_latency, latency_batches(measured)[-1:]), RUNTIME]
+    return _table(that_matter(measured, shipped), columns, first="network")
+
+
 def for_terminal(measured: Metrics) -> Table:
-    """Of the terminal: units are the column's, so that digits line up; fits into 80 columns with two batches."""
+    """Of the terminal, all candidates: units are the column's, so that digits line up (a file's is what people say of
+    it); fits into 80 columns with two batches."""
     candidates = {name: row for name, row in measured.items() if "accuracy" in row}
     columns = [
         _column("accuracy", "accuracy", "{:.2%}".format),
         _column("macro_f1", "macro-F1", "{:.4f}".format),
         _column("params", "params", "{:,}".format),
         _column("macs", "MACs", lambda macs: f"{macs / 1e6:.2f} M"),
-        _column("file_bytes", "file", lambda size: f"{size / 1e3:,.0f} kB"),
+        FILE,
         *(_column(f"latency_ms_b{batch}", f"ms b{batch}", "{:.2f}".format) for batch in latency_batches(candidates)),
     ]
     return _table(candidates, columns)

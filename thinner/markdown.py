@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thinner import candidates
+from thinner.answers import alternatives
 from thinner.candidates import SMALLEST, TEACHER, Table, headline, threads
 from thinner.comparisons import class_rows, corruptions_table, differences, rounds_table, stages_table
 from thinner.results import Environment, Results, find_commit
 from thinner.shipping import Metrics, open_points, ship_line, target_lines
-from thinner.words import interval, limits, percent, points
+from thinner.words import interval, limits, percent, points, with_thousands
 
 MOST_CLASSES_IN_MARKDOWN = 10
 
@@ -34,6 +35,8 @@ def render_pull_request(results: Results) -> str:
         "Paired on the same images; each interval by itself, p-values (McNemar) not corrected for their number.",
         "",
     ]
+    if other := alternatives(results):
+        parts += ["### Alternatives", "", *_as_markdown(other), ""]
     parts += ["### Cost", "", *_as_markdown(candidates.costs(measured)), ""]
     if (calibration := candidates.calibration(measured)).headings[1:]:
         parts += ["### Calibration", "", *_as_markdown(calibration), ""]
@@ -119,7 +122,7 @@ def verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     if not verdicts:
         return []
     lines = ["| verdict | claim | measured on the test split |", "|---|---|---|"]
-    lines += [f"| **{v['outcome']}** | {v['claim']} | {v['numbers']} |" for v in verdicts]
+    lines += [f"| **{v['outcome']}** | {v['claim']} | {with_thousands(v['numbers'])} |" for v in verdicts]
     return [*lines, ""]
 
 

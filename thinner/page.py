@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from thinner import candidates, charts, prediction_charts
+from thinner.answers import alternatives, first_answers
 from thinner.candidates import SMALLEST, TEACHER, WHAT, headline
 from thinner.charts import Chart
 from thinner.comparisons import (
@@ -29,10 +30,11 @@ from thinner.comparisons import (
     rounds_table,
     stages_table,
 )
+from thinner.glossary import Glossary
 from thinner.prediction_charts import MOST_CLASSES_IN_A_TABLE
 from thinner.results import Results, find_commit
 from thinner.shipping import ship_line
-from thinner.words import interval, limits, percent, points
+from thinner.words import interval, limits, percent, points, with_thousands
 
 MOST_CLASSES_IN_A_CHART = 40
 SAMPLE_SIDE_PX = 96  # a larger picture is shown reduced, so that the page stays small
@@ -54,15 +56,24 @@ def render_html(results: Results, samples: int) -> str:
         "interval": lambda estimate: interval(estimate.low, estimate.high),
         "limits": lambda pair: limits(*pair),
         "comma": lambda value: f"{value:,}",
+        "thousands": with_thousands,
     }
+    glossary = Glossary()
+    environment.filters |= {"marked": glossary.marked, "explained": glossary.heading}
     environment.globals |= {"zip": zip, "chart": _chart_json, "find_commit": find_commit}
+    environment.globals |= {"term": glossary.term, "used_terms": glossary.used}
     accuracy = results.metrics[SMALLEST]["accuracy"]
     pruned = "weights set to zero" if has_masks(results) else "channels removed"
+    what = WHAT | {"prune": f"{results.params['prune']['source']} with {pruned}"}
     return environment.get_template("report.html.j2").render(
         results=results,
         teacher_name=TEACHER,
         small_name=SMALLEST,
-        what=WHAT | {"prune": f"{results.params['prune']['source']} with {pruned}"},
+        what=what,
+        answers=first_answers(results, what),
+        alternatives=alternatives(results),
+        has_exports=any(row["runtime"] == "onnxruntime" for row in results.metrics.values()),
+        asked=results.shipped if results.shipped in results.metrics else SMALLEST,
         candidates=candidates.for_page(results.metrics, differences(results)),
         rounds=rounds_table(results),
         chosen_round=CHOSEN,

@@ -61,6 +61,13 @@ def read_verdicts(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def find_temperature(root: Path, candidate: str) -> float | None:
+    """The temperature of a candidate's confidences; None where evaluate has not measured it."""
+    path = root / "reports" / "metrics.json"
+    measured = read_metrics(path) if path.is_file() else {}
+    return measured.get(candidate, {}).get("temperature")
+
+
 _LATENCY = re.compile(r"latency_ms_b[1-9]\d{0,8}")
 _COSTS = ("accuracy", "macs", "file_bytes", "runtime")
 _KINDS: dict[str, Callable[[Any], bool]] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
+
 
 def percent(ratio: float) -> str:
     return f"{100 * ratio:.1f} %"
@@ -56,3 +59,16 @@ def duration(seconds: float) -> str:
         return f"{rest} s"
     hours, left = divmod(minutes, 60)
     return f"{minutes} min {rest:02d} s" if hours < 1 else f"{hours} h {left:02d} min"
+
+
+def number(value: float) -> str:
+    """Of any size, to four digits or more, never with an exponent: ``27,264``, ``0.4123``, ``0.00001``."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    text = f"{value:.4g}"
+    return f"{Decimal(text):f}" if "e" in text else text
+
+
+def with_thousands(text: str) -> str:
+    """A sentence whose whole numbers have their thousands apart: ``10000 images`` as ``10,000 images``."""
+    return re.sub(r"(?<![\w.,-])\d{4,}(?![\w-]|[.,]\d)", lambda found: f"{int(found[0]):,}", text)

@@ -20,7 +20,7 @@ from flows import cli, console, serve
 from tasks import processes
 from tasks.report import judge_runs
 from tests.toy import PROJECT
-from thinner import checkpoint, models
+from thinner import checkpoint, models, shipping
 from thinner.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
@@ -163,9 +163,9 @@ def test_claims_are_judged_over_the_seeds_of_several_working_copies(
     nothing = runner.invoke(cli.app, ["claims", "--with", str(tmp_path)])
     assert nothing.exit_code == 1
     assert "no results here" in nothing.output
-    assert cli.find_temperature(here, "prune") == 2.0
-    assert cli.find_temperature(here, "distill") is None
-    assert cli.find_temperature(tmp_path, "prune") is None
+    assert shipping.find_temperature(here, "prune") == 2.0
+    assert shipping.find_temperature(here, "distill") is None
+    assert shipping.find_temperature(tmp_path, "prune") is None
 
 
 def change(root: Path, **sections: dict[str, object]) -> None:

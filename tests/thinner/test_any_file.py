@@ -20,7 +20,6 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from flows import console, serve
-from flows.cli import find_temperature
 from tasks import lockfile
 from thinner import checkpoint, export, mapped, models, results, shipping, signals, sources, store, weights, whole
 from thinner.predict import predict
@@ -582,7 +581,7 @@ def use_reports(root: Path) -> None:
     results.read_metrics(root / "reports/metrics.json")
     verdicts = list(shipping.read_verdicts(root / "reports/claims.json").values())
     targets = shipping.read_targets(root / "reports")
-    assert find_temperature(root, "prune") is None or find_temperature(root, "prune") > 0
+    assert shipping.find_temperature(root, "prune") is None or shipping.find_temperature(root, "prune") > 0
     console.results_table(measured)
     console.print_verdicts({str(number): verdict for number, verdict in enumerate(verdicts)})
     shipping.target_lines(targets)

@@ -257,6 +257,77 @@ def test_an_evaluation_without_them_has_no_empty_sections(results: Results) -> N
     assert "Robustness" not in page.words
 
 
+def test_the_first_screen_answers_before_anything_else_and_the_glossary_explains_what_is_used(results: Results) -> None:
+    html = render_html(results, 1)
+    words = Page(html).words
+    order = ["Which one?", "How sure?", "What does it cost?", "What did it lose?", headline(METRICS, 10), "Verdicts"]
+    assert [words.index(part) for part in order] == sorted(words.index(part) for part in order)
+    assert row_of_alternatives(html, "prune_onnx").startswith("ONNX Runtime prune_onnx 1.3x faster 70.0 %, 0.0 [")
+    used = set(re.findall(r'class="term" href="#(term-[\w-]+)"', html))
+    listed = set(re.findall(r'<dt id="(term-[\w-]+)">', html))
+    assert {"term-macs", "term-interval", "term-proven", "term-distillation", "term-pareto-front"} <= used <= listed
+    assert "term-ece" not in listed  # no calibration was measured
+    for term, text in re.findall(r'<dt id="term-[\w-]+">(.+?)</dt><dd>(.+?)</dd>', html):
+        assert f'title="{text}"' in html, term
+
+
+def test_numbers_in_verdicts_have_thousands_also_in_markdown(results: Results) -> None:
+    told = replace(results, verdicts=[{"claim": "c", "outcome": "proven", "numbers": "+1.23 points, 10000 images"}])
+    assert "+1.23 points, 10,000 images" in Page(render_html(told, 0)).words
+    assert "| +1.23 points, 10,000 images |" in render_pull_request(told)
+
+
+def row_of_alternatives(html: str, name: str) -> str:
+    body = html.partition('aria-label="Table of alternatives"')[2].partition("</table>")[0]
+    (found,) = (row for row in body.split("<tr") if f">{name}</th>" in row)
+    return Page("<tr" + found).words
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (420, 900)])
+def test_all_four_answers_are_on_the_first_screen(fuller: Results, tmp_path: Path, width: int, height: int) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render_html(fuller, 0))
+    with Browser(tmp_path, width=width, height=height) as browser:
+        browser.open(page.as_uri())
+        bottom = browser.run("document.querySelector('dl.answers').getBoundingClientRect().bottom")
+        assert 0 < bottom <= height
+        assert browser.run("document.querySelectorAll('dl.answers dd.short').length") == 4
+
+
+@pytest.mark.integration
+def test_a_word_is_explained_to_who_comes_by_the_keyboard_and_on_paper(fuller: Results, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render_html(fuller, 0))
+    shown = "(tip => tip.hidden ? '' : tip.textContent)(document.getElementById('tip'))"
+    with Browser(tmp_path) as browser:
+        browser.open(page.as_uri())
+        browser.until("!!document.getElementById('tip')")
+        assert browser.run(shown) == ""
+        for word, explained in (("MACs", "a.term"), ("parameters", "th button")):
+            for _ in range(80):
+                browser.press("Tab")
+                if (
+                    browser.run(f"document.activeElement.matches('{explained}') && document.activeElement.textContent")
+                    == word
+                ):
+                    break
+            else:
+                pytest.fail(f"the Tab key does not reach {word}")
+            assert browser.run(shown).startswith({"MACs": "Multiply-accumulate", "parameters": "The numbers of"}[word])
+            box = browser.run(
+                "(b => [b.left, b.top, b.right, b.bottom])(document.getElementById('tip').getBoundingClientRect())"
+            )
+            assert box[0] >= 0 and box[1] >= 0 and box[2] <= 1280 and box[3] <= 900
+        browser.run("[...document.querySelectorAll('a.term')].find(a => a.textContent === 'MACs').focus()")
+        browser.press("Enter")
+        assert browser.run("location.hash") == "#term-macs"
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        assert browser.run("getComputedStyle(document.getElementById('tip')).display") == "none"
+        assert browser.run("document.querySelector('dl.glossary').getBoundingClientRect().height") > 100
+        assert not browser.complaints
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (1280, True)])
 def test_a_real_browser_draws_every_chart_and_has_nothing_to_complain_of(

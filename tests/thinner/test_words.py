@@ -2,7 +2,7 @@
 
 import pytest
 
-from thinner.words import duration, points, si, times
+from thinner.words import duration, number, points, si, times, with_thousands
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,37 @@ def test_points_have_a_sign_and_no_negative_zero() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (27_263.5, "27,264"),
+        (1000, "1,000"),
+        (999.96, "1000"),
+        (0.41234, "0.4123"),
+        (0.00001234, "0.00001234"),
+        (-1.5e-7, "-0.00000015"),
+        (3.0, "3"),
+        (0, "0"),
+        (1e12, "1,000,000,000,000"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_of_any_size_have_no_exponent(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("p = 4.3e-25, 10000 images, 1 seed", "p = 4.3e-25, 10,000 images, 1 seed"),
+        ("+1.2345 points, 12.34567x, 0.00012", "+1.2345 points, 12.34567x, 0.00012"),
+        ("1,460,704 MACs of 3052160", "1,460,704 MACs of 3,052,160"),
+        ("2000 rounds. 999 more", "2,000 rounds. 999 more"),
+        ("sha 0123456789ab, 2026-11-27", "sha 0123456789ab, 2026-11-27"),
+    ],
+)
+def test_whole_numbers_in_a_sentence_have_thousands_and_no_others_are_touched(text: str, shown: str) -> None:
+    assert with_thousands(text) == shown
