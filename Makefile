@@ -19,9 +19,12 @@ TORCH_INDEX ?=
 ifeq ($(INSTALLER),uv)
 NEW_VENV = uv venv --quiet --python "$(PYTHON)" $(VENV)
 INSTALL  = uv pip install --quiet --python $(BIN)/python
+FROM_INDEX = $(INSTALL) --index "$(TORCH_INDEX)"
 else
 NEW_VENV = "$(PYTHON)" -m venv $(VENV)
 INSTALL  = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# also in place of further indexes that pip is set up for: of the same version it might take theirs
+FROM_INDEX = PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)" $(INSTALL) --index-url "$(TORCH_INDEX)"
 endif
 ifeq ($(TORCH_INDEX),)
 SIZE = Downloads about 3.4 GB (2.5 of them for CUDA) and takes 7 GB of disk, as measured on Linux x86-64 with Python \
@@ -77,7 +80,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(NEW_VENV) || { echo "Could not make a virtual environment." \
 		"On Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
 ifneq ($(TORCH_INDEX),)
-	@$(INSTALL) --no-deps --index-url "$(TORCH_INDEX)" --constraint constraints.txt torch torchvision
+	@$(FROM_INDEX) --no-deps --constraint constraints.txt torch torchvision
 endif
 	@$(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)

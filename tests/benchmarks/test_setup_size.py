@@ -40,13 +40,17 @@ def test_setup_says_what_it_downloads_before_it_does() -> None:
     assert "TORCH_INDEX=URL" in lines[said]
 
 
-@pytest.mark.parametrize(("installer", "tool"), [("pip", "-m pip install"), ("uv", "uv pip install")])
-def test_torch_comes_from_the_index_that_is_named_and_the_rest_from_the_usual_one(installer: str, tool: str) -> None:
+@pytest.mark.parametrize(
+    ("installer", "tool", "option"), [("pip", "-m pip install", "--index-url"), ("uv", "uv pip install", "--index")]
+)
+def test_torch_comes_from_the_index_that_is_named_and_the_rest_from_the_usual_one(
+    installer: str, tool: str, option: str
+) -> None:
     index = "https://user:secret@example.org/cpu"
     lines = make("--dry-run", f"INSTALLER={installer}", f"TORCH_INDEX={index}").stdout.splitlines()
     installs = [line for line in lines if tool in line]
     assert len(installs) == 2
-    assert f'--index-url "{index}"' in installs[0] and "--no-deps" in installs[0]
+    assert f'{option} "{index}"' in installs[0] and "--no-deps" in installs[0]
     assert installs[0].endswith("torch torchvision") and "--constraint constraints.txt" in installs[0]
     assert "index" not in installs[1] and installs[1].endswith("--editable '.[dev]'")
     assert not any("secret" in line for line in lines if line.startswith("echo"))

@@ -245,7 +245,7 @@ def test_results_table_has_a_row_per_candidate_in_the_units_of_its_headings() ->
     page = Console(width=80, record=True, file=io.StringIO())
     page.print(table)
     text = page.export_text()
-    for cell in ("prune_onnx_int8", "88.41%", "0.8840", "3,384,000", "30.00 M", "13,600 kB", "5.25"):
+    for cell in ("prune_onnx_int8", "88.41%", "0.8840", "3,384,000", "30.00 M", "13.6 MB", "5.25"):
         assert cell in text
     assert "note" not in text
 
