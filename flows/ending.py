@@ -18,7 +18,7 @@ from rich.table import Table
 from flows.console import console, networks_table, print_verdicts, results_table
 from tasks import candidates as made
 from tasks.lineage import Node
-from thinner import json_files, shipping
+from thinner import candidates, json_files, shipping
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.words import duration, percent, si
@@ -145,6 +145,9 @@ def print_results(root: Path, everything: bool = False) -> tuple[str, str]:
             console.print(results_table(results.measured))
         else:
             console.print(networks_table(results.measured, results.shipped, results.ready))
+            shown = candidates.that_matter(results.measured, results.shipped)
+            if others := [name for name in results.measured if name not in shown]:
+                console.print(f"Also measured: {', '.join(others)}. All of them: thinner report --all", style="dim")
     console.print()
     for place, path, note in _places(root, results):
         console.print(f"{place:<8} {path}{f'  ({note})' if note else ''}")

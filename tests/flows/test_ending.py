@@ -137,6 +137,7 @@ def test_the_end_says_target_and_claims_first_then_the_networks_that_matter_then
     assert rows == ["finetune", "scratch", "small", "prune", "prune_onnx", "prune_onnx_int8", "prune_pt2"]
     table = [line for line in text.splitlines() if "13.7 MB" in line and "To ship" not in line]
     assert all(len(line.rstrip()) <= 80 for line in table)
+    assert "Also measured: distill, distill_onnx. All of them: thinner report --all" in text
     assert "Network  data/prune" in text and "Report   reports/report.html" in text
 
 
