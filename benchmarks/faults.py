@@ -1,6 +1,7 @@
 """Kills of everything that runs, at random and at writes: does the next run end with the same result, without a person?
 
     python -m benchmarks.faults                      # 200 kills; goes on where it was stopped
+    python -m benchmarks.faults --workers 2          # two repositories side by side
     python -m benchmarks.faults --count 20 --seed 1  # other ones
     python -m benchmarks.faults --check              # exits with 1 unless all ended well
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -28,8 +30,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -246,21 +250,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description="Kills, and what they do.")
     parser.add_argument("--count", type=int, default=COUNT, help="kills that count")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="trials side by side")
     parser.add_argument("--json", type=Path, default=RESULTS, help="results; what is there is kept")
     parser.add_argument("--check", action="store_true", help="exit with 1 unless all ended well")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(given.json.read_text()) if given.json.exists() else []
-    number = sum(row["seed"] == given.seed for row in rows)
-    with tempfile.TemporaryDirectory(prefix="faults-") as base:
-        made, reference = prepared(Path(base))
-        while sum(row["ended"] != "too late" and row["seed"] == given.seed for row in rows) < given.count:
+    done = {row["number"] for row in rows if row["seed"] == given.seed}
+    numbers = (number for number in itertools.count() if number not in done)
+    guard = threading.Lock()
+
+    def enough() -> bool:
+        return sum(row["ended"] != "too late" and row["seed"] == given.seed for row in rows) >= given.count
+
+    def work(made: Any, reference: Mapping[str, bytes]) -> None:
+        while True:
+            with guard:
+                if enough():
+                    return
+                number = next(numbers)
             with tempfile.TemporaryDirectory(prefix="fault-") as folder:
                 row = trial(made, reference, plan(given.seed, number), Path(folder))
-            number += 1
-            rows.append({"seed": given.seed, **row})
-            given.json.write_text(json.dumps(rows, indent=1) + "\n")
-            words = f"{row['runner']:5}{row['victim']:7}{row['kind']:7}{row['at']:10}"
-            print(f"{number:4d}  {words}{row['ended']}", flush=True)
+            with guard:
+                rows.append({"seed": given.seed, "number": number, **row})
+                given.json.write_text(json.dumps(rows, indent=1) + "\n")
+                words = f"{row['runner']:5}{row['victim']:7}{row['kind']:7}{row['at']:10}"
+                print(f"{number:4d}  {words}{row['ended']}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="faults-") as base, ThreadPoolExecutor(given.workers) as pool:
+        made, reference = prepared(Path(base))
+        for future in [pool.submit(work, made, reference) for _ in range(given.workers)]:
+            future.result()
     if given.json == RESULTS:
         PAGE.write_text(render(rows), encoding="utf-8")
     print(f"\n{table(rows).to_string(index=False)}")

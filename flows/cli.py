@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from flows import data
+from flows import data, device
 from flows.console import console, few, print_comparison, print_verdicts
 from tasks import integrity, lineage, lockfile
 from tasks.environment import repository_root, set_environment
@@ -309,8 +309,12 @@ def claims(
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(verdicts, indent=2) + "\n", encoding="utf-8")
-    if strict and proven < len(verdicts):
-        raise typer.Exit(1)
+    code = 1 if strict and proven < len(verdicts) else 0
+    if seeds is not None:
+        from flows import server
+
+        code = server.leave(code)
+    raise typer.Exit(code)
 
 
 def _last_verdicts(root: Path, also: list[Path]) -> dict[str, Any]:
@@ -402,7 +406,9 @@ def promote(
     set_environment()
     from tasks import registry
 
-    _print_decision(registry.promote(root, load_params(), other_images=other_images, again=again))
+    params = load_params()
+    _print_decision(registry.promote(root, params, other_images=other_images, again=again))
+    console.print(f"\nNext     thinner bundle {params.ship.candidate}    a folder that runs elsewhere", markup=False)
 
 
 @app.command()
@@ -443,12 +449,51 @@ def serve() -> None:
 
 @app.command()
 @_for_people
+def bundle(
+    candidate: Annotated[
+        str | None, typer.Argument(help="Which network; none: the one that ship.candidate names.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write; else bundles/CANDIDATE.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the bundle that is there.")] = False,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="With a program that times all networks on another machine.")
+    ] = False,
+) -> None:
+    """Make a folder and a zip of a network that run elsewhere, with numpy, onnxruntime and pillow alone."""
+    root = repository_root()
+    params = load_params()
+    from tasks.bundle import make_bundle
+
+    name = candidate or params.ship.candidate
+    made = make_bundle(
+        root, params, name, out,
+        replace=replace, bench=bench, say=lambda line: console.print(line, style="yellow", markup=False),
+    )  # fmt: skip
+    if made.outdated:
+        console.print(
+            f"{', '.join(made.outdated)}: out of date, which the card says. Its numbers are of an earlier state",
+            style="yellow",
+            markup=False,
+        )
+    console.print(
+        f"{shown(made.folder)} and {shown(made.archive)}: {made.pictures} golden pictures, logits within "
+        f"{made.difference:.1e} of {name}'s\n\nNext     python {shown(made.folder)}/predict.py photo.jpg",
+        markup=False,
+    )
+
+
+@app.command()
+@_for_people
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     candidate: Annotated[
         str,
         typer.Option(help="A network that the pipeline made: finetune, scratch, distill, prune, prune_onnx, ..."),
     ] = "prune",
+    at_least: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", help="Answer only where that share of such answers is right: 95, 98 or 99."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture instead of a table.")] = False,
 ) -> None:
     """Name the class of pictures with one of the candidates. Confidence is the softmax probability, with the
@@ -456,11 +501,13 @@ def predict(
     root = repository_root()
     files = find_pictures(images)
     folder = candidate_folder(root, candidate)
+    from thinner import operating
     from thinner.network import Prediction, UnreadablePictureError, load
 
     network = load(folder)
     if network.temperature is None:
         print("confidences are not calibrated: evaluate has not run. Run it: thinner stage evaluate", file=sys.stderr)
+    point = None if at_least is None else operating.choose(network.operating_points, at_least, candidate)
     found: dict[Path, Prediction] = {}
     unreadable: dict[Path, str] = {}
     for path in files:
@@ -468,13 +515,18 @@ def predict(
             found[path] = network.predict(path)
         except UnreadablePictureError as error:
             unreadable[path] = error.reason
+
+    def answer(path: Path) -> str | None:
+        """The class; None where the network is not as sure as was asked."""
+        return found[path].label if point is None or point.covers(found[path].log_odds) else None
+
     if as_json:
         for path in files:
             row: dict[str, object] = {"image": shown(path)}
             if path in unreadable:
                 row["error"] = unreadable[path]
             else:
-                row |= {"label": found[path].label, "confidence": found[path].confidence}
+                row |= {"label": answer(path), "confidence": found[path].confidence}
             print(json.dumps(row))
     table = Table(box=None, pad_edge=False)
     table.add_column("picture")
@@ -485,7 +537,7 @@ def predict(
         if path in unreadable:
             table.add_row(name, Text(f"unreadable: {unreadable[path]}"), "")
         else:
-            table.add_row(name, Text(found[path].label), f"{found[path].confidence:.1%}")
+            table.add_row(name, Text(answer(path) or "unsure"), f"{found[path].confidence:.1%}")
     if not as_json:
         console.print(table)
     if not found:
@@ -566,6 +618,7 @@ def candidate_folder(root: Path, name: str) -> Path:
 
 
 app.add_typer(data.app(_for_people), name="data")
+app.add_typer(device.app(_for_people), name="device")
 
 if __name__ == "__main__":
     app()

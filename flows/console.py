@@ -203,7 +203,8 @@ def print_verdicts(verdicts: Mapping[str, Mapping[str, Any]]) -> None:
         console.print(f"{'':<10}{with_thousands(verdict.get('numbers', ''))}", style="dim", markup=False)
 
 
-RATIOS = ("accuracy", "macro_f1", "agreement", "ece", "risk")  # metrics that end so are shown in per cent
+# metrics that end so are shown in per cent
+RATIOS = ("accuracy", "macro_f1", "worst_class", "agreement", "ece", "risk")
 
 
 def print_comparison(found: Any, everything: bool) -> None:

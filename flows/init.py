@@ -157,6 +157,7 @@ def propose(pictures: Pictures, wishes: Wishes, side: int, effort: float) -> Pro
     proposal = Proposal()
     _choose_machine(proposal, wishes)
     labelled, pool = _choose_data(proposal, pictures, side)
+    _choose_imbalance(proposal, pictures)
     _choose_teacher(proposal, pictures, side, labelled)
     _choose_student(proposal, pictures, effort)
     _choose_pruning(proposal, pictures, wishes, pool, effort)
@@ -196,6 +197,43 @@ def _choose_data(proposal: Proposal, pictures: Pictures, side: int) -> tuple[int
         seen = f"{pictures.unreadable} of {pictures.looked_at} looked at could not be read"
         say("data.max_unreadable", 0.05 if pictures.unreadable else 0.02, f"{seen}; prepare names each")
     return labelled, labelled + without
+
+
+_UNEQUAL = 5  # times as many images of one class as of another
+
+
+def _choose_imbalance(proposal: Proposal, pictures: Pictures) -> None:
+    """At rest, unless classes are unequal."""
+    say, sizes = proposal.set, _trained_by_class(pictures)
+    most, fewest = max(sizes), min(sizes)
+    unequal = most >= _UNEQUAL * fewest
+    say("imbalance.weights", "none")
+    if unequal:
+        times = f"{most / fewest:.0f} times as many" if fewest else "none"
+        said = f"{most:,} pictures of the largest class, {fewest:,} of the smallest: {times}. docs/imbalance.md"
+        say("imbalance.sampling", "balanced", said)
+        say("imbalance.choose_by", "balanced_accuracy", "every class counts alike, however few its pictures are")
+    else:
+        say("imbalance.sampling", "natural")
+        say("imbalance.choose_by", "accuracy")
+    say("imbalance.logit_adjustment", 0.0)
+
+
+def _trained_by_class(pictures: Pictures) -> list[int]:
+    return _by_class(pictures, Part.TRAIN)
+
+
+def _by_class(pictures: Pictures, part: Part) -> list[int]:
+    labels = pictures.listing.labels[(pictures.listing.parts == part) & (pictures.listing.labels >= 0)]
+    return [int(count) for count in np.bincount(labels, minlength=len(pictures.listing.classes))]
+
+
+def _tested_by_class(proposal: Proposal, pictures: Pictures) -> list[int]:
+    """How many test images each class will have: exactly, of a test split of its own; else about, as drawn."""
+    share = proposal.values.get("data.test")
+    if share is None:
+        return _by_class(pictures, Part.TEST)
+    return [max(1, round(share * count)) for count in _trained_by_class(pictures)]
 
 
 def _choose_teacher(proposal: Proposal, pictures: Pictures, side: int, labelled: int) -> None:
@@ -342,8 +380,25 @@ def _steps(steps: int, effort: float) -> int:
     return max(20, round(steps * effort / 20) * 20)
 
 
-def choose_claims(proposal: Proposal, test: int) -> str:
-    """Claims that so many test images can decide; returns the sentence about the others."""
+def _claim_of_classes(proposal: Proposal, claims: list[tuple[str, str]], by_class: Sequence[int]) -> str:
+    """Where classes are unequal: adds the claim in which each counts alike, and returns what is to be said of it."""
+    if proposal.values["imbalance.choose_by"] == "accuracy" or not by_class:
+        return ""
+    fewest = min(by_class)
+    if not fewest:
+        return ". A class has no test image: nothing can be shown of it"
+    least = power.detectable_by_class(by_class)
+    margin = next((points for points in _MARGINS if points >= least), None)
+    if margin is not None:
+        said = f"the smallest class has about {fewest:,} test images: {least:.1f} points at the least"
+        claims.append((f"prune is within {max(margin, 3.0)} points of finetune on balanced_accuracy", said))
+    return (
+        f". Of balanced accuracy none under {least:.1f} points can: the smallest class has about {fewest:,} test images"
+    )
+
+
+def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -> str:
+    """Claims that so many test images (``by_class``: of each) can decide; returns the sentence about the others."""
     least = power.detectable(test)
     source, target = proposal.values["prune.source"], proposal.values["prune.target"]
     claims: list[tuple[str, str]] = []
@@ -358,6 +413,7 @@ def choose_claims(proposal: Proposal, test: int) -> str:
         claims.append((f"prune is within {max(margin, 3.0)} points of finetune on accuracy", said))
         claims.append(("prune beats small on accuracy", "is the teacher worth it?"))
         claims.append(("prune beats scratch on accuracy", "is the pretrained network worth it?"))
+    rare = _claim_of_classes(proposal, claims, by_class)
     agreed = next((share for share, images in ((98, 1_000), (95, 200), (90, 80)) if test >= images), None)
     if agreed is not None:
         claims.append((f"prune_onnx_int8 agrees with prune on {agreed} % of images", "eight bits did not break it"))
@@ -368,9 +424,9 @@ def choose_claims(proposal: Proposal, test: int) -> str:
         need = power.images_for(_MARGINS[-1])
         return (
             f"With {test:,} test images a difference of accuracy under {least:.0f} points cannot be shown, so none is "
-            f"claimed. Label more: {need:,} test images show {_MARGINS[-1]:g} points"
+            f"claimed. Label more: {need:,} test images show {_MARGINS[-1]:g} points{rare}"
         )
-    return f"With {test:,} test images a difference of accuracy under {least:.1f} points cannot be shown"
+    return f"With {test:,} test images a difference of accuracy under {least:.1f} points cannot be shown{rare}"
 
 
 # ------------------------------------------------------------------------------------------------ fitting to the time
@@ -480,7 +536,7 @@ def init(
     proposal.set("ship.candidate", "prune")
     proposal.set("export.candidates", ["distill", "prune"])
     test = forecast.count_images(as_params(root, proposal.values), pictures.listing).test
-    remarks = [choose_claims(proposal, test), fitted.remark]
+    remarks = [choose_claims(proposal, test, _tested_by_class(proposal, pictures)), fitted.remark]
     if "claims" in overrides:
         proposal.set("claims", overrides["claims"], "as in the recipe")
     kept = root / KEPT

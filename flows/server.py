@@ -21,12 +21,17 @@ from pathlib import Path
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    temporary_settings,
+)
 
 from flows import OWN_SERVER, console
 from flows.watch import MARK
 from tasks import processes, tracking
-from thinner.errors import UserError
+from thinner.errors import UserError, one_line
 
 GOODBYE_SECONDS = 5.0  # for Prefect's last words to a server that is not there
 _watches: list[subprocess.Popen[bytes]] = []
@@ -120,16 +125,33 @@ def decided(state: State) -> State:
 
 
 def outlived(flow: Callable[[], State]) -> State:
-    """What ``flow`` comes to, by its own word, and not by what Prefect's client makes of a server that has gone."""
+    """What ``flow`` comes to, by its own word, and not by what Prefect's client makes of a server that has gone.
+
+    Raises:
+        UserError: a server of the run's own did not start.
+    """
     global _url, _state  # noqa: PLW0603
     _url = _state = None
     _gone.clear()
     try:
         state = flow()
-    except Exception:
+    except Exception as error:
         if _own_word() is None:
+            if isinstance(error, RuntimeError) and "ephemeral Prefect API server" in str(error):
+                raise _not_started(error) from error
             raise
     return _own_word() or state
+
+
+def _not_started(error: RuntimeError) -> UserError:
+    key = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
+    seconds = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+    said = one_line(str(error).partition("stderr:")[2])[-300:].strip()
+    return UserError(
+        f"Prefect's server did not start within {seconds} s; nothing has run"
+        + (f". Its last words: {said}" if said else "")
+        + f". Give it more time ({key}={max(300, 2 * seconds)}), or do without it: dvc repro"
+    )
 
 
 def _own_word() -> State | None:

@@ -29,7 +29,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, model_validator
 
-from flows import console, recipes
+from flows import console, recipes, server
 from flows.pipeline import only_one, select
 from flows.worktrees import (
     Worktrees,
@@ -223,7 +223,8 @@ def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:
         macs, share = int(chosen["macs"]), float(chosen["macs"] / rounds.iloc[0]["macs"])
         return {"value": float(chosen["accuracy_after"]), "step": int(chosen["round"]), "macs": macs, "share": share}
     history = pd.read_csv(folder / "reports" / run.target / "history.csv")
-    best = history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
+    decides = f"val_{run.params['imbalance']['choose_by']}"
+    best = history.sort_values([decides, "val_loss"], ascending=[False, True]).iloc[0]
     return {"value": float(best[measure]), "step": int(best["step"]), **_macs(folder / "data" / run.target)}
 
 
@@ -406,7 +407,7 @@ def main() -> int:
             write_report(options.study, root)
             return 0
         seeds = [] if options.seeds is None else parse_seeds(options.seeds)
-        return start(options.study, max(1, options.workers), options.only, seeds)
+        return server.leave(start(options.study, max(1, options.workers), options.only, seeds))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """evaluate: every candidate on the test split, which is read here and nowhere else.
 
-One thing is fitted here, each candidate's temperature, and that on the validation split.
+Fitted here are each candidate's temperature and operating points, and those on the validation split.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from tasks.stage import Stage, run_stage
-from thinner import corruptions, metrics, statistics
+from thinner import corruptions, metrics, operating, scores, statistics
 from thinner.hardware import describe_machine
 from thinner.memory import measure_memory
-from thinner.predict import Candidate, choose_device, open_candidate, predict_logits
+from thinner.predict import Candidate, choose_device, open_candidate, predict_logits, weights_sha256
 from thinner.profiling import (
     count_macs,
     count_params,
@@ -45,7 +45,7 @@ def evaluate(stage: Stage) -> None:
     test, validation = store.splits["test"], store.splits["validation"]
     labels, validation_labels = np.asarray(store.labels[test]), np.asarray(store.labels[validation])
 
-    logits, temperatures = {}, {}
+    logits, temperatures, points = {}, {}, {}
     with stage.progress("images", total=(len(test) + len(validation)) * len(candidates)) as bar:
         done = 0
         for name, candidate in candidates.items():
@@ -58,6 +58,7 @@ def evaluate(stage: Stage) -> None:
                 candidate, store.images, validation, section.batch_size, lambda images: one_more(images, len(test))
             )
             temperatures[name] = metrics.fit_temperature(validation_labels, seen)
+            points[name] = operating.points_of(validation_labels, seen, labels, logits[name])
             done += len(test) + len(validation)
     samples = _time(stage, store, candidates, places)
     height, width, channels = store.images.shape[1:]
@@ -70,10 +71,15 @@ def evaluate(stage: Stage) -> None:
     )
 
     predictions = {name: values.argmax(axis=1) for name, values in logits.items()}
+    if untested := scores.missing(labels, store.classes):
+        named = ", ".join(f"'{name}'" for name in untested)
+        stage.say(f"evaluate: no test image of {named}: nothing here tells how well that is recognised")
     results: dict[str, dict[str, Any]] = {
         name: {
             "accuracy": metrics.accuracy(labels, predictions[name]),
+            "balanced_accuracy": metrics.balanced_accuracy(labels, predictions[name]),
             "macro_f1": metrics.macro_f1(labels, predictions[name]),
+            **_worst(labels, predictions[name], store.classes),
             "agreement": metrics.agreement(predictions[name], predictions[TEACHER]),
             **_confidence(labels, logits[name], temperatures[name]),
             **_size(name, candidates, places[name]),
@@ -114,6 +120,8 @@ def evaluate(stage: Stage) -> None:
     with stage.output("reports/evaluate") as folder:
         _write_tables(folder, store, labels, predictions, results)
         _write_confidence(folder, labels, logits, temperatures)
+        text = json.dumps(operating.as_json(points), indent=2) + "\n"
+        (folder / operating.FILE.name).write_text(text, encoding="utf-8")
         if corrupted:
             _write_csv(folder / "corruptions.csv", ("candidate", "corruption", "severity", "accuracy"), corrupted)
         # where the milliseconds come from; it stands beside them, so that report need not run on the same
@@ -125,6 +133,7 @@ def evaluate(stage: Stage) -> None:
             "latency_repeats": section.latency_repeats,
             "test_images": len(test),
             "data_sha256": store.sha256,
+            "weights_sha256": {name: weights_sha256(path) for name, path in places.items()},
         }
         (folder / "environment.json").write_text(json.dumps(machine, indent=2, sort_keys=True) + "\n")
 
@@ -135,6 +144,15 @@ def evaluate(stage: Stage) -> None:
             for name, row in results.items()
             for key, value in row.items()
             if not isinstance(value, str)
+        }
+    )
+    stage.record.metrics(
+        {
+            f"test/{name}/{what}_at_{100 * point.at_least:g}": value
+            for name, row in points.items()
+            for point in row
+            for what, value in (("coverage", point.coverage), ("accuracy", point.accuracy))
+            if value is not None
         }
     )
     stage.record.artifact("reports/metrics.json")
@@ -212,6 +230,12 @@ def _latency(samples: Mapping[int, Mapping[str, Any]], name: str, batches: Seque
         out[f"{key}_low"], out[f"{key}_high"] = median_interval(samples[batch][name])
         out[f"throughput_b{batch}"] = 1000 * batch / out[key]
     return out
+
+
+def _worst(labels: Any, predictions: Any, classes: Sequence[str]) -> dict[str, Any]:
+    """The class that was recognised least, and the share of its images that was."""
+    worst, share = metrics.worst_class(labels, predictions)
+    return {"worst_class": share, "worst_class_name": classes[worst]}
 
 
 def _confidence(labels: Any, logits: Any, temperature: float) -> dict[str, float]:

@@ -1,5 +1,10 @@
 """finetune: the pretrained network, with a new head, adapted to the labelled images: the baseline and the teacher."""
 
+import copy
+from typing import Any
+
+from torch import nn
+
 from tasks import learning
 from tasks.stage import Stage, run_stage
 from thinner import models, store
@@ -17,9 +22,35 @@ def finetune(stage: Stage) -> None:
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
     plan = section.training
-    history = learning.learn_labels(stage, model, plan, plan, section.augment, data, preprocessing, fabric)
+    if section.probe_steps:
+        _probe(stage, model, data, preprocessing, fabric)
+    scales = None if section.layer_decay == 1.0 else models.layer_scales(model, section.layer_decay)
+    history = learning.learn_labels(
+        stage, model, plan, plan, section.augment, data, preprocessing, fabric, scales=scales
+    )
     spec = learning.spec_of("finetune", network, preprocessing, data, start.parents)
     learning.finish(stage, model, spec, history)
+
+
+def _probe(stage: Stage, model: nn.Module, data: store.Store, preprocessing: dict[str, Any], fabric: Any) -> None:
+    """Train the head alone, on features as they are: where it starts from noise, its first gradients spoil them (Kumar
+    et al. 2022, https://arxiv.org/abs/2202.10054)."""
+    section = stage.params.finetune
+    probe = copy.deepcopy(model)  # or its batch norms would stay as they are for good
+    models.freeze(probe, len(list(models.stages_of(probe))))
+    for name, parameter in probe.named_parameters():
+        parameter.requires_grad_(name.startswith(f"{models.head_of(probe)[0]}."))  # class tokens are in no part
+    budget = section.training.model_copy(
+        update={"steps": section.probe_steps, "epochs": None, "validate_every": section.probe_steps, "keep_step": None}
+    )
+    resume = stage.resume / "probe"
+    resume.mkdir(exist_ok=True)
+    history = learning.learn_labels(
+        stage, probe, budget, section.training, section.augment, data, preprocessing, fabric,
+        resume=resume, record_prefix="probe/",
+    )  # fmt: skip
+    model.load_state_dict(probe.state_dict())
+    stage.say(f"finetune: the head alone, {section.probe_steps} steps: {history[-1]['val_accuracy']:.2%} on validation")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ import torch
 
 from tasks import learning
 from tasks.prune import plan_steps, way_of
+from tasks.small import size_of
 from tasks.stage import thread_count
 from thinner import checkpoint, corruptions, criteria, models, profiling, rounds, store, training
 from thinner.config import Augmentation, Budget, Network, Params
 from thinner.sources import Listing, list_source
+from thinner.target import Target
 
 _TIMED, _WARM = 5, 2  # steps
 _ENOUGH_SECONDS = 3.0  # of timed steps, where each takes long
@@ -181,18 +183,21 @@ class Clock:
 
         return float(self._once(told, f"looks of {name}", measure))
 
-    def cut(self, params: Params, name: str, network: Any, section: Network) -> list[tuple[Any, Any]]:
-        """The networks after each cut of ``prune``, as (what they are told apart by, how they are made)."""
+    def cut(
+        self, params: Params, name: str, network: Any, section: Network, asked: Target | None = None
+    ) -> list[tuple[Any, Any]]:
+        """The networks after each cut of ``prune``, as (what they are told apart by, how they are made). ``asked``: how
+        far, where it is not what prune is asked."""
         key, make = network
-        way = way_of(params)
-        told = ("cut", key, section.image_size, params.prune.asked, repr(way))
+        way, asked = way_of(params), asked or params.prune.asked
+        told = ("cut", key, section.image_size, asked, repr(way))
 
         def measure() -> list[Any]:
             # widths are about the same by any criterion, and this one needs no image
             looks = criteria.look_up(way.criterion).needs_examples
             model = make()
             plan = rounds.PruningPlan(
-                params.prune.asked,
+                asked,
                 replace(way, rewind=False, warm_up=False, criterion="l2" if looks else way.criterion),
                 model,
                 (section.channels, section.image_size, section.image_size),
@@ -269,7 +274,7 @@ class _Job:
         augment, plan = params.student.augment, params.student.training
         found = [
             self._prepare(),
-            self._trained("finetune", teacher, params.finetune, params.finetune.augment, params.finetune.training),
+            self._finetune(teacher),
             self._trained("scratch", student, params.student, augment, plan),
             self._teach(),
             self._trained("distill", student, params.student, augment, plan, taught=True),
@@ -278,6 +283,25 @@ class _Job:
             found.append(self._pruned(stage, source))
         found += [self._small(), self._export(), self._evaluate()]
         return [*found, Cost("report", self.start * _BESIDE, 0, "tables and the page")]
+
+    def _finetune(self, teacher: Any) -> Cost:
+        section = self.params.finetune
+        cost = self._trained("finetune", teacher, section, section.augment, section.training)
+        if not section.probe_steps:
+            return cost
+        (key, _), make = teacher
+
+        def held() -> Any:
+            model = make()
+            models.freeze(model, len(list(models.stages_of(model))))
+            return model
+
+        each = self._step("finetune", ((key, "head"), held), section, section.augment, section.training, False)
+        return replace(
+            cost,
+            seconds=cost.seconds + section.probe_steps * each,
+            words=f"{cost.words}, before them {section.probe_steps:,} of the head",
+        )
 
     def _beside(self, seconds: float) -> float:
         return seconds + _BESIDE * self.start
@@ -382,9 +406,10 @@ class _Job:
         source = params.small.source
         network, section = self.networks[source]
         # cut to prune's own size: where both start from one network, the very same
-        last = (
-            self.networks["prune"][0] if self._alike(source) else self.clock.cut(params, source, network, section)[-1]
-        )
+        last, its = self.networks["prune"]
+        if not self._alike(source):
+            shape = (its.channels, its.image_size, its.image_size)
+            last = self.clock.cut(params, source, network, section, size_of(params, last[1](), shape))[-1]
         self.networks["small"] = (last, section)
         steps = len(self.clock.cut(params, params.prune.source, *self.networks[params.prune.source])) * plan_steps(
             params, self.counts.pool

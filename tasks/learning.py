@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.stage import Stage
-from thinner import checkpoint, models, own, store, training, views, weights, whole
+from thinner import checkpoint, imbalance, models, own, scores, store, training, views, weights, whole
 from thinner.config import Augmentation, Budget, Network, Params
 
 PREPARED = "data/prepared"
@@ -66,6 +66,7 @@ def batches_of(
     batch_size: int,
     fabric: Any,
     number_of_views: int | None = None,
+    balanced: bool = False,
 ) -> training.Batches:
     run = stage.params.run
     return training.Batches(
@@ -83,6 +84,29 @@ def batches_of(
         channels_last=run.channels_last,
         rank=fabric.global_rank,
         world=fabric.world_size,
+        balanced=balanced,
+    )
+
+
+def balance_of(
+    params: Params, data: store.Store, device: torch.device, *, drawn_evenly: bool
+) -> imbalance.Balance | None:
+    """What the section ``imbalance`` does to a cross-entropy with the labels; None where all is at rest.
+
+    ``drawn_evenly``: whether batches can be drawn by class. Those that hold unlabelled images cannot, and there the
+    weights do what the drawing would: on average the two are the same. UserError where a class has no labelled image.
+    """
+    how = params.imbalance
+    key = next((f"imbalance.{key}" for key in ("weights", "sampling") if getattr(how, key) == "balanced"), "")
+    if not key and how.logit_adjustment == 0.0:
+        return None
+    labelled = data.labels[data.splits["labelled"]]
+    counts = imbalance.class_counts(labelled, data.classes, key or "imbalance.logit_adjustment")
+    return imbalance.balance(
+        counts,
+        weights=bool(key) and not (how.sampling == "balanced" and drawn_evenly),
+        logit_adjustment=how.logit_adjustment,
+        device=device,
     )
 
 
@@ -106,6 +130,7 @@ def validation_of(
         device=fabric.device,
         autocast=training.autocast(fabric.device, params.run.precision),
         fabric=fabric,
+        choose_by=params.imbalance.choose_by,
     )
 
 
@@ -123,6 +148,7 @@ def learn(
     resume: Path | None = None,
     record_prefix: str = "",
     extra: nn.Module | None = None,
+    scales: Mapping[str, float] | None = None,
 ) -> list[training.Row]:
     """Train as ``plan`` says, shown and recorded; returns the rows of the learning curve. ``resume``: where states go,
     if the stage trains more than once."""
@@ -136,6 +162,10 @@ def learn(
         validate_every=plan.validate_every,
     )
     model.to(memory_format=memory_format_of(stage.params))
+    choose_by = stage.params.imbalance.choose_by
+    if choose_by != "accuracy" and (unseen := scores.missing(data.labels[data.splits["validation"]], data.classes)):
+        named = ", ".join(f"'{name}'" for name in unseen)
+        stage.say(f"{name}: imbalance.choose_by: {choose_by} leaves out {named}: no validation image of it")
     if plan.keep_step is not None and fabric.global_rank == 0:
         step = keep_early(model, step, plan.keep_step, resume)
     with stage.progress(name, steps) as bar:
@@ -159,6 +189,7 @@ def learn(
                 weight_decay=plan.weight_decay,
                 head=models.head_of(model)[0],
                 head_lr=plan.head_lr,
+                scales=scales,
                 extra=extra,
                 fused=run.precision != "fp16" or plan.clip_norm is None,
             ),
@@ -169,6 +200,7 @@ def learn(
             clip_norm=plan.clip_norm,
             ema=plan.ema,
             patience=plan.patience,
+            choose_by=choose_by,
             compiled=run.compile,
             extra=extra,
             resume=resume,
@@ -187,11 +219,13 @@ def learn_labels(
     data: store.Store,
     preprocessing: dict[str, Any],
     fabric: Any,
+    **further: Any,
 ) -> list[training.Row]:
-    """Train with the labels alone; ``how`` has ``mixup``, ``cutmix`` and ``label_smoothing``.
+    """Train with the labels alone; ``how`` has ``mixup``, ``cutmix`` and ``label_smoothing``; ``further`` as in learn.
 
     Views are new in every pass: only a teacher's are limited in number.
     """
+    balance = balance_of(stage.params, data, fabric.device, drawn_evenly=True)
 
     def mixed(batch: training.Batch, number: int) -> training.Batch:
         return training.mix(
@@ -207,12 +241,22 @@ def learn_labels(
         stage,
         stage.name,
         model,
-        batches_of(stage, data, data.splits["labelled"], preprocessing, augment, plan.batch_size, fabric),
-        training.supervised_step(how.label_smoothing, mixed),
+        batches_of(
+            stage,
+            data,
+            data.splits["labelled"],
+            preprocessing,
+            augment,
+            plan.batch_size,
+            fabric,
+            balanced=stage.params.imbalance.sampling == "balanced",
+        ),
+        training.supervised_step(how.label_smoothing, mixed, balance),
         plan,
         data,
         preprocessing,
         fabric,
+        **further,
     )
 
 
@@ -238,8 +282,8 @@ def _metric(key: str) -> str:
     return f"val/{key.removeprefix('val_')}" if key.startswith("val_") else f"train/{key}"
 
 
-def best_of(history: list[training.Row]) -> training.Row:
-    return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+def best_of(history: list[training.Row], choose_by: str = "accuracy") -> training.Row:
+    return max(history, key=lambda row: (row[f"val_{choose_by}"], -row["val_loss"]))
 
 
 def write_history(stage: Stage, path: str, history: list[training.Row]) -> None:
@@ -251,8 +295,9 @@ def write_history(stage: Stage, path: str, history: list[training.Row]) -> None:
 def finish(stage: Stage, model: nn.Module, spec: dict[str, Any], history: list[training.Row]) -> None:
     """Write the stage's checkpoint and learning curve, record both, and say what came out."""
     folder = f"data/{stage.name}"
-    best = best_of(history)
-    spec = {**spec, "val_accuracy": best["val_accuracy"]}
+    choose_by = stage.params.imbalance.choose_by
+    best = best_of(history, choose_by)
+    spec = {**spec, "val_accuracy": best["val_accuracy"], f"val_{choose_by}": best[f"val_{choose_by}"]}
     with stage.output(folder) as temporary:
         checkpoint.save(temporary, model, spec)
         if (early := stage.resume / f"{EARLY}.safetensors").exists():
@@ -260,13 +305,13 @@ def finish(stage: Stage, model: nn.Module, spec: dict[str, Any], history: list[t
             network.load_state_dict(whole.read_tensors(early)[0])
             checkpoint.save(temporary / EARLY, network, spec)
     write_history(stage, f"reports/{stage.name}/history.csv", history)
-    stage.record.metrics({"val/best_accuracy": best["val_accuracy"]})
+    stage.record.metrics({f"val/best_{key}": best[f"val_{key}"] for key in dict.fromkeys(("accuracy", choose_by))})
     stage.record.artifact(f"{folder}/{checkpoint.WEIGHTS}", "checkpoint")
     stage.record.artifact(f"{folder}/{checkpoint.SPEC}", "checkpoint")
-    stage.say(
-        f"{stage.name}: best validation accuracy {best['val_accuracy']:.2%} at step {int(best['step'])}; "
-        f"weights in {folder}"
-    )
+    chosen = f"accuracy {best['val_accuracy']:.2%}"
+    if choose_by != "accuracy":
+        chosen = f"{choose_by} {best[f'val_{choose_by}']:.2%} ({chosen})"
+    stage.say(f"{stage.name}: best validation {chosen} at step {int(best['step'])}; weights in {folder}")
 
 
 def training_pool(data: store.Store) -> npt.NDArray[np.int64]:

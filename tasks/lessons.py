@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import teachers
-from tasks.learning import policy_of, preprocessing_of
+from tasks.learning import balance_of, policy_of, preprocessing_of
 from thinner import losses, models, signals, store, training, views
 from thinner.config import Params
 
@@ -56,7 +56,12 @@ def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int
             for side, found in (("student", taps), ("teacher", features))
         }
     combined = losses.combine(
-        parts, shapes["student"], shapes["teacher"], images=len(data.images), seed=params.run.seed
+        parts,
+        shapes["student"],
+        shapes["teacher"],
+        images=len(data.images),
+        seed=params.run.seed,
+        balance=balance_of(params, data, device, drawn_evenly=False),
     ).to(device)
 
     def step(model: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import yaml
 from tasks import lineage
 from tasks.stage import Stage, run_stage
 from tasks.tracking import flatten
-from thinner import shipping, statistics
+from thinner import devices, operating, shipping, statistics
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.markdown import render_pull_request
@@ -52,6 +52,14 @@ def report(stage: Stage) -> None:
         table.write_text(render_pull_request(results), encoding="utf-8")
     outcomes = [verdict["outcome"] for verdict in verdicts.values()]
     stage.record.metrics({f"claims/{o.replace(' ', '_')}": float(outcomes.count(o)) for o in OUTCOMES})
+    stage.record.metrics(
+        {
+            f"device/{device.name}/{name}/latency_ms_b{batch}": float(np.median(samples))
+            for device in results.devices.values()
+            for batch, table in device.latency_ms.items()
+            for name, samples in table.items()
+        }
+    )
     for name in ("claims.json", "report.html", "results.md"):
         stage.record.artifact(f"reports/{name}")
     stage.record.figures(render_figures(results))
@@ -89,10 +97,15 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
     have the same seed, parameters differ (but MAY_DIFFER), or one was tested on other images.
     """
     runs, images = [], []
+    parsed: list[statistics.Claim] = []
     for root in roots:
         try:
             metrics = shipping.read_metrics(root / "reports" / "metrics.json")
-            runs.append(gather(root / "data" / "evaluate", metrics))
+            parsed = parsed or statistics.parse_claims(claims, list(metrics))
+            timed = devices.read_devices(root / "reports") if len(roots) == 1 else {}  # of one run's weights
+            unsure = {claim.candidate for claim in parsed if claim.kind == "answers"} if len(roots) == 1 else set()
+            known = {name: row for name, row in operating.read_points(root / operating.FILE).items() if name in unsure}
+            runs.append(gather(root / "data" / "evaluate", metrics, timed, known))
             with np.load(root / "data" / "evaluate" / "predictions.npz", allow_pickle=False) as file:
                 images.append((file["index"], file["labels"]))
         except FileNotFoundError as error:
@@ -105,9 +118,15 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
                 f"{root}: was tested on other images than {roots[0]}, so nothing can be paired. "
                 "Give data.test a split of its own that no seed changes: null, or a folder `test`"
             )
-    parsed = statistics.parse_claims(claims, list(runs[0].predictions))
+    evidence = statistics.over_seeds(runs)
+    untimed = [claim for claim in parsed if claim.device and not statistics.is_timed(claim, evidence)]
+    verdicts = iter(statistics.judge([claim for claim in parsed if claim not in untimed], evidence, seed=seed))
     found = {}
-    for number, verdict in enumerate(statistics.judge(parsed, statistics.over_seeds(runs), seed=seed), start=1):
+    for number, claim in enumerate(parsed, start=1):
+        if claim in untimed:
+            found[f"claim_{number}"] = _not_timed(claim)
+            continue
+        verdict = next(verdicts)
         estimate = verdict.estimate
         found[f"claim_{number}"] = {
             "claim": verdict.claim.text,
@@ -124,6 +143,26 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
             "numbers": verdict.numbers,
         }
     return found
+
+
+def _not_timed(claim: statistics.Claim) -> dict[str, Any]:
+    """The verdict on a claim about a device that has not timed the present networks: training them again makes every
+    such time one of other weights, and is no reason to stop."""
+    empty = dict.fromkeys(("effect", "low", "high", "p_value"))
+    return {
+        "claim": claim.text,
+        "outcome": "not shown",
+        "kind": claim.kind,
+        **empty,
+        "asked": claim.amount,
+        "count": 0,
+        "seeds": 1,
+        "method": "",
+        "numbers": (
+            f"{claim.device} has not timed these weights at batch {claim.batch}: thinner bundle --bench, and then "
+            f"thinner device add {claim.device} bench.csv"
+        ),
+    }
 
 
 def _refuse_other_runs(roots: Sequence[Path]) -> None:
@@ -155,14 +194,20 @@ def _refuse_other_runs(roots: Sequence[Path]) -> None:
             )
 
 
-def gather(evaluated: Path, metrics: dict[str, dict[str, Any]]) -> statistics.Evidence:
+def gather(
+    evaluated: Path,
+    metrics: dict[str, dict[str, Any]],
+    timed: Mapping[str, devices.Device] | None = None,
+    points: Mapping[str, Sequence[operating.Point]] | None = None,
+) -> statistics.Evidence:
     """What evaluate measured, as the tests want it.
 
-    Times are kept by runtime: ``distill`` in onnxruntime is what tables call ``distill_onnx``.
+    Times are kept by runtime, where ``distill`` in onnxruntime is what tables call ``distill_onnx``; and by device.
     """
     with np.load(evaluated / "predictions.npz", allow_pickle=False) as file:
         labels = file["labels"]
         predictions = {name: file[f"predictions.{name}"] for name in metrics}
+        odds = {name: operating.log_odds(file[f"logits.{name}"]) for name in points or {}}
     times: dict[tuple[str, int], dict[str, Any]] = {}
     for key, rows in pd.read_csv(evaluated / "latency.csv").groupby(["candidate", "batch"]):
         name, batch = cast(tuple[str, int], key)
@@ -171,6 +216,9 @@ def gather(evaluated: Path, metrics: dict[str, dict[str, Any]]) -> statistics.Ev
         table[name] = rows.sort_values("round")["latency_ms"].to_numpy()
         if runtime == "onnxruntime" and name.endswith("_onnx"):
             table[name.removesuffix("_onnx")] = table[name]
+    for device in (timed or {}).values():
+        for batch, of_names in device.latency_ms.items():
+            times[device.name, batch] = dict(of_names)
     return statistics.Evidence(
         right={name: predicted == labels for name, predicted in predictions.items()},
         predictions=predictions,
@@ -179,6 +227,11 @@ def gather(evaluated: Path, metrics: dict[str, dict[str, Any]]) -> statistics.Ev
             for name, found in metrics.items()
         },
         latency_ms=times,
+        answered={
+            name: {p.at_least: odds[name] >= (np.inf if p.log_odds is None else p.log_odds) for p in row}
+            for name, row in (points or {}).items()
+        },
+        labels=labels,
     )
 
 

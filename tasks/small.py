@@ -10,6 +10,8 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from tasks import learning
 from tasks.prune import plan_of, plan_steps, shape_of
 from tasks.stage import Stage, run_stage
@@ -27,7 +29,7 @@ def small(stage: Stage) -> None:
     preprocessing = source.spec["preprocessing"]
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
-    plan = plan_of(params, source, data, _size_of(params, goal))
+    plan = plan_of(params, source, data, size_of(params, goal.model, shape_of(goal)))
     stage.say(f"small: {name} has {plan.words}")
     model, held = plan.cut_in_rounds(source.model)
 
@@ -42,14 +44,14 @@ def small(stage: Stage) -> None:
     learning.finish(stage, model, spec, history)
 
 
-def _size_of(params: Params, goal: checkpoint.Loaded) -> Target:
-    """A target of prune's own size, counted as prune counts it."""
+def size_of(params: Params, pruned: nn.Module, shape: tuple[int, int, int]) -> Target:
+    """A target of prune's own size, counted as prune counts it; ``shape``: channels, height, width of what it sees."""
     asked = params.prune.asked
     if asked.granularity != "channels":
-        return replace(asked, key="params", value=profiling.count_params(goal.model, nonzero=True))
+        return replace(asked, key="params", value=profiling.count_params(pruned, nonzero=True))
     if asked.key == "params":
-        return replace(asked, value=profiling.count_params(goal.model))
-    return replace(asked, key="macs", value=profiling.count_macs(goal.model, shape_of(goal)))
+        return replace(asked, value=profiling.count_params(pruned))
+    return replace(asked, key="macs", value=profiling.count_macs(pruned, shape))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from thinner.config import Params, Run
 
 INPUTS = "THINNER_INPUTS"  # the hash of the inputs, for the helper processes of data-parallel training
+_LAST_WORDS_SECONDS = 8.0  # to save a state and mark the run, when who started the stage has died
 WORK = Path(".thinner")  # locks, resume folders: per working copy, ignored by git and DVC
 LOCK_SECONDS = 10.0  # a stage whose `dvc` was killed needs some to notice and to go
 
@@ -285,6 +286,8 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
         return 1
     except Stopped as stop:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (signal.SIGINT, signal.SIGTERM):  # asked again: it ends already, and its run is to be marked
+            signal.signal(number, signal.SIG_IGN)
         status = "KILLED"
         with contextlib.suppress(OSError):  # whoever read our output may be what died
             print(f"{name}: stopped by {stop}", file=sys.stderr, flush=True)
@@ -471,7 +474,7 @@ def _die_with_parents() -> None:
         while all(processes.is_alive(pid, started) for pid, started in watched):
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)  # the gentle way: partial outputs go, the run is marked
-        time.sleep(5)
+        time.sleep(_LAST_WORDS_SECONDS)
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()

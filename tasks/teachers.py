@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from scipy import stats
 
 from tasks import learning
-from thinner import checkpoint, signals, store, training, views, whole
+from thinner import checkpoint, scores, signals, store, training, views, whole
 from thinner.config import Params
 from thinner.errors import UserError
 
@@ -65,9 +66,10 @@ def teacher(
         if name not in known and (section.combine == "accuracy" or not name.endswith(".npz")):
             known[name] = _accuracy(one, data, validation, device)
     if section.at_chance == "refuse":
-        for number, name in enumerate(section.teachers):
+        for number, (name, one) in enumerate(zip(section.teachers, made, strict=True)):
             if name in known:
-                _refuse_chance(f"teach.teachers[{number}]: '{name}'", known[name], data)
+                answers = None if name.endswith(".npz") else partial(_answers, one, data, validation, device)
+                _refuse_chance(f"teach.teachers[{number}]: '{name}'", known[name], data, answers)
     scores = [known[name] if section.combine == "accuracy" else 1.0 for name in section.teachers]
     total = sum(scores)
     weights = {name: score / total for name, score in zip(section.teachers, scores, strict=True)}
@@ -76,21 +78,33 @@ def teacher(
 
 def _accuracy(one: signals.Teacher, data: store.Store, index: np.ndarray, device: torch.device) -> float:
     """On the validation split, of the images as they are."""
-    right = 0
+    return int((_answers(one, data, index, device) == data.labels[index]).sum()) / len(index)
+
+
+def _answers(one: signals.Teacher, data: store.Store, index: np.ndarray, device: torch.device) -> np.ndarray:
+    """The class that the teacher names for each image."""
+    found = []
     for start in range(0, len(index), _BATCH):
-        some = index[start : start + _BATCH]
-        logits, _ = one(signals.View(data.images, some, 0, views.Policy(), 0, device))
-        right += int((logits.argmax(1).cpu().numpy() == data.labels[some]).sum())
-    return right / len(index)
+        logits, _ = one(signals.View(data.images, index[start : start + _BATCH], 0, views.Policy(), 0, device))
+        found.append(logits.argmax(1).cpu().numpy())
+    return np.concatenate(found)
 
 
-def _refuse_chance(what: str, accuracy: float, data: store.Store) -> None:
+def _refuse_chance(
+    what: str, accuracy: float, data: store.Store, answers: Callable[[], np.ndarray] | None = None
+) -> None:
     """Raise UserError for a teacher that is not shown to know more than which class is the most frequent one (exact
-    one-sided binomial test, 5 %; of fewer images than 100 it must only do better): its answers would be taught."""
+    one-sided binomial test, 5 %; of fewer images than 100 it must only do better): its answers would be taught.
+
+    Where classes are unequal, one that was trained to heed the rare ones may name fewer images right than that and know
+    much: ``answers`` for the validation images, if they are to be had, are then looked at as well.
+    """
     labels = data.labels[data.splits["validation"]]
     count, chance = len(labels), float(np.bincount(labels).max()) / len(labels)
     shown = stats.binomtest(round(accuracy * count), count, chance, alternative="greater").pvalue <= 0.05
-    if accuracy <= chance or (count >= 100 and not shown):
+    if accuracy > chance and (count < 100 or shown):
+        return
+    if answers is None or not _tells_classes_apart(answers(), labels):
         raise UserError(
             f"{what} names {accuracy:.1%} of {count:,} validation images right, and naming always the most frequent "
             f"class would {chance:.1%}: it has nothing to teach. Train it longer (finetune.training), or with another "
@@ -98,4 +112,18 @@ def _refuse_chance(what: str, accuracy: float, data: store.Store) -> None:
         )
 
 
-_BATCH = 256
+def _tells_classes_apart(answers: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether the balanced accuracy is more than answers without regard to the images would have: a permutation test,
+    one-sided, 5 %."""
+    classes = int(max(answers.max(), labels.max())) + 1
+
+    def balanced(shuffled: np.ndarray) -> float:
+        counts = np.bincount(labels * classes + shuffled, minlength=classes**2).reshape(classes, classes)
+        return scores.score("balanced_accuracy", counts)
+
+    rng, seen = np.random.default_rng(0), balanced(answers)
+    as_good = sum(balanced(rng.permutation(answers)) >= seen - 1e-12 for _ in range(_PERMUTATIONS))
+    return (as_good + 1) / (_PERMUTATIONS + 1) <= 0.05
+
+
+_BATCH, _PERMUTATIONS = 256, 999

@@ -26,7 +26,7 @@ ONLY_WATCH = {
     "thinner.config",
     "thinner.checks",
 }
-SHARED_SECTIONS = {"run", "data", "student", "claims", "ship"}  # sections that are not a stage's
+SHARED_SECTIONS = {"run", "data", "imbalance", "student", "claims", "ship"}  # sections that are not a stage's
 
 
 def _file(module: str) -> Path | None:

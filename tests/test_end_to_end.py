@@ -28,6 +28,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.copies import commit_all, copy_project
 from thinner.predict import open_candidate, predict_logits
 
 pytestmark = pytest.mark.integration
@@ -88,28 +89,14 @@ def pipeline(root):
 
 def clone(root):
     """The tracked files of this repository, as they are in the working tree, with the small job in place."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, text=True, capture_output=True, check=True
-    )
-    for name in listed.stdout.splitlines():
-        if (
-            (PROJECT / name).is_file()
-            and name != "dvc.lock"
-            and (not name.startswith("reports/") or name.endswith(".md"))
-        ):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, root / name)
+    copy_project(root)
     digits = load_digits()
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         folder = root / "data" / "raw" / "digits" / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(folder / f"{number:04d}.png")
     set_params(root, SMALL)
-    run(root, "git", "init", "--quiet", "--initial-branch=main")
-    run(root, "git", "config", "user.email", "digits@example.org")
-    run(root, "git", "config", "user.name", "Digits")
-    run(root, "git", "add", "--all")
-    run(root, "git", "commit", "--quiet", "--message", "the small job")
+    commit_all(root)
     return root
 
 

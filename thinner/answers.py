@@ -5,7 +5,7 @@ Everything is about the candidate that ``ship.candidate`` names, compared with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from thinner import statistics
 from thinner.candidates import CONTROLS, SMALLEST, TEACHER, Table, folder_of, speed
+from thinner.operating import Point
 from thinner.results import Results
 from thinner.shipping import RUNTIMES, latency_batches, open_points
 from thinner.words import duration, interval, limits, milliseconds, percent, points, si, times
@@ -63,9 +64,24 @@ def _how_sure(results: Results, name: str, row: Mapping[str, Any]) -> Answer:
         short,
         (
             f"Right on {percent(row['accuracy'])} of {images:,} test images, 95 % interval {limits(low, high)}.",
+            *_where_sure(results.points.get(name, ())),
             "One training run of each; another seed is another run.",
         ),
     )
+
+
+def _where_sure(found: Sequence[Point]) -> list[str]:
+    """What it does if it may say "unsure", at each operating point."""
+    told = [
+        f"{percent(point.coverage)} where {100 * point.at_least:g} % have to be right ({percent(point.accuracy)} are, "
+        f"{limits(point.low, point.high)})"
+        for point in found
+        if point.accuracy is not None and point.low is not None and point.high is not None
+    ]
+    if told:
+        return [f"Allowed to be unsure, of the images it answers {', '.join(told)}."]
+    asked = ", ".join(f"{100 * point.at_least:g}" for point in found)
+    return [f"At no confidence were {asked} % of its answers shown to be right."] if found else []
 
 
 def _what_it_costs(results: Results, name: str, row: Mapping[str, Any], teacher: Mapping[str, Any]) -> Answer:

@@ -6,6 +6,7 @@ that no number stands in two places with two meanings. Nothing heavy is imported
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,9 @@ def _table(measured: Metrics, columns: Sequence[Column], first: str = "candidate
 
 ACCURACY = _column("accuracy", "accuracy", percent)
 TOP5 = _column("accuracy_top5", "top-5", percent)  # evaluate leaves it out where there are five classes or fewer
+BALANCED = _column("balanced_accuracy", "balanced accuracy", percent)
 MACRO_F1 = _column("macro_f1", "macro-F1", "{:.3f}".format)
+WORST = _column("worst_class", "worst class", percent)
 AGREEMENT = _column("agreement", "agreement", percent)
 PARAMETERS = _column("params", "parameters", si)
 MACS = _column("macs", "MACs", si)
@@ -154,7 +157,9 @@ def for_markdown(measured: Metrics) -> Table:
 
     against = of_others(_column("accuracy", "vs teacher", lambda accuracy: points(accuracy - teacher["accuracy"])))
     latencies = [_latency(batch) for batch in latency_batches(measured)]
-    columns = [ACCURACY, against, TOP5, MACRO_F1, of_others(AGREEMENT), PARAMETERS, MACS, FILE, *latencies, RUNTIME]
+    classes = [BALANCED, MACRO_F1, WORST]
+    sizes = [PARAMETERS, MACS, FILE]
+    columns = [ACCURACY, against, TOP5, *classes, of_others(AGREEMENT), *sizes, *latencies, RUNTIME]
     return _table(measured, columns)
 
 
@@ -227,7 +232,9 @@ def for_page(measured: Metrics, differences: Mapping[str, Estimate]) -> Table:
     columns = [
         replace(RUNTIME, notes=lambda name, row: [row["device"]] if row["device"] != "cpu" else []),
         replace(ACCURACY, notes=difference),
-        *(TOP5, MACRO_F1, AGREEMENT),
+        *(TOP5, BALANCED, MACRO_F1),
+        replace(WORST, notes=lambda name, row: [row["worst_class_name"]] if "worst_class_name" in row else []),
+        AGREEMENT,
         *(compared(column) for column in (_column("params", "parameters", "{:,}".format), MACS, FILE)),
         *(latency(batch) for batch in latency_batches(measured)),
     ]
@@ -265,8 +272,27 @@ def costs(measured: Metrics) -> Table:
         _column("peak_memory_bytes", "peak memory", lambda size: si(size, "B")),
         _column("params", "parameters", "{:,.0f}".format),
         _column("params_nonzero", "parameters, not 0", "{:,.0f}".format),
+        *_on_devices(measured),
     ]
     return _table(measured, columns)
+
+
+def _on_devices(measured: Metrics) -> list[Column]:
+    """Times that a bundle's bench.py took elsewhere, of the network in ONNX Runtime (thinner/devices.py)."""
+
+    def of_device(batch: str, device: str) -> list[Column]:
+        low, high = (f"{limit}_ms_b{batch}_on_{device}" for limit in ("low", "high"))
+        return [
+            _column(f"latency_ms_b{batch}_on_{device}", f"ms, batch {batch}, on {device}", milliseconds),
+            Column(low, f"95 %, batch {batch}, on {device}", lambda row: milliseconds_limits(row[low], row[high])),
+        ]
+
+    found = {at.groups() for row in measured.values() for key in row if (at := _ON_DEVICE.fullmatch(key))}
+    ordered = sorted(found, key=lambda pair: (pair[1], int(pair[0])))
+    return [column for batch, device in ordered for column in of_device(batch, device)]
+
+
+_ON_DEVICE = re.compile(r"latency_ms_b(\d+)_on_([\w-]+)")
 
 
 def calibration(measured: Metrics) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -567,7 +568,7 @@ def _labelled(params: Params) -> int | None:
 
 
 def _claims(params: Params) -> Iterator[str]:
-    from thinner import statistics
+    from thinner import operating, statistics
 
     for number, text in enumerate(params.claims):
         try:
@@ -575,7 +576,10 @@ def _claims(params: Params) -> Iterator[str]:
         except UserError as error:
             yield f"claims[{number}]:\n" + textwrap.indent(str(error), "    ")
             continue
-        if claim.kind != "faster":
+        if claim.at_least is not None and not any(math.isclose(claim.at_least, at) for at in operating.TARGETS):
+            known = ", ".join(f"{100 * at:g}" for at in operating.TARGETS)
+            yield f"claims[{number}]: at least {100 * claim.at_least:g} % is no operating point. Choose one of: {known}"
+        if claim.kind != "faster" or claim.device:  # whether a device has timed it is for the report to say
             continue
         if claim.batch not in params.evaluate.latency_batches:
             timed = ", ".join(str(batch) for batch in params.evaluate.latency_batches)

@@ -110,6 +110,29 @@ class Data(Section):
         return self
 
 
+class Imbalance(Section):
+    """What is done about unequal classes, in every training that learns from labels; at rest as shipped."""
+
+    weights: Literal["none", "balanced"]
+    sampling: Literal["natural", "balanced"]
+    logit_adjustment: Annotated[_Real, Field(ge=0.0, le=10.0)]
+    choose_by: Literal["accuracy", "balanced_accuracy", "macro_f1", "worst_class"]
+
+    @model_validator(mode="after")
+    def _corrects_once(self) -> Imbalance:
+        given = {"weights": self.weights, "sampling": self.sampling, "logit_adjustment": self.logit_adjustment}
+        on = [key for key, value in given.items() if value not in ("none", "natural", 0.0)]
+        if len(on) > 1:
+            first, *others = (f"{key}: {given[key]}" for key in on)
+            off = {"weights": "none", "sampling": "natural", "logit_adjustment": "0.0"}
+            raise ValueError(
+                f"{first} and {' and '.join(others)} each make all classes count alike; together they correct twice "
+                "(Menon et al. 2021, theorem 1). Keep one, and set "
+                + " and ".join(f"imbalance.{key}: {off[key]}" for key in on[1:])
+            )
+        return self
+
+
 class Augmentation(Section):
     """How far a view may stray from its image; all zero and flip false is the image itself."""
 
@@ -198,6 +221,8 @@ class Network(Section):
 
 class Finetune(Network):
     freeze: Annotated[int, Field(ge=0)]
+    probe_steps: Annotated[int, Field(ge=0)]
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)]
     augment: Augmentation
     training: Training
 
@@ -380,6 +405,7 @@ class Ship(Section):
 class Params(Section):
     run: Run
     data: Data
+    imbalance: Imbalance
     finetune: Finetune
     student: Student
     scratch: Control
@@ -519,6 +545,11 @@ def _contradictions(params: Params) -> Iterable[str]:
             )
         yield from _watched(name, network)
     yield from _pruned_also(params)
+    if params.prune.asked.is_drop and params.imbalance.choose_by != "accuracy":
+        yield (
+            f"imbalance.choose_by: '{params.imbalance.choose_by}' does not go with prune.target: max_drop, whose "
+            "paired test is of accuracy. Set imbalance.choose_by: accuracy, or a target of macs, params or latency_ms"
+        )
     if params.data.corrections is not None and not Path(params.data.corrections).is_file():
         yield f"data.corrections: no file '{params.data.corrections}'. Put it there, or set data.corrections: null"
     for number, name in enumerate(params.export.candidates):

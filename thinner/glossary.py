@@ -30,8 +30,15 @@ TERMS = {
     "accuracy": "The share of the images whose class was named rightly.",
     "points": "Percentage points: from 88 % to 89 % is one.",
     "top-5": "The share of the images whose class was among the five that seemed likeliest.",
+    "balanced accuracy": "The accuracy on the images of each class, averaged over classes: rare ones count as much as "
+    "frequent ones.",
     "macro-F1": "The harmonic mean of precision and recall, averaged over classes: rare ones count as much as "
     "frequent ones.",
+    "worst class": "The class whose images were named rightly least often, and how often that was.",
+    "class weights": "Numbers that make an image count the more in training, the rarer its class is.",
+    "balanced sampling": "Drawing training images so that every class is seen equally often, however few it has.",
+    "logit adjustment": "Adding the logarithm of each class's frequency to the outputs in training, so that later, "
+    "without it, rare classes are named as readily as frequent ones.",
     "agreement": "The share of the images for which a candidate names the class that the teacher names, be it right "
     "or wrong.",
     "test images": "Images that nothing was trained or chosen on: they were looked at once, when all was done.",

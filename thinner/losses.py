@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from thinner.errors import UserError
+from thinner.imbalance import Balance, cross_entropy
 
 # `temperature: 4` in a YAML file is an int; a type checker that runs wants to hear that ints are welcome.
 Number = float | int
@@ -284,6 +285,7 @@ def ce(
     labels: Int[Tensor, " batch"],
     *,
     label_smoothing: Number = 0.0,
+    balance: Balance | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy with the ground truth, for the images that have one.
 
@@ -291,10 +293,13 @@ def ce(
 
     Label smoothing s: Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7. Rows with label -1
     are left out of the sum and of the count; a batch without labels gives exactly 0, with a zero gradient.
-    `teacher_logits` is unused.
+    `teacher_logits` is unused. With `balance`, rows are weighted or logits adjusted for unequal classes:
+    `thinner.imbalance.cross_entropy`.
     """
     student = _wide(student_logits)
     labelled = (labels >= 0).sum().clamp_min(1)
+    if balance is not None:
+        return cross_entropy(student, labels.to(torch.int64), float(label_smoothing), balance).sum() / labelled
     summed = F.cross_entropy(
         student,
         labels.to(torch.int64),
@@ -730,10 +735,11 @@ def make_crd(
 class Combined(nn.Module):
     """A weighted sum of losses, made by `combine`; its parameters are trained, but not saved."""
 
-    def __init__(self, parts: Sequence[Part], modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, parts: Sequence[Part], modules: Mapping[str, nn.Module], balance: Balance | None = None) -> None:
         super().__init__()
         self.parts = tuple(parts)
         self.trained = nn.ModuleDict(modules)
+        self.balance = balance
 
     def forward(
         self,
@@ -768,7 +774,8 @@ class Combined(nn.Module):
                 if teacher_logits is None and "logits" in row.needs:
                     raise UserError(f"{part.key}: needs the teacher's logits, and there is no teacher")
                 reference = student_logits if teacher_logits is None else teacher_logits
-                value = row.function(student_logits, reference, labels, **part.parameters)
+                beside = {} if self.balance is None or "balance" not in row.needs else {"balance": self.balance}
+                value = row.function(student_logits, reference, labels, **part.parameters, **beside)
             warm = 1.0 if not part.warmup_epochs else min(epoch / part.warmup_epochs, 1.0)
             total = total + part.weight * warm * value
             values[part.key] = value.detach()
@@ -794,13 +801,14 @@ def combine(
     teacher_shapes: Mapping[str, Shape] | None = None,
     images: int | None = None,
     seed: int = 0,
+    balance: Balance | None = None,
 ) -> Combined:
     """Make one training loss of parts `(name, weight, parameters, warmup_epochs or None)`.
 
     A part that compares features names them in its parameters, `student_layers` and `teacher_layers`: lists
     of module paths, paired in order. The shapes, without the batch, come by module path from one dry forward;
-    `images` is the number of images that an index may name (crd's memory). Raises UserError that names the
-    part and the choices.
+    `images` is the number of images that an index may name (crd's memory); `balance` is given to what asks for it.
+    Raises UserError that names the part and the choices.
     """
     if not parts:
         raise UserError("no losses: name at least one, such as ce or kd")
@@ -825,7 +833,7 @@ def combine(
                 extra["images"] = images
             modules[key] = row.make(*shapes, seed=seed, **extra, **checked)
         made.append(Part(key, name, weight, checked, warmup, student_layers, teacher_layers))
-    return Combined(made, modules)
+    return Combined(made, modules, balance)
 
 
 def check_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -989,6 +997,7 @@ class Loss:
     - features: whole maps of named layers, which only a live teacher has
     - pooled: features of named layers, averaged over places: small enough to be cached
     - index: image numbers
+    - balance: what is done about unequal classes, where anything is
 
     `make`: the factory of what compares features or pooled ones, else None.
     """
@@ -1038,7 +1047,7 @@ LOSSES: Mapping[str, Loss] = {
     "rkd_pooled": Loss(rkd, _POOLED, "Park et al. 2019", "1904.05068", _RKD, make_rkd_pooled),
     "pkt": Loss(pkt, _LOGITS, "Passalis & Tefas 2018", "1803.10837"),
     "pkt_pooled": Loss(pkt, _POOLED, "Passalis & Tefas 2018", "1803.10837", {}, make_pkt_pooled),
-    "ce": Loss(ce, frozenset({"labels"}), "Szegedy et al. 2016", "1512.00567", _CE),
+    "ce": Loss(ce, frozenset({"labels", "balance"}), "Szegedy et al. 2016", "1512.00567", _CE),
     "fitnet": Loss(fitnet, _FEATURES, "Romero et al. 2015", "1412.6550", {}, make_fitnet),
     "at": Loss(at, _FEATURES, "Zagoruyko & Komodakis 2017", "1612.03928", {}, make_at),
     "sp": Loss(sp, _FEATURES, "Tung & Mori 2019", "1907.09682", {}, make_sp),

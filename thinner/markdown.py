@@ -52,7 +52,7 @@ def render_pull_request(results: Results) -> str:
             ["class", "images", TEACHER, SMALLEST, "points", "95 % interval"],
             [
                 [
-                    _cell(row.name),
+                    cell(row.name),
                     f"{row.images:,}",
                     f"{percent(row.teacher)} {limits(*row.teacher_limits)}",
                     f"{percent(row.small)} {limits(*row.small_limits)}",
@@ -73,6 +73,11 @@ def render_pull_request(results: Results) -> str:
         f"- Evaluated on: {environment.cpu}, {environment.system}, "
         f"Python {environment.python}, "
         + ", ".join(f"{name} {version}" for name, version in environment.libraries.items()),
+        *(
+            f"- Timed on {device.name} too: {device.cpu}, {device.system}, {threads(device.threads)}, ONNX Runtime, "
+            "the network alone"
+            for device in results.devices.values()
+        ),
         f"- Seed: {results.params['run']['seed']}",
         *(f"- Commit: `{find_commit(md5)}`" for md5 in results.hashes.values()),
         "- Reproduce: check that commit out, then `make run`",
@@ -143,6 +148,6 @@ def _as_markdown(table: Table) -> list[str]:
     return markdown_table(table.headings, table.rows)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """A class's name is text, whatever signs it has."""
     return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", text)

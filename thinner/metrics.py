@@ -19,6 +19,8 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import accuracy_score, brier_score_loss, confusion_matrix, f1_score, top_k_accuracy_score
 from statsmodels.stats.proportion import proportion_confint
 
+from thinner.scores import score
+
 Classes = Integer[np.ndarray, " images"]
 Logits = Float[np.ndarray, "images classes"]
 
@@ -43,6 +45,25 @@ def macro_f1(labels: Classes, predictions: Classes) -> float:
     """
     _check(labels, predictions)
     return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+
+
+def balanced_accuracy(labels: Classes, predictions: Classes) -> float:
+    """The mean over classes of `per_class_accuracy`; a class without images is left out.
+
+    Brodersen et al. 2010, https://doi.org/10.1109/ICPR.2010.764. What scikit-learn calls ``balanced_accuracy_score``.
+    """
+    return score("balanced_accuracy", _table(labels, predictions))
+
+
+def worst_class(labels: Classes, predictions: Classes) -> tuple[int, float]:
+    """(class, its share of images that were recognised) of the class with the least; the first of several."""
+    shares = per_class_accuracy(labels, predictions, len(_table(labels, predictions)))
+    worst = int(np.nanargmin(shares))
+    return worst, float(shares[worst])
+
+
+def _table(labels: Classes, predictions: Classes) -> Integer[np.ndarray, "actual predicted"]:
+    return confusion(labels, predictions, int(max(labels.max(initial=0), predictions.max(initial=0))) + 1)
 
 
 def per_class_accuracy(labels: Classes, predictions: Classes, classes: int) -> Float[np.ndarray, " classes"]:

@@ -251,6 +251,23 @@ def freeze(model: nn.Module, stages: int) -> list[str]:
     return [name for name, _ in parts[:stages]]
 
 
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """By what each tensor's learning rate is multiplied with layer-wise decay: 1 for the head, ``decay`` for the part
+    before it (see ``stages_of``), its square for the one before that, and so on to the image. What belongs to no part,
+    such as a class token, goes with the first one. Clark et al. 2020 (https://arxiv.org/abs/2003.10555); after Howard &
+    Ruder 2018 (https://arxiv.org/abs/1801.06146).
+    """
+    head = head_of(model)[0]
+    parts = [name for name, part in stages_of(model) if any(True for _ in part.parameters())]
+
+    def distance(path: str) -> int:
+        if path.startswith(f"{head}."):
+            return 0
+        return len(parts) - next((i for i, part in enumerate(parts) if path.startswith(f"{part}.")), 0)
+
+    return {path: decay ** distance(path) for path, _ in model.named_parameters()}
+
+
 def _stay_in_eval(module: nn.Module) -> Callable[[bool], nn.Module]:
     def train(mode: bool = True) -> nn.Module:
         module.training = False

@@ -11,6 +11,7 @@ asked for, so `import thinner` costs nothing.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from scipy.special import softmax
 
-from thinner import checkpoint, sources, store
+from thinner import checkpoint, operating, sources, store
 from thinner.config import load_params
 from thinner.errors import UserError, one_line
 from thinner.predict import Candidate, open_candidate
@@ -49,6 +50,7 @@ class Prediction:
     label: str
     confidence: float  # probability of the label, 0 to 1: the largest of those below
     probabilities: Mapping[str, float]  # class -> 0 to 1, in the order of the network's classes; their sum is 1
+    log_odds: float = math.nan  # log(p / (1 - p)) of the label without temperature: what operating points look at
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Network:
     # divides the logits: fitted by evaluate on validation images (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
     # None: evaluate has not measured this network, and its confidences are the softmax's own.
     temperature: float | None
+    # from which log-odds on to answer, so that a share of the answers is right: fitted by evaluate as well; may be none
+    operating_points: tuple[operating.Point, ...]
     _candidate: Candidate = field(repr=False)
     _as_stored: Callable[[Callable[[], Image.Image]], Any] = field(repr=False)  # a picture as prepare's square
 
@@ -114,7 +118,8 @@ class Network:
             )
         shares = softmax((logits[0] / (self.temperature or 1.0)).astype(np.float64))
         label = self.classes[int(logits[0].argmax())]
-        return Prediction(label, float(shares.max()), dict(zip(self.classes, shares.tolist(), strict=True)))
+        odds = float(operating.log_odds(logits)[0])
+        return Prediction(label, float(shares.max()), dict(zip(self.classes, shares.tolist(), strict=True)), odds)
 
 
 def load(
@@ -139,7 +144,8 @@ def load(
     candidate = open_candidate(folder, device)
     name = _candidate_in(root, folder)
     temperature = None if name is None else find_temperature(root, name)
-    return Network(folder, tuple(candidate.spec["classes"]), temperature, candidate, as_stored)
+    points = tuple(operating.read_points(root / operating.FILE).get(name or "", ()))
+    return Network(folder, tuple(candidate.spec["classes"]), temperature, points, candidate, as_stored)
 
 
 def _params_around(folder: Path) -> Path:

@@ -75,6 +75,13 @@ def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, ch
     )
 
 
+def weights_sha256(folder: str | Path) -> str:
+    """SHA-256 of a candidate's own file: model.safetensors, or an export's. Raises DamagedError where that is not what
+    was written."""
+    names = (checkpoint.WEIGHTS, "model.onnx", "model.pt2")
+    return checkpoint.check_file(next(Path(folder, name) for name in names if Path(folder, name).is_file()))
+
+
 def preprocess(images: Images, spec: Mapping[str, Any]) -> Tensor:
     """What the candidate with this ``spec`` is fed: floats [images, colours, size, size]; or the pictures as they are,
     uint8 [images, height, width, channels], where preprocessing is part of an export's graph (``input: pixels``)."""

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Integer, UInt8
 
-from thinner import json_files, shipping
+from thinner import devices, json_files, operating, shipping
 from thinner.candidates import ALSO, in_order
 from thinner.errors import DamagedError, UserError
 from thinner.json_files import is_number, lacking
@@ -59,6 +59,8 @@ class Results:
     reliability: pd.DataFrame | None = None  # reports/evaluate/reliability.csv
     risk_coverage: pd.DataFrame | None = None  # reports/evaluate/risk_coverage.csv
     corruptions: pd.DataFrame | None = None  # reports/evaluate/corruptions.csv
+    points: Mapping[str, Sequence[operating.Point]] = field(default_factory=dict)  # candidate -> its operating points
+    devices: Mapping[str, devices.Device] = field(default_factory=dict)  # that bundles were timed on; also in `metrics`
     hashes: Mapping[str, str] = field(default_factory=dict)  # path -> MD5, as in dvc.lock
     # stage -> commit, dirty, seconds, joules of the run that made its result; None where no such run is on record
     runs: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
@@ -86,10 +88,11 @@ def read_results(
 ) -> Results:
     """Gather what the stages left in ``reports`` and in ``evaluated`` (predictions.npz)."""
     measured = read_metrics(reports / "metrics.json")
+    timed = devices.read_devices(reports)
     with np.load(evaluated / "predictions.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     return Results(
-        metrics=measured,
+        metrics=devices.with_times(measured, timed),
         environment=read_environment(reports / "evaluate" / "environment.json"),
         history=_tables(reports, measured, "history.csv"),
         rounds=_tables(reports, measured, "rounds.csv"),
@@ -107,6 +110,8 @@ def read_results(
         reliability=_table(reports / "evaluate" / "reliability.csv"),
         risk_coverage=_table(reports / "evaluate" / "risk_coverage.csv"),
         corruptions=_table(reports / "evaluate" / "corruptions.csv"),
+        points=operating.read_points(reports / "evaluate" / operating.FILE.name),
+        devices=timed,
         hashes={"reports/metrics.json": _md5(reports / "metrics.json")},
         runs=runs or {},
     )

@@ -71,7 +71,9 @@ def find_temperature(root: Path, candidate: str) -> float | None:
 _LATENCY = re.compile(r"latency_ms_b[1-9]\d{0,8}")
 _COSTS = ("accuracy", "macs", "file_bytes", "runtime")
 _KINDS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("accuracy", "macro_f1", "macs", "params", "file_bytes"), is_number),
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "worst_class"), is_number),
+    **dict.fromkeys(("macs", "params", "file_bytes"), is_number),
+    "worst_class_name": lambda value: isinstance(value, str),
     "runtime": lambda value: isinstance(value, str) and value in RUNTIMES,
     "temperature": lambda value: is_number(value) and value > 0,
 }

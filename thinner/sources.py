@@ -271,7 +271,9 @@ def list_folder(place: str, root: Path, say: Say = print) -> Listing:
         for name in names:
             below = (Path(top) / name).as_posix()
             found += [(path, name, part) for path in _pictures(folder, below, ignored)]
-        strays = [child.name for child in sorted((folder / top).iterdir()) if _is_picture(child.name)]
+        beside = [child.name for child in sorted((folder / top).iterdir()) if child.is_file()]
+        ignored += [(Path(top) / name).as_posix() for name in beside if not _is_picture(name) and name[0] != "."]
+        strays = [name for name in beside if _is_picture(name)]
         if strays:
             raise DataError(
                 f"data.source: {len(strays)} images lie in '{folder / top}' outside of a class folder "

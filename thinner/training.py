@@ -11,10 +11,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from thinner import views, whole
+from thinner import imbalance, scores, views, whole
 from thinner.errors import DamagedError, UserError
 from thinner.mapped import take
 
@@ -57,6 +57,11 @@ class Batches:
 
     The stream is one permutation of ``pool`` after the other, cut into batches; an image's view number is the
     number of its pass, modulo ``views`` where only so many are known (``None``: a new one in every pass).
+
+    ``balanced``: every class that the pool has comes equally often, each by a stream of its own. The stream of classes
+    is cut into blocks, of about a batch, that hold each class as often, in an order of their own; the images of a class
+    come by one permutation of them after the other, so a rare class is seen in more passes, each with views of its own.
+    A pool without labels cannot be balanced: ValueError.
     """
 
     images: npt.NDArray[np.uint8]  # [images, height, width, channels], usually memory-mapped
@@ -73,6 +78,7 @@ class Batches:
     channels_last: bool = True
     rank: int = 0  # with ``world`` processes each takes every world-th image of a batch
     world: int = 1
+    balanced: bool = False
 
     def __len__(self) -> int:
         """Batches in one pass over the pool."""
@@ -81,11 +87,41 @@ class Batches:
     def numbers(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(image numbers, view numbers) of batch ``step``."""
         position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.rank :: self.world]
+        if self.balanced:
+            return self._balanced(position)
         passes, offset = np.divmod(position, len(self.pool))
         index = np.empty(len(position), dtype=np.int64)
         for number in np.unique(passes):
             here = passes == number
             index[here] = self.pool[permutation(self.seed, int(number), len(self.pool))[offset[here]]]
+        return index, passes if self.views is None else passes % self.views
+
+    @cached_property
+    def _members(self) -> list[npt.NDArray[np.int64]]:
+        """The pool by class."""
+        labels = self.labels[self.pool]
+        if (labels < 0).any():
+            raise ValueError("balanced: some images of the pool have no label, so their class is not known")
+        return [self.pool[labels == k] for k in np.unique(labels)]
+
+    def _balanced(self, position: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        classes = len(self._members)
+        often = max(1, self.batch_size // classes)  # so often does a block hold each class
+        keep = 2 * classes + 3
+        block, offset = np.divmod(position, classes * often)
+        slot = np.empty_like(position)
+        for number in np.unique(block):
+            here = block == number
+            slot[here] = permutation(self.seed + _OF_CLASSES, int(number), classes * often, keep)[offset[here]]
+        turn, drawn = slot % classes, block * often + slot // classes  # which class, and its how many-th image
+        index, passes = np.empty_like(position), np.empty_like(position)
+        for k, members in enumerate(self._members):
+            own = np.flatnonzero(turn == k)
+            passes[own], within = np.divmod(drawn[own], len(members))
+            for number in np.unique(passes[own]):
+                here = passes[own] == number
+                order = permutation(self.seed + _OF_IMAGES, int(number) * classes + k, len(members), keep)
+                index[own[here]] = members[order[within[here]]]
         return index, passes if self.views is None else passes % self.views
 
     def __call__(self, step: int) -> Batch:
@@ -108,13 +144,15 @@ class Batches:
 
 
 _permutations: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}
+_OF_CLASSES, _OF_IMAGES = 1 << 40, 2 << 40  # added to a seed (below 2^31), so that no two streams have a key in common
 
 
-def permutation(seed: int, number: int, length: int) -> npt.NDArray[np.int64]:
-    """Order of pass ``number``: Philox keyed by the two numbers, so no pass depends on the ones before."""
+def permutation(seed: int, number: int, length: int, keep: int = 3) -> npt.NDArray[np.int64]:
+    """Order of pass ``number``: Philox keyed by the two numbers, so no pass depends on the ones before. ``keep``: how
+    many orders are remembered beside it."""
     key = (seed, number, length)
     if key not in _permutations:
-        while len(_permutations) > 3:  # a batch meets two passes at the most; a stage has one or two pools
+        while len(_permutations) > keep:  # a batch meets two passes at the most; a stage has one or two pools
             _permutations.pop(next(iter(_permutations)))
         _permutations[key] = np.random.Generator(np.random.Philox(key=[seed, number])).permutation(length)
     return _permutations[key]
@@ -154,10 +192,12 @@ def make_optimizer(
     weight_decay: float,
     head: str = "",
     head_lr: float | None = None,
+    scales: Mapping[str, float] | None = None,
     extra: nn.Module | None = None,
     fused: bool = True,
 ) -> torch.optim.Optimizer:
     """``sgd`` (Nesterov momentum 0.9), ``adam`` or ``adamw``; the head (a module path) may have its own rate.
+    ``scales`` multiply ``lr`` by tensor (``models.layer_scales``).
 
     Biases and normalisation weights (tensors of one dimension) are not decayed, as in He et al. 2019, section 3.1
     (https://arxiv.org/abs/1812.01187). ``fused`` has to be off where fp16 meets ``clip_norm``: fused optimisers take
@@ -168,6 +208,7 @@ def make_optimizer(
     for path, parameter in named:
         if parameter.requires_grad:
             rate = head_lr if head_lr is not None and head and path.startswith(f"{head}.") else lr
+            rate *= 1.0 if scales is None else scales.get(path, 1.0)
             decay = weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
@@ -242,14 +283,18 @@ def mix(batch: Batch, *, mixup: float, cutmix: float, classes: int, seed: int, s
 
 
 def supervised_step(
-    label_smoothing: float = 0.0, prepare: Callable[[Batch, int], Batch] | None = None
+    label_smoothing: float = 0.0,
+    prepare: Callable[[Batch, int], Batch] | None = None,
+    balance: imbalance.Balance | None = None,
 ) -> Callable[[nn.Module, Batch, int], dict[str, Tensor]]:
-    """Cross-entropy with the labels."""
+    """Cross-entropy with the labels; with ``balance`` that of `imbalance.cross_entropy`."""
 
     def step(model: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
         if prepare is not None:
             batch = prepare(batch, number)
         target = batch.labels if batch.targets is None else batch.targets
+        if balance is not None:
+            return {"loss": imbalance.cross_entropy(model(batch.images), target, label_smoothing, balance).mean()}
         return {"loss": F.cross_entropy(model(batch.images), target, label_smoothing=label_smoothing)}
 
     return step
@@ -274,6 +319,7 @@ def fit(
     clip_norm: float | None = None,
     ema: float = 0.0,
     patience: int | None = None,
+    choose_by: str = "accuracy",
     compiled: bool = False,
     extra: nn.Module | None = None,
     resume: Path | None = None,
@@ -286,8 +332,9 @@ def fit(
 
     ``step(model, batch, number)`` returns ``loss`` and named parts; ``batches(number)`` the batch of a step;
     ``factor(number)`` what the optimiser's rates are multiplied by; ``validate(model)`` numbers among which
-    ``val_accuracy`` (0 to 1) decides, ``val_loss`` breaks ties. With ``ema`` > 0 the validated and kept weights
-    are the exponential moving average. ``patience`` validations without a better one end the training.
+    ``val_accuracy`` (0 to 1; of another ``choose_by``, ``val_`` and its name) decides, ``val_loss`` breaks ties. With
+    ``ema`` > 0 the validated and kept weights are the exponential moving average. ``patience`` validations without a
+    better one end the training.
     ``extra`` are modules that train along and are thrown away (regressors of feature losses).
 
     After each validation, and after ``save_seconds`` without one, the whole state goes to ``resume``; a new call with
@@ -296,7 +343,7 @@ def fit(
     one row per validation. Raises TrainingError as soon as the loss is not finite (on a GPU, which would have to wait
     for its every number, within ten steps).
     """
-    bare = model
+    bare, chosen = model, f"val_{choose_by}"
     base_rates = [group["lr"] for group in optimizer.param_groups]
     if compiled:
         torch.compiler.reset()  # after eight networks it would leave the ninth as it is, as for that of a ninth round
@@ -323,7 +370,7 @@ def fit(
             fabric.strategy.precision.load_state_dict(about["precision"])
             sums = {name: value.to(fabric.device) for name, value in _part(tensors, "sums").items()}
     saved = time.monotonic()
-    stale = _stale(history)
+    stale = _stale(history, chosen)
     bare.train()
     with _made_ahead(batches, steps, fabric.device) as batch_of:
         for number in range(start, steps):
@@ -355,12 +402,12 @@ def fit(
                 row = fabric.broadcast(row)  # all processes decide by the numbers of the first
                 bare.train()
                 history.append(row)
-                stale = _stale(history)
+                stale = _stale(history, chosen)
                 if stale == 0:
                     best = {n: t.detach().cpu().clone() for n, t in judged.state_dict().items()}
                 sums, count = {}, 0
                 on_validation(row)
-                on_step(done, {"loss": row["loss"], "val_accuracy": row["val_accuracy"]})
+                on_step(done, {"loss": row["loss"], chosen: row[chosen]})
                 fabric.barrier()
             elif done % 10 == 0:
                 on_step(done, {"loss": float(sums["loss"]) / count})
@@ -370,7 +417,9 @@ def fit(
                     _refuse_infinite(sums["loss"], done, steps)
                 precision = fabric.strategy.precision.state_dict()  # of fp16 the scale of the loss
                 about = {"done": done, "history": history, "count": count, "precision": precision}
-                whole.write_tensors(state_file, _state(best, sums, bare, optimizer, average, extra), about)
+                with _signals_wait() as late:
+                    whole.write_tensors(state_file, _state(best, sums, bare, optimizer, average, extra), about)
+                arrived += late
                 saved = time.monotonic()
             if arrived:
                 signal.raise_signal(arrived[0])
@@ -428,21 +477,26 @@ def in_advance(make: Callable[[int], Made], end: int, ahead: int) -> Iterator[Ca
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[list[int]]:
-    """Inside, a first SIGTERM or SIGINT is only noted, for the caller to raise; another one acts at once."""
+    """Inside, SIGTERM and a first SIGINT are only noted, for the caller to raise.
+
+    SIGTERM often comes twice: to the process's group, and from whoever sees its parent end. A second Ctrl-C is a person
+    who will not wait: it acts at once.
+    """
     arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield arrived
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            if callable(handler):
+    def restore(*numbers: int) -> None:
+        for number in numbers:
+            if callable(handler := before[signal.Signals(number)]):
                 signal.signal(number, handler)
 
     def note(number: int, frame: object) -> None:
         arrived.append(number)
-        restore()
+        if number == signal.SIGINT:
+            restore(number)
 
     for number, handler in before.items():
         if callable(handler):  # what is ignored stays ignored, and what ends the process outright does so
@@ -450,7 +504,7 @@ def _signals_wait() -> Iterator[list[int]]:
     try:
         yield arrived
     finally:
-        restore()
+        restore(*before)
 
 
 def _average_gradients(extra: nn.Module | None, fabric: Fabric) -> None:
@@ -464,12 +518,12 @@ def _average_gradients(extra: nn.Module | None, fabric: Fabric) -> None:
             parameter.grad = mean
 
 
-def _stale(history: list[Row]) -> int:
+def _stale(history: list[Row], key: str) -> int:
     """Validations since the best one."""
     if not history:
         return 0
-    scores = [(row["val_accuracy"], -row["val_loss"]) for row in history]
-    return len(scores) - 1 - scores.index(max(scores))
+    found = [(row[key], -row["val_loss"]) for row in history]
+    return len(found) - 1 - found.index(max(found))
 
 
 def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel:
@@ -580,14 +634,25 @@ def validation(
     device: torch.device | str = "cpu",
     autocast: Autocast = contextlib.nullcontext,
     fabric: Fabric | None = None,
+    choose_by: str = "accuracy",
 ) -> Callable[[nn.Module], Row]:
-    """A ``validate`` for ``fit``: ``val_accuracy`` (0 to 1) and ``val_loss`` (mean cross-entropy, nats).
+    """A ``validate`` for ``fit``: ``val_accuracy`` (0 to 1), ``val_loss`` (mean cross-entropy, nats) and, of another
+    ``choose_by``, ``val_`` and its name (0 to 1): what `scores.score` says.
 
     With several processes of ``fabric`` each looks at its share of the images, and all are told the same.
     """
     world = 1 if fabric is None else fabric.world_size
     own = index if fabric is None else index[fabric.global_rank :: world]
     target = torch.from_numpy(labels[own])
+
+    def scored(logits: Tensor) -> Row:
+        if choose_by == "accuracy":
+            return {}
+        counts: Any = torch.bincount(target * logits.shape[1] + logits.argmax(1), minlength=logits.shape[1] ** 2)
+        if fabric is not None and world > 1:
+            summed: Any = fabric.all_reduce(counts.to(fabric.device), reduce_op="sum")
+            counts = summed.cpu()
+        return {f"val_{choose_by}": scores.score(choose_by, counts.view(logits.shape[1], -1).numpy())}
 
     def validate(model: nn.Module) -> Row:
         logits = logits_of(model, images, own, preprocessing, device=device, autocast=autocast)
@@ -596,9 +661,11 @@ def validation(
             return {
                 "val_accuracy": float(right.mean()),
                 "val_loss": float(F.cross_entropy(logits.double(), target)),
+                **scored(logits),
             }
         sums = torch.stack([right.sum(), F.cross_entropy(logits.double(), target, reduction="sum")])
-        accuracy, loss = (fabric.all_reduce(sums.to(fabric.device), reduce_op="sum") / len(index)).tolist()
-        return {"val_accuracy": accuracy, "val_loss": loss}
+        summed: Any = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")
+        accuracy, loss = (summed / len(index)).tolist()
+        return {"val_accuracy": accuracy, "val_loss": loss, **scored(logits)}
 
     return validate

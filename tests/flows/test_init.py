@@ -148,6 +148,34 @@ def test_recipes_come_first_but_for_where_pictures_lie(root: Path) -> None:
         init._shared(root, "photo")
 
 
+def test_unequal_classes_are_noticed_corrected_and_claimed(root: Path) -> None:
+    for number, (name, count) in enumerate((("cat", 400), ("dog", 60))):
+        draw(root / "photos" / name, count, 8, seed=number)
+    pictures = init.look("photos")
+    proposal = init.propose(pictures, Wishes(), 64, 1.0)
+    by_class = init._tested_by_class(proposal, pictures)
+    assert by_class == [80, 12]  # a fifth of each
+    said = init.choose_claims(proposal, 92, by_class)
+    assert "Of balanced accuracy none under 13.7 points can: the smallest class has about 12 test images" in said
+    assert not any("balanced_accuracy" in claim for claim in proposal.values["claims"])  # nor is it claimed
+    init.choose_claims(proposal, 920, [800, 120])
+    assert "prune is within 5.0 points of finetune on balanced_accuracy" in proposal.values["claims"]
+    recipes.write(root, proposal.values, "init", proposal.why)
+    params = load_params(root / "params.yaml", deep=True)
+    assert (params.imbalance.sampling, params.imbalance.choose_by) == ("balanced", "balanced_accuracy")
+    text = (root / "params.yaml").read_text()
+    assert "# 400 pictures of the largest class, 60 of the smallest: 7 times as many" in text
+
+
+def test_of_about_equal_classes_nothing_is_said(root: Path) -> None:
+    for number, (name, count) in enumerate((("cat", 40), ("dog", 20))):
+        draw(root / "photos" / name, count, 8, seed=number)
+    pictures = init.look("photos")
+    proposal = init.propose(pictures, Wishes(), 64, 1.0)
+    assert "balanced" not in init.choose_claims(proposal, 500, [300, 200])
+    assert (proposal.values["imbalance.sampling"], proposal.values["imbalance.choose_by"]) == ("natural", "accuracy")
+
+
 @pytest.mark.integration
 def test_the_command_writes_a_file_that_passes_the_check_and_foretells_its_time(tmp_path: Path) -> None:
     subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(tmp_path / "here")], check=True)

@@ -218,6 +218,7 @@ def test_flow_finds_up_to_date_what_dvc_repro_ran(toy: Toy) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_changed_parameter_runs_what_follows_and_changing_it_back_restores(toy: Toy) -> None:
     before = (toy.root / "data/distill/model.json").read_text()
     toy.change_param("temperature: ", "temperature: 1")
@@ -232,6 +233,7 @@ def test_a_changed_parameter_runs_what_follows_and_changing_it_back_restores(toy
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_record_links_stages_to_the_runs_that_made_them(toy: Toy) -> None:
     toy.change_param("temperature: ", "temperature: 1")
     toy.pipeline()
@@ -250,6 +252,7 @@ def test_record_links_stages_to_the_runs_that_made_them(toy: Toy) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_failure_is_told_once_and_what_follows_does_not_run(toy: Toy) -> None:
     (toy.root / "raw/one.txt").write_text("two")
     done = toy.pipeline(check=False, TOY_FAIL="finetune")
@@ -319,6 +322,7 @@ def test_a_flow_that_is_killed_while_its_server_starts_leaves_no_server(toy: Toy
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_result_that_is_damaged_everywhere_is_made_again_in_the_same_run(toy: Toy) -> None:
     """Bits flipped in the workspace and in DVC's cache, of which DVC sees nothing."""
     assert "up to date" in toy.run("dvc", "status").stdout  # DVC has seen all files as they lie here
@@ -342,6 +346,7 @@ def test_a_result_that_is_damaged_everywhere_is_made_again_in_the_same_run(toy: 
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_a_lock_file_that_was_cut_off_is_mended_and_nothing_is_trained_again(toy: Toy, share: float) -> None:
     lock = toy.root / "dvc.lock"
@@ -357,6 +362,7 @@ def test_a_lock_file_that_was_cut_off_is_mended_and_nothing_is_trained_again(toy
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_second_run_at_the_same_time_is_told_so(toy: Toy) -> None:
     process = _start_slow(toy)
     try:
@@ -369,6 +375,7 @@ def test_a_second_run_at_the_same_time_is_told_so(toy: Toy) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_stage_that_takes_too_long_is_ended_and_dvc_records_nothing(toy: Toy) -> None:
     graph = toy.graph()
     graph["stages"]["distill"]["meta"] = {"timeout_minutes": 0.3}
@@ -382,6 +389,7 @@ def test_a_stage_that_takes_too_long_is_ended_and_dvc_records_nothing(toy: Toy) 
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_an_input_edited_while_the_stage_ran_is_not_recorded_as_read(toy: Toy) -> None:
     (toy.root / "raw/one.txt").write_text("two")
     done = toy.run("dvc", "repro", "prepare", check=False, TOY_EDIT="prepare")
@@ -402,6 +410,7 @@ def test_an_experiment_in_a_copy_is_recorded_in_the_repository_that_the_person_s
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_what_a_dead_mlflow_misses_is_sent_by_the_next_run_that_reaches_it(toy: Toy) -> None:
     before = len(_runs(toy))
     toy.change_param("temperature: ", "temperature: 1")
@@ -441,6 +450,17 @@ def test_a_prefect_server_that_is_dead_or_hangs_does_not_hold_up_a_run(toy: Toy,
     assert "does not answer" in done.stdout and "This run has a server of its own" in done.stdout
     assert "secret" not in done.stdout and "Traceback" not in done.stdout + done.stderr
     assert toy.ran() == (["distill"] if hangs else [])
+
+
+@pytest.mark.integration
+def test_a_prefect_server_that_does_not_start_in_time_is_one_line_and_leaves_no_process(toy: Toy) -> None:
+    toy.change_param("temperature: ", "temperature: 1")
+    done = toy.pipeline(check=False, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="1")
+    assert done.returncode == 2 and "Traceback" not in done.stdout
+    assert "Prefect's server did not start within 1 s; nothing has run" in done.stdout
+    assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=300" in done.stdout and "dvc repro" in done.stdout
+    assert toy.ran() == []
+    eventually(lambda: not _servers(toy))
 
 
 @pytest.mark.integration

@@ -94,6 +94,7 @@ def claims(toy: Toy, *arguments: str, code: int = 0, **env: str) -> str:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_seeds_run_once_and_claims_are_judged_over_them(toy: Toy) -> None:
     toy.pipeline("evaluate")
     assert begun(toy) == ["evaluate 0", "prepare 0", "scratch 0"]
@@ -139,6 +140,7 @@ def test_seeds_run_once_and_claims_are_judged_over_them(toy: Toy) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_seed_that_fails_is_named_and_stops_no_other(toy: Toy) -> None:
     said = claims(toy, "--seeds", "0,1", code=1, TOY_FAIL_SEED="0")
     assert "1 of 2 failed:\n  seed 0: " in said

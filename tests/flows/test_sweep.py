@@ -98,6 +98,7 @@ def table(toy: Toy) -> pd.DataFrame:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_study_runs_once_and_says_what_it_found(toy: Toy) -> None:
     said = run(toy, "--workers", "2")
     found = table(toy).set_index(["variant", "seed"])
@@ -128,6 +129,7 @@ def test_a_study_runs_once_and_says_what_it_found(toy: Toy) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_what_is_shared_runs_once_and_only_what_changed_runs_again(toy: Toy) -> None:
     # a variant that fails keeps the worktrees, which then tell what ran
     broken = {**ONE_SEED, "variants": {**STUDY["variants"], "broken": {"set": {"distill.losses": []}}}}
@@ -155,6 +157,7 @@ def test_what_is_shared_runs_once_and_only_what_changed_runs_again(toy: Toy) -> 
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_run_that_needs_what_another_run_is_about_waits_for_it(toy: Toy) -> None:
     # distill makes finetune on its way, and finetune is a variant of its own: the very same stage
     variants = {"student": {}, "teacher": {"target": "finetune"}}
@@ -191,6 +194,7 @@ def recipe(toy: Toy) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_study_of_a_recipe_has_its_values_and_its_data(toy: Toy) -> None:
     recipe(toy)
     (toy.root / "data/photos/cat").mkdir(parents=True)  # which git does not know

@@ -1,6 +1,7 @@
 """export, evaluate and report as stages, on tiny real networks and a tiny real store."""
 
 import csv
+import hashlib
 import json
 import math
 import shutil
@@ -20,7 +21,7 @@ from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.report import report
 from tasks.stage import Stage
-from thinner import checkpoint, models
+from thinner import checkpoint, models, operating
 from thinner import export as exporting
 from thinner.config import load_params
 from thinner.export import open_session
@@ -132,13 +133,16 @@ def test_every_candidate_has_every_number(results: dict[str, dict[str, Any]]) ->
     assert set(results) == CANDIDATES
     for row in results.values():
         assert set(row) == {
-            "accuracy", "macro_f1", "agreement", "params", "params_nonzero", "macs", "file_bytes", "runtime",
+            "accuracy", "balanced_accuracy", "macro_f1", "worst_class", "worst_class_name", "agreement", "params",
+            "params_nonzero", "macs", "file_bytes", "runtime",
             "device", "threads", "latency_ms_b1", "latency_ms_b1_p95", "latency_ms_b1_low", "latency_ms_b1_high",
             "latency_ms_b4", "latency_ms_b4_p95", "latency_ms_b4_low", "latency_ms_b4_high", "throughput_b1",
             "throughput_b4", "nll", "brier", "ece", "temperature", "nll_scaled", "brier_scaled", "ece_scaled", "aurc",
             "peak_memory_bytes", "corruption_accuracy",
         }  # fmt: skip
-        assert all(0 <= row[key] <= 1 for key in ("accuracy", "macro_f1", "agreement"))
+        assert all(
+            0 <= row[key] <= 1 for key in ("accuracy", "balanced_accuracy", "macro_f1", "worst_class", "agreement")
+        )
         assert all(row[key] > 0 for key in ("params", "macs", "file_bytes", "latency_ms_b1", "latency_ms_b4"))
 
 
@@ -541,3 +545,17 @@ def test_a_folder_without_weights_names_what_is_missing(tmp_path: Path) -> None:
         Exception, match=r"neither model\.safetensors nor model\.onnx nor model\.pt2 here\. Make it: thinner run"
     ):
         open_candidate(tmp_path)
+
+
+def test_every_candidate_has_its_operating_points_and_the_weights_they_are_of(finished: Path) -> None:
+    points = operating.read_points(finished / operating.FILE)
+    assert set(points) == CANDIDATES
+    for row in points.values():  # twelve validation images show nothing, so it is always unsure
+        assert [(p.at_least, p.log_odds, p.coverage, p.images) for p in row] == [
+            (target, None, 0.0, TEST) for target in (0.95, 0.98, 0.99)
+        ]
+    environment = json.loads((finished / "reports/evaluate/environment.json").read_text())
+    for name in ("prune", "prune_onnx", "prune_pt2"):
+        place = finished / "data" / name if name == "prune" else finished / "data/export" / name
+        digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in place.iterdir()}
+        assert environment["weights_sha256"][name] in digests

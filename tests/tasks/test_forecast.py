@@ -9,6 +9,7 @@ import yaml
 from tasks import forecast
 from tasks.forecast import Counts, makespan
 from thinner.config import Params
+from thinner.profiling import count_macs
 from thinner.sources import Listing, Part
 
 PROJECT = Path(__file__).parents[2]
@@ -66,6 +67,24 @@ def test_a_thousand_steps_more_take_a_thousand_steps_longer(clock: forecast.Cloc
     first, second, third = seconds(1_000), seconds(2_000), seconds(3_000)
     assert second > first
     assert third - second == pytest.approx(second - first, rel=1e-9)
+
+
+def test_steps_of_the_head_alone_are_counted_and_cost_less_than_whole_ones(clock: forecast.Clock) -> None:
+    def seconds(probe: int) -> float:
+        return forecast.foretell(params_with(finetune__probe_steps=probe), COUNTS, clock)["finetune"].seconds
+
+    none, some, more = seconds(0), seconds(1_000), seconds(3_000)
+    assert none < some
+    assert more - none == pytest.approx(3 * (some - none), rel=1e-9)
+
+
+def test_small_is_cut_to_the_size_of_prune_and_not_as_far(clock: forecast.Clock) -> None:
+    params = params_with(finetune__width=16, small__source="finetune", prune__target={"macs": 0.5})
+    job = forecast._Job(params, COUNTS, clock)
+    job.costs()
+    sizes = {name: count_macs(job.networks[name][0][1](), (1, 16, 16)) for name in ("finetune", "small", "prune")}
+    assert sizes["finetune"] > 10 * sizes["prune"]
+    assert 0.5 * sizes["prune"] < sizes["small"] <= sizes["prune"]
 
 
 def test_teach_takes_as_long_as_there_are_views_and_keeps_as_much(clock: forecast.Clock) -> None:

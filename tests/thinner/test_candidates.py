@@ -76,3 +76,17 @@ def test_all_tables_show_the_batches_that_were_timed() -> None:
         assert found == headings
         assert table.rows[0][table.headings.index(found[-1])] == "6.25"
     assert "against finetune, batch 32" in candidates.costs(measured).headings
+
+
+def test_metrics_in_which_every_class_counts_stand_beside_macro_f1_and_the_worst_class_is_named() -> None:
+    more = {"balanced_accuracy": 0.815, "worst_class": 0.25, "worst_class_name": "boot"}
+    measured = {**METRICS, "prune": {**METRICS["prune"], **more}}
+    for table in (candidates.for_markdown(measured), candidates.for_page(measured, {})):
+        at = table.headings.index("macro-F1")
+        assert list(table.headings[at - 1 : at + 2]) == ["balanced accuracy", "macro-F1", "worst class"]
+        (cells,) = (row for row in table.rows if row[0] == "prune")
+        assert (cells[at - 1], cells[at + 1]) == ("81.5 %", "25.0 %")
+    page = candidates.for_page(measured, {})
+    (notes,) = (n for n, row in zip(page.notes, page.rows, strict=True) if row[0] == "prune")
+    assert notes[page.headings.index("worst class")] == ["boot"]
+    assert "worst class" not in candidates.for_terminal(measured).headings  # 80 columns are full

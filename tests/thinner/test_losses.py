@@ -904,7 +904,7 @@ def test_missing_features_index_and_parts_are_named() -> None:
 def test_the_tables_parameters_are_those_of_the_function(name: str) -> None:
     row = LOSSES[name]
     signature = inspect.signature(row.make or row.function).parameters
-    common = {"seed", "images"} if row.make else set()
+    common = {"seed", "images"} if row.make else {"balance"}  # not of params.yaml
     defaults = {
         key: p.default for key, p in signature.items() if p.default is not inspect.Parameter.empty and key not in common
     }
@@ -916,7 +916,7 @@ def test_every_loss_names_its_paper_in_its_docstring_and_in_the_docs(name: str) 
     row = LOSSES[name]
     texts = (row.function.__doc__ or "") + ((row.make.__doc__ or "") if row.make else "")
     assert row.link in texts
-    assert row.needs <= {"logits", "labels", "features", "pooled", "index"}
+    assert row.needs <= {"logits", "labels", "features", "pooled", "index", "balance"}
     page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
     assert re.search(rf"^\| `{name}` \|", page, re.MULTILINE), f"docs/losses.md has no row for {name}"
     assert row.link in page

@@ -121,6 +121,25 @@ def test_frozen_parts_get_no_gradient_and_keep_their_statistics():
     assert not before["stages.2.0.bn2.running_mean"].equal(dict(model.named_buffers())["stages.2.0.bn2.running_mean"])
 
 
+def test_layer_wise_rates_fall_from_the_head_to_the_image():
+    model = models.create(OURS)
+    parts = ["stem.0", "stem.1", "stages.0", "stages.1", "stages.2"]  # stem.2 has nothing to learn
+    scales = models.layer_scales(model, 0.5)
+    assert set(scales) == {name for name, _ in model.named_parameters()}
+    assert all(scales[f"{models.head_of(model)[0]}.{leaf}"] == 1.0 for leaf in ("weight", "bias"))
+    for distance, part in enumerate(reversed(parts), start=1):
+        assert {scale for path, scale in scales.items() if path.startswith(f"{part}.")} == {0.5**distance}, part
+    assert set(models.layer_scales(model, 1.0).values()) == {1.0}
+
+
+def test_a_class_token_learns_as_slowly_as_the_patches():
+    with torch.device("meta"):
+        model = models.create({**OURS, "name": "timm:vit_tiny_patch16_224"})
+    scales = models.layer_scales(model, 0.9)
+    assert scales["cls_token"] == scales["pos_embed"] == scales["patch_embed.proj.weight"] == min(scales.values())
+    assert scales["blocks.11.mlp.fc1.weight"] == pytest.approx(scales["blocks.0.mlp.fc1.weight"] / 0.9**11)
+
+
 def test_freezing_more_than_there_is_says_how_many_parts_there_are():
     with pytest.raises(models.NetworkError, match="freeze: 99, but the network has"):
         models.freeze(models.create(OURS), 99)

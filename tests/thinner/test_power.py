@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thinner import power
-from thinner.statistics import score_difference
+from thinner.statistics import balanced_accuracy_difference, score_difference
 
 
 @pytest.mark.parametrize(("images", "disagree"), [(400, 0.1), (2_000, 0.1), (2_000, 0.3)])
@@ -34,3 +34,27 @@ def test_images_for_is_the_same_turned_around():
 def test_no_images_show_nothing():
     with pytest.raises(ValueError, match="images: 0"):
         power.detectable(0)
+
+
+def test_with_equal_classes_balanced_accuracy_shows_what_accuracy_shows():
+    assert power.detectable_by_class([250] * 8) == pytest.approx(power.detectable(2_000))
+
+
+def test_the_smallest_class_decides_what_balanced_accuracy_can_show():
+    sizes = [900, 60, 40]
+    margin = power.detectable_by_class(sizes)
+    assert margin > 2 * power.detectable(1_000)
+    rng, shown = np.random.default_rng(0), []
+    for _ in range(300):
+        mine, theirs, labels = (np.repeat(np.arange(3), sizes) for _ in range(3))
+        which = rng.random(1_000)
+        mine[which < 0.05] = (mine[which < 0.05] + 1) % 3
+        theirs[which > 0.95] = (theirs[which > 0.95] + 1) % 3
+        shown.append(balanced_accuracy_difference(mine, theirs, labels, margin=-margin / 100).low > -margin / 100)
+    assert 0.7 < np.mean(shown) < 0.9
+
+
+@pytest.mark.parametrize("sizes", [[], [5, 0]])
+def test_a_class_without_images_shows_nothing(sizes):
+    with pytest.raises(ValueError, match="one of each class at least"):
+        power.detectable_by_class(sizes)

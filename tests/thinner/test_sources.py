@@ -89,7 +89,9 @@ def test_files_that_are_no_images_are_named_not_dropped_silently(tmp_path: Path)
     picture(tmp_path / "b/1.png")
     (tmp_path / "a/notes.txt").write_text("x")
     (tmp_path / "a/old.psd").write_text("x")
-    assert list_source(f"folder:{tmp_path}", tmp_path).ignored == ("a/notes.txt", "a/old.psd")
+    (tmp_path / "list.xlsx").write_bytes(b"PK")
+    (tmp_path / ".gitignore").write_text("*")
+    assert list_source(f"folder:{tmp_path}", tmp_path).ignored == ("a/notes.txt", "a/old.psd", "list.xlsx")
 
 
 def test_listing_decodes_nothing(tmp_path: Path) -> None:

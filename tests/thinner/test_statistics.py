@@ -80,9 +80,9 @@ def test_each_kind_of_claim_is_understood(text: str, expected: tuple[object, ...
 @pytest.mark.parametrize(
     ("text", "word", "message"),
     [
-        ("distill beat scratch on accuracy", "beat", "expected one of: agrees, beats, has, is"),
+        ("distill beat scratch on accuracy", "beat", "expected one of: agrees, answers, beats, has, is"),
         ("prune is quicker than distill", "quicker", "expected one of: faster, smaller, within"),
-        ("distill beats scratch on accurcy by 3 points", "accurcy", "expected accuracy"),
+        ("distill beats scratch on accurcy by 3 points", "accurcy", "expected one of: accuracy, balanced_accuracy"),
         ("distill beats scratch on accuracy by x points", "x points", "expected a number"),
         ("distill beats scratch on accuracy by 3 percent", "percent", "expected points"),
         (

@@ -153,7 +153,7 @@ def test_a_signal_in_a_step_saves_the_state_after_it(tmp_path, number):
     assert fit(again, resume=tmp_path) == history and same_weights(model, again)
 
 
-def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
     def stop(*_):
         raise KilledError
 
@@ -161,19 +161,50 @@ def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
 
     def step(model, batch, at):
         if at == 12:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             after.append(at)
         return training.supervised_step()(model, batch, at)
 
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with pytest.raises(KilledError):
+            fit(network(), resume=tmp_path, step=step)
+        assert not after and signal.getsignal(signal.SIGINT) is stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 10
+
+
+@pytest.mark.parametrize("where", ["step", "write"])
+def test_sigterm_twice_is_sigterm_once(tmp_path, monkeypatch, where):
+    # a flow asks the process's group, and the stage itself sees that the flow's dvc has gone
+    def stop(*_):
+        raise KilledError
+
+    def step(model, batch, at):
+        if at == 12:
+            signal.raise_signal(signal.SIGTERM)
+            if where == "step":
+                signal.raise_signal(signal.SIGTERM)
+        return training.supervised_step()(model, batch, at)
+
+    real = whole.write_tensors
+
+    def write(path, tensors, about):
+        if where == "write" and about["done"] == 13:
+            signal.raise_signal(signal.SIGTERM)
+        return real(path, tensors, about)
+
+    monkeypatch.setattr(whole, "write_tensors", write)
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with pytest.raises(KilledError):
             fit(network(), resume=tmp_path, step=step)
-        assert not after and signal.getsignal(signal.SIGTERM) is stop
+        assert signal.getsignal(signal.SIGTERM) is stop
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 10
+    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 13
 
 
 def test_without_time_going_by_a_state_is_saved_at_validations_only(tmp_path):
@@ -316,6 +347,21 @@ def test_norms_and_biases_are_not_decayed_and_the_head_has_its_rate():
     assert found == {
         (0.1, 0.5): [(4, 1, 3, 3), (4, 4, 3, 3)], (0.1, 0.0): [(4,)] * 4, (1.0, 0.5): [(2, 256)], (1.0, 0.0): [(2,)],
     }  # fmt: skip
+
+
+def test_a_step_is_as_long_as_a_tensors_scale_says():
+    moved = []
+    for scales in (None, {"0.weight": 0.25}):
+        model = network()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = training.make_optimizer(model, "sgd", lr=0.1, weight_decay=0.0, scales=scales)
+        torch.manual_seed(0)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        moved.append({name: p.detach() - before[name] for name, p in model.named_parameters()})
+    for name, plain in moved[0].items():
+        torch.testing.assert_close(moved[1][name], (0.25 if name == "0.weight" else 1.0) * plain)
 
 
 def test_mixing_leaves_batches_with_unlabelled_images_alone():
