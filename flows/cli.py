@@ -508,6 +508,13 @@ def predict(
     if network.temperature is None:
         print("confidences are not calibrated: evaluate has not run. Run it: thinner stage evaluate", file=sys.stderr)
     point = None if at_least is None else operating.choose(network.operating_points, at_least, candidate)
+    if point is not None and point.log_odds is None:
+        print(
+            f"--at-least {at_least:g}: of no confidence of {candidate} could so much be shown with "
+            f"{point.validation_images:,} validation images, so every answer is 'unsure'. More labels may help, or a "
+            "better network",
+            file=sys.stderr,
+        )
     found: dict[Path, Prediction] = {}
     unreadable: dict[Path, str] = {}
     for path in files:

@@ -155,6 +155,7 @@ def print_results(root: Path, everything: bool = False) -> tuple[str, str]:
         "\nNext     make ui                      compare runs in MLflow, see this one in Prefect\n"
         "         . .venv/bin/activate         then, for example:\n"
         "         thinner predict photo.jpg    what the small network says of a picture\n"
+        "         thinner bundle               take it away: runs without torch and this project\n"
         "         dvc repro                    the same pipeline without Prefect\n"
         "         dvc metrics diff             what changed since the last commit",
     )

@@ -398,7 +398,11 @@ def _claim_of_classes(proposal: Proposal, claims: list[tuple[str, str]], by_clas
 
 
 def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -> str:
-    """Claims that so many test images (``by_class``: of each) can decide; returns the sentence about the others."""
+    """Claims that so many test images (``by_class``: of each) can decide; returns the sentence about the others.
+
+    One claim says how right the network is, however few the images: without it the others could all be proven of a
+    network that is right on no more than chance, and it would be called ready to ship.
+    """
     least = power.detectable(test)
     source, target = proposal.values["prune.source"], proposal.values["prune.target"]
     claims: list[tuple[str, str]] = []
@@ -413,6 +417,9 @@ def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -
         claims.append((f"prune is within {max(margin, 3.0)} points of finetune on accuracy", said))
         claims.append(("prune beats small on accuracy", "is the teacher worth it?"))
         claims.append(("prune beats scratch on accuracy", "is the pretrained network worth it?"))
+    else:
+        said = f"{test:,} test images will hardly show it, and so nothing is called ready to ship: label more"
+        claims.append((f"prune is within {_MARGINS[-1]} points of finetune on accuracy", said))
     rare = _claim_of_classes(proposal, claims, by_class)
     agreed = next((share for share, images in ((98, 1_000), (95, 200), (90, 80)) if test >= images), None)
     if agreed is not None:
@@ -421,10 +428,12 @@ def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -
     for number, (_, why) in enumerate(claims):
         proposal.why[f"claims.{number}"] = why
     if margin is None:
-        need = power.images_for(_MARGINS[-1])
+        need, ratio = power.images_for(_MARGINS[-1]), proposal.values.get("data.test")
+        in_all = f" (of some {math.ceil(need / ratio):,} with labels)" if isinstance(ratio, float) else ""
         return (
-            f"With {test:,} test images a difference of accuracy under {least:.0f} points cannot be shown, so none is "
-            f"claimed. Label more: {need:,} test images show {_MARGINS[-1]:g} points{rare}"
+            f"With {test:,} test images a difference of accuracy under {least:.0f} points cannot be shown, so that "
+            f"nothing will be called ready to ship. Label more: {need:,} test images{in_all} show "
+            f"{_MARGINS[-1]:g} points{rare}"
         )
     return f"With {test:,} test images a difference of accuracy under {least:.1f} points cannot be shown{rare}"
 

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -147,8 +148,11 @@ def _not_started(error: RuntimeError) -> UserError:
     key = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
     seconds = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
     said = one_line(str(error).partition("stderr:")[2])[-300:].strip()
+    ended = re.search(r"exited with code (-?\d+)", str(error))
     return UserError(
-        f"Prefect's server did not start within {seconds} s; nothing has run"
+        f"Prefect's server did not start within {seconds} s"
+        + (f" (it ended with {ended[1]})" if ended else "")
+        + "; nothing has run"
         + (f". Its last words: {said}" if said else "")
         + f". Give it more time ({key}={max(300, 2 * seconds)}), or do without it: dvc repro"
     )

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,9 @@ def test_an_answer_below_the_operating_point_is_unsure_in_the_bundle_and_in_thin
         bundled.name(files[0], 97)
     refused = CliRunner().invoke(cli.app, ["predict", "--at-least", "97", str(files[0])])
     assert refused.exit_code == 1
+    never = CliRunner().invoke(cli.app, ["predict", "--json", "--at-least", "98", str(files[0])])
+    assert json.loads(never.stdout)["label"] is None and "so every answer is 'unsure'" in never.stderr
+    assert "so every answer is 'unsure'" in run(folder, "--at-least", "98", str(files[0])).stderr
 
 
 # ---------------------------------------------------------------------------------------- predict.py by itself
@@ -310,7 +314,7 @@ def test_a_line_for_each_picture_and_one_for_each_that_cannot_be_read(
     files = write_files(tmp_path / "files")
     (tmp_path / "no.jpg").write_bytes(b"no picture")
     (tmp_path / "cut.png").write_bytes((tmp_path / "files/grey.png").read_bytes()[:-200])
-    bad = [tmp_path / "no.jpg", tmp_path / "nowhere.png", tmp_path, tmp_path / "cut.png"]
+    bad = [tmp_path / "no.jpg", tmp_path / "nowhere.png", tmp_path / "cut.png"]
     done = run(folder, *map(str, [*bad[:2], *files, *bad[2:]]))
     assert done.returncode == 1
     rows = list(csv.reader(done.stdout.splitlines()))
@@ -324,6 +328,18 @@ def test_a_line_for_each_picture_and_one_for_each_that_cannot_be_read(
     assert len(lines) == len(bad) and all(line.startswith(f"{path}: ") for line, path in zip(lines, bad, strict=True))
     assert run(folder, *map(str, files)).returncode == 0
     assert run(folder).returncode == run(folder, "--at-least", "97", str(files[0])).returncode == 2
+    of_folder = run(folder, str(tmp_path / "files")).stdout
+    assert of_folder == run(folder, *map(str, sorted(files))).stdout and of_folder.count("\n") == len(files) + 1
+    (tmp_path / "empty").mkdir()
+    empty = run(folder, str(tmp_path / "empty"))
+    assert empty.returncode == 2 and "no picture in this folder" in empty.stderr
+
+
+def test_whoever_reads_the_first_lines_only_gets_no_traceback(shared: tuple[Path, Path], tmp_path: Path) -> None:
+    files = [str(file) for file in write_files(tmp_path / "files")] * 20
+    command = shlex.join([sys.executable, "-P", str(shared[1] / "predict.py"), *files])
+    done = subprocess.run(["bash", "-c", f"{command} | head -1"], capture_output=True, text=True, check=False)
+    assert done.stdout == "file,class,probability\n" and done.stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from PIL import Image, ImageOps
 HERE = Path(__file__).resolve().parent
 # By content, whatever a file is called. No other of Pillow's readers is tried: that of EPS starts a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 UNSURE = "unsure"
 
 
@@ -181,6 +182,16 @@ def selftest(network: Network, folder: Path = HERE) -> bool:
     return holds
 
 
+def files_of(path: str | os.PathLike[str]) -> list[str | os.PathLike[str]]:
+    """The file itself; of a folder all pictures in it and below, sorted."""
+    if not Path(path).is_dir():
+        return [path]
+    found = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in ENDINGS and file.name[0] != ".")
+    if not found:
+        raise RefusedError(f"{shown(path)}: no picture in this folder. Its name has to end with {', '.join(ENDINGS)}")
+    return list(found)
+
+
 def one_line(what: object) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in " ".join(str(what).split()) or type(what).__name__)
 
@@ -192,7 +203,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Name the class of pictures: a line of CSV for each.")
-    parser.add_argument("pictures", nargs="*", help="files: JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF")
+    parser.add_argument("pictures", nargs="*", help="files or folders: JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF")
     parser.add_argument("--at-least", type=float, metavar="PERCENT", help="'unsure' below this operating point")
     parser.add_argument("--selftest", action="store_true", help="compare with the maker's answers")
     asked = parser.parse_args(arguments)
@@ -202,15 +213,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if selftest(network) else 1
         if not asked.pictures:
             raise RefusedError("no picture. Name one or more: python predict.py photo.jpg")
-        if asked.at_least is not None:
-            network.threshold(asked.at_least)
+        if asked.at_least is not None and math.isinf(network.threshold(asked.at_least)):
+            print(
+                f"--at-least {asked.at_least:g}: of no confidence of this network could so much be shown, so every "
+                "answer is 'unsure'",
+                file=sys.stderr,
+            )
+        pictures = [file for path in asked.pictures for file in files_of(path)]
     except RefusedError as error:
         print(error, file=sys.stderr)
         return 2
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow(("file", "class", "probability"))
     code = 0
-    for picture in asked.pictures:
+    for picture in pictures:
         try:
             label, probability = network.name(picture, asked.at_least)
         except RefusedError as error:
@@ -223,4 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # whoever read our lines has enough of them, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
