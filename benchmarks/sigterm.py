@@ -50,9 +50,6 @@ def clone_of(root: Path, folder: Path) -> Path:
     for name in ("raw", "weights"):  # given, and not made by any stage
         if (root / "data" / name).is_dir() and not (folder / "data" / name).exists():
             shutil.copytree(root / "data" / name, folder / "data" / name)
-    done = run(folder, "dvc", "checkout", "--force", "--quiet")
-    if done.returncode:
-        raise UserError(f"dvc checkout in {folder}: {done.stderr.strip()[-300:]}")
     return folder
 
 
@@ -105,7 +102,11 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _forget(folder: Path, stage: str) -> None:
-    """Have nobody know that the stage ever ran."""
+    """Have nobody know that the stage ever ran; all others are up to date."""
+    subprocess.run(["git", "checkout", "--quiet", "--", "dvc.lock"], cwd=folder, check=True)
+    done = run(folder, "dvc", "checkout", "--force", "--quiet")
+    if done.returncode:
+        raise UserError(f"dvc checkout in {folder}: {done.stderr.strip()[-300:]}")
     path = folder / "dvc.lock"
     lock = yaml.safe_load(path.read_text())
     lock["stages"].pop(stage, None)
