@@ -1,7 +1,7 @@
 """Does a bundle answer as `thinner predict` does, for every picture of the test split?
 
     python -m benchmarks.bundle prune prune_onnx_int8
-    python -m benchmarks.bundle prune --python /tmp/venv/bin/python     an environment with the three packages alone
+    python -m benchmarks.bundle prune --python VENV/bin/python     an environment with the three packages alone
 
 Makes each bundle in a temporary folder, writes the test pictures as PNG files, and has the bundle's own predict.py name
 them in a process of its own. Exits with 1 where a class differs, or logits by more than the bundle allows.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -27,8 +26,9 @@ from typing import Any
 import pandas as pd
 from PIL import Image, ImageOps
 
+from benchmarks.clones import clone_environment, make_clone
 from benchmarks.photos import CLASSES
-from tasks.environment import child_environment, repository_root
+from tasks.environment import repository_root
 from thinner.errors import UserError
 
 PHOTOS = "data/raw/my photos"
@@ -136,19 +136,13 @@ def _save(picture: Image.Image, file: Path, *, turned: bool = False, quality: in
 def thinner(clone: Path, *command: str) -> str:
     """What `thinner COMMAND` printed. Raises UserError where it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *command], cwd=clone, env=_environment(clone), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "flows.cli", *command], cwd=clone, env=clone_environment(clone),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         told = done.stdout[-3000:] + done.stderr[-1000:]
         raise UserError(f"thinner {' '.join(command[:3])} ended with {done.returncode}:\n{told}")
     return done.stdout
-
-
-def _environment(clone: Path) -> dict[str, str]:
-    inherited = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "THINNER_CHECKED")
-    environment = child_environment(PYTHONPATH=os.environ.get("PYTHONPATH", str(clone)))
-    return {name: value for name, value in environment.items() if name not in inherited}
 
 
 def play(clone: Path, mess: Mess, minutes: float) -> dict[str, Any]:
@@ -192,11 +186,6 @@ def play(clone: Path, mess: Mess, minutes: float) -> dict[str, Any]:
     }
 
 
-def clone_of(root: Path, folder: Path) -> Path:
-    subprocess.run(["git", "clone", "--quiet", str(root), str(folder)], check=True)
-    return folder
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_hour", description="A newcomer's first hour.")
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"), help="train/CLASS/*.jpg")
@@ -208,7 +197,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory(prefix="hour-") as base:
-            clone = clone_of(repository_root(), given.folder or Path(base).resolve() / "clone")
+            clone = make_clone(repository_root(), given.folder or Path(base).resolve() / "clone")
             pictures = {}
             for name in CLASSES:
                 needed = LABELLED + UNLABELLED + ASKED

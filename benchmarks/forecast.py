@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import distillation
-from tasks.environment import child_environment, repository_root
+from benchmarks.clones import clone_environment, make_clone
+from tasks.environment import repository_root
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.words import duration
@@ -32,7 +33,7 @@ FACTOR = 1.5
 def run(clone: Path, *command: str) -> str:
     """What the command printed; what it says on the way is passed on. Raises UserError where it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=clone, env=child_environment(PYTHONPATH=str(clone)),
+        [sys.executable, "-m", *command], cwd=clone, env=clone_environment(clone),
         stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -44,7 +45,7 @@ def measure(root: Path, clone: Path, recipe: str | None) -> dict[str, Any]:
     """Clone, plan, run. Raises UserError where the folder is taken or anything fails."""
     if clone.exists():
         raise UserError(f"--folder: '{clone}' is there already. Name another one, or remove it")
-    subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
+    make_clone(root, clone)
     if recipe is not None:
         run(clone, "flows.cli", "recipe", recipe)
     place = load_params(clone / "params.yaml").data.root

@@ -30,7 +30,8 @@ import pandas as pd
 import psutil
 import yaml
 
-from tasks.environment import child_environment, repository_root
+from benchmarks.clones import clone_environment, make_clone
+from tasks.environment import repository_root
 from thinner import whole
 from thinner.errors import UserError
 
@@ -42,7 +43,7 @@ PROGRAMS = {"flow": ["flows.pipeline", "{}"], "dvc": ["dvc", "repro", "--single-
 
 def clone_of(root: Path, folder: Path) -> Path:
     """A clone at the last commit, up to date by ``root``'s cache; it has no run cache, so what is forgotten runs."""
-    subprocess.run(["git", "clone", "--quiet", str(root), str(folder)], check=True)
+    make_clone(root, folder)
     cache = root / ".dvc" / "cache" / "files"
     if not cache.is_dir():
         raise UserError(f"{cache} is not there: run the job once, so that there are results to begin with: make run")
@@ -55,7 +56,7 @@ def clone_of(root: Path, folder: Path) -> Path:
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=_environment(folder),
+        [sys.executable, "-m", *command], cwd=folder, env=clone_environment(folder),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -66,12 +67,11 @@ def trial(folder: Path, stage: str, who: str, wait: float) -> dict[str, Any]:
     command = [part.format(stage) for part in PROGRAMS[who]]
     with (folder / "trial.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, env=_environment(folder), stdout=log, stderr=log,
+            [sys.executable, "-m", *command], cwd=folder, env=clone_environment(folder), stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
         learning = _learning(folder, stage, process)
         time.sleep(wait)
-        states_before = {path: path.stat().st_mtime for path in _states(folder, stage)}
         signalled, began = time.time(), time.monotonic()
         process.send_signal(signal.SIGTERM)
         while (alive := processes(folder)) and time.monotonic() - began < 120:
@@ -90,15 +90,9 @@ def trial(folder: Path, stage: str, who: str, wait: float) -> dict[str, Any]:
         "after s": round(signalled - learning, 1),
         "ends in s": round(ends, 1),
         "lost s": round(max(0.0, signalled - newest), 1),
-        "kept": _what(kept, states_before),
+        "kept": _what(kept),
         "goes on": _goes_on(folder, stage, kept),
     }
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    inherited = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME")
-    environment = child_environment(PYTHONPATH=str(folder))
-    return {name: value for name, value in environment.items() if name not in inherited}
 
 
 def _forget(folder: Path, stage: str) -> None:
@@ -134,11 +128,11 @@ def _states(folder: Path, stage: str) -> list[Path]:
     return found
 
 
-def _what(kept: Path | None, before: dict[Path, float]) -> str:
+def _what(kept: Path | None) -> str:
     if kept is None:
         return "nothing"
-    about = _step(kept)
-    return f"step {about}" if about is not None else kept.name
+    step = _step(kept)
+    return f"step {step}" if step is not None else kept.name
 
 
 def _step(kept: Path) -> int | None:
@@ -154,7 +148,8 @@ def _goes_on(folder: Path, stage: str, kept: Path | None) -> str:
         return "-"
     step = _step(kept)
     process = subprocess.Popen(
-        [sys.executable, "-m", f"tasks.{stage}"], cwd=folder, env=_environment(folder) | {"THINNER_PROGRESS": "json"},
+        [sys.executable, "-m", f"tasks.{stage}"], cwd=folder,
+        env=clone_environment(folder) | {"THINNER_PROGRESS": "json"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     first: int | None = None

@@ -204,7 +204,7 @@ _UNEQUAL = 5  # times as many images of one class as of another
 
 def _choose_imbalance(proposal: Proposal, pictures: Pictures) -> None:
     """At rest, unless classes are unequal."""
-    say, sizes = proposal.set, _trained_by_class(pictures)
+    say, sizes = proposal.set, _by_class(pictures, Part.TRAIN)
     most, fewest = max(sizes), min(sizes)
     unequal = most >= _UNEQUAL * fewest
     say("imbalance.weights", "none")
@@ -219,10 +219,6 @@ def _choose_imbalance(proposal: Proposal, pictures: Pictures) -> None:
     say("imbalance.logit_adjustment", 0.0)
 
 
-def _trained_by_class(pictures: Pictures) -> list[int]:
-    return _by_class(pictures, Part.TRAIN)
-
-
 def _by_class(pictures: Pictures, part: Part) -> list[int]:
     labels = pictures.listing.labels[(pictures.listing.parts == part) & (pictures.listing.labels >= 0)]
     return [int(count) for count in np.bincount(labels, minlength=len(pictures.listing.classes))]
@@ -233,7 +229,7 @@ def _tested_by_class(proposal: Proposal, pictures: Pictures) -> list[int]:
     share = proposal.values.get("data.test")
     if share is None:
         return _by_class(pictures, Part.TEST)
-    return [max(1, round(share * count)) for count in _trained_by_class(pictures)]
+    return [max(1, round(share * count)) for count in _by_class(pictures, Part.TRAIN)]
 
 
 def _choose_teacher(proposal: Proposal, pictures: Pictures, side: int, labelled: int) -> None:

@@ -3,7 +3,6 @@
 import ast
 import csv
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -27,6 +26,7 @@ import thinner
 from flows import cli
 from tasks.bundle import make_bundle
 from tests.browser import Browser
+from tests.programs import load_program
 from thinner import bundle as bundling
 from thinner import checkpoint, export, models, operating
 from thinner.config import load_params
@@ -120,11 +120,7 @@ def make(root: Path, candidate: str = "prune", **more: Any) -> Path:
 
 def opened(folder: Path) -> ModuleType:
     """The bundle's predict.py as a module, from where it lies."""
-    found = importlib.util.spec_from_file_location("bundled_predict", folder / "predict.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return load_program(folder / "predict.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """thinner bundle --bench and thinner device add: this machine as 'the other one'."""
 
 import csv
-import importlib.util
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 from flows import cli
 from tasks import devices as bringing
 from tasks.report import judge_runs
+from tests.programs import load_program
 from tests.tasks.test_bundle import make, network, write_project
 from thinner import bundle as bundling
 from thinner import candidates, checkpoint, devices, export, models, shipping
@@ -68,11 +68,7 @@ def write_times(root: Path, path: Path) -> Path:
 
 
 def bench() -> Any:
-    found = importlib.util.spec_from_file_location("bundled_bench", bundling.PROGRAMS / "bench.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return load_program(bundling.PROGRAMS / "bench.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The stage finetune: a head that learns alone first, and rates that fall towards the image."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import yaml
 from tasks import learning
 from tasks.finetune import finetune
 from tasks.stage import Stage
+from tests.prepared import write_prepared
 from thinner import checkpoint, models
 from thinner.config import Params
 
@@ -24,17 +24,12 @@ CLASSES = ("cat", "dog", "fox")
 def project(tmp_path, monkeypatch):
     """72 images of three brightnesses, and a pretrained network: one with weights of its own."""
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "data" / "prepared"
-    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 72)
     images = rng.integers(0, 90, (72, 16, 16, 1)) + 60 * labels[:, None, None, None]
-    np.save(folder / "images.npy", images.astype(np.uint8))
-    np.save(folder / "labels.npy", labels)
-    splits = np.split(np.arange(72), [40, 40, 60])
-    np.savez(folder / "splits.npz", **dict(zip(("labelled", "unlabelled", "validation", "test"), splits, strict=True)))
-    (folder / "info.json").write_text(json.dumps({"classes": CLASSES, "sha256": "0" * 64}))
-    (folder / "names.json").write_text(json.dumps([f"{n}.png" for n in range(72)]))
+    parts = np.split(np.arange(72), [40, 40, 60])
+    splits = dict(zip(("labelled", "unlabelled", "validation", "test"), parts, strict=True))
+    write_prepared(tmp_path, images, labels, splits, CLASSES)
     torch.manual_seed(9)
     (tmp_path / "data" / "weights").mkdir()
     network = models.create({"name": "resnet8", "classes": 7, "channels": 1, "width": 8, "stem_stride": 1})

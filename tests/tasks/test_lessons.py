@@ -12,6 +12,7 @@ import yaml
 from tasks import learning, lessons, teachers
 from tasks.stage import Stage
 from tasks.teach import teach
+from tests.prepared import write_prepared
 from thinner import checkpoint, models, store, training, whole
 from thinner.config import Params
 from thinner.errors import UserError
@@ -30,22 +31,17 @@ LAST = {"student_layers": ["stages.2"], "teacher_layers": ["stages.2"]}
 def project(tmp_path, monkeypatch):
     """40 images and a teacher, prepared and fine-tuned."""
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "data" / "prepared"
-    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    np.save(folder / "images.npy", rng.integers(0, 256, (40, 12, 12, 1), dtype=np.uint8))
+    images = rng.integers(0, 256, (40, 12, 12, 1), dtype=np.uint8)
     labels = rng.integers(0, 3, 40)
     labels[8:24] = -1
-    np.save(folder / "labels.npy", labels)
     splits = {
         "labelled": np.arange(8),
         "unlabelled": np.arange(8, 24),
         "validation": np.arange(24, 34),
         "test": np.arange(34, 40),
     }
-    np.savez(folder / "splits.npz", **splits)
-    (folder / "info.json").write_text(json.dumps({"classes": CLASSES, "sha256": "0" * 64}))
-    (folder / "names.json").write_text(json.dumps([f"{n}.png" for n in range(40)]))
+    write_prepared(tmp_path, images, labels, splits, CLASSES)
     make_teacher(tmp_path / "data" / "finetune", 0)
     return tmp_path
 

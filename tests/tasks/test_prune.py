@@ -20,6 +20,7 @@ from tasks.small import small
 from tasks.stage import Stage
 from tasks.teach import teach
 from tasks.tracking import Recorder
+from tests.prepared import write_prepared
 from thinner import checkpoint, models, pruning, rounds, store, verify
 from thinner.config import Params
 from thinner.profiling import count_macs, count_params
@@ -50,23 +51,17 @@ def network(seed):
 def made(tmp_path_factory):
     """72 images of three brightnesses; teacher and student; the teacher's signals."""
     root = tmp_path_factory.mktemp("made")
-    folder = root / "data" / "prepared"
-    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 72)
     images = rng.integers(0, 90, (72, 16, 16, 1)) + 60 * labels[:, None, None, None]
-    np.save(folder / "images.npy", images.astype(np.uint8))
     labels[16:40] = -1
-    np.save(folder / "labels.npy", labels)
     splits = {
         "labelled": np.arange(16),
         "unlabelled": np.arange(16, 40),
         "validation": np.arange(40, 64),
         "test": np.arange(64, 72),
     }
-    np.savez(folder / "splits.npz", **splits)
-    (folder / "info.json").write_text(json.dumps({"classes": CLASSES, "sha256": "0" * 64}))
-    (folder / "names.json").write_text(json.dumps([f"{n}.png" for n in range(72)]))
+    write_prepared(root, images, labels, splits, CLASSES)
     checkpoint.save(root / "data" / "finetune", network(0), spec("finetune"))
     checkpoint.save(root / "data" / "distill", network(1), spec("distill"))
     with pytest.MonkeyPatch.context() as patch:
