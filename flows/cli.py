@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows import data, device
-from flows.console import console, few, print_comparison, print_verdicts
+from flows.console import busy, console, few, print_comparison, print_verdicts
 from tasks import integrity, lineage, lockfile
 from tasks.environment import repository_root, set_environment
 from thinner import shipping
@@ -100,9 +100,9 @@ def init(
         size_bytes=None if size is None else beginning.parse_bytes(size),
         latency_ms=None if latency is None else beginning.parse_ms(latency),
     )
-    with console.status("") as shown_now:
+    with busy() as telling:
         fitted = beginning.init(
-            root, photos, wishes, start_from, lambda line: console.print(line, markup=False), shown_now.update
+            root, photos, wishes, start_from, lambda line: console.print(line, markup=False), telling
         )
     table = Table(box=None, pad_edge=False)
     for heading in ("key", "chosen", "why"):
@@ -227,10 +227,10 @@ def verify() -> None:
     from flows import pipeline
 
     root = repository_root()
-    with pipeline.only_run(root), console.status("") as shown:
+    with pipeline.only_run(root), busy() as telling:
         if said := lockfile.mend(root):
             console.print(said, style="yellow", markup=False)
-        found = integrity.mend_all(root, lambda path: shown.update(f"reading {path}"))
+        found = integrity.mend_all(root, lambda path: telling(f"reading {path}"))
     for damage in found:
         console.print(str(damage), style="yellow" if damage.restored else "red", markup=False)
     outs = lineage.locked_outs(root)

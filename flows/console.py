@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from tasks.stage import bar_columns
 from thinner import candidates
@@ -72,6 +74,25 @@ def take_over(quiet: bool = False) -> None:
     root.addHandler(_ForPeople(logging.WARNING if quiet else logging.NOTSET))
     for name in _UNHEARD:
         logging.getLogger(name).handlers.clear()
+
+
+@contextlib.contextmanager
+def busy() -> Iterator[Callable[[str], None]]:
+    """A function that says what is being done: on a line that changes, or in a log every ten seconds on a line of its
+    own, on standard error, so that what is printed for programs stays theirs."""
+    if console.is_terminal:
+        with console.status("") as shown:
+            yield lambda words: shown.update(Text(words))
+        return
+    last = time.monotonic()
+
+    def say(words: str) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= LINE_SECONDS:
+            last = now
+            print(words, file=sys.stderr, flush=True)
+
+    yield say
 
 
 def start_bars() -> None:

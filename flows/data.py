@@ -193,7 +193,7 @@ def suspects(
         row = int(rows[i])
         given, suggested = store.classes[labels[i]], store.classes[ranking.suggested[i]]
         score = f"{ranking.score[i]:.4f}"
-        table.append((place, names[row], home[row], given, suggested, suggested, score))
+        table.append((place, names[row], home[row], given, suggested, "", score))
         if place <= MOST_ON_A_PAGE:
             caption = [f"{given} \N{RIGHTWARDS ARROW} {suggested}?", f"{names[row]}, {home[row]}"]
             cards.append(Card([(store.images[row], caption)], f"rank {place}, score {score}"))
@@ -209,8 +209,8 @@ def suspects(
     console.print(said)
     console.print(f"{SUSPECTS}    the list\n{SUSPECTS.with_suffix('.html')}   with the pictures")
     console.print(
-        f"\nNext     look, then edit {SUSPECTS}: column `label` is what will count, and lines that are right as they "
-        f"are go out\n         thinner data apply {SUSPECTS}"
+        f"\nNext     look, then edit {SUSPECTS}: write the right class into column `label`; where it stays "
+        f"empty nothing changes\n         thinner data apply {SUSPECTS}"
     )
 
 
@@ -249,7 +249,10 @@ def apply(
     from thinner.sources import list_source
     from thinner.whole import write as write_whole
 
-    rows = cleaning.read(file)
+    rows = cleaning.read(file, undecided=True)
+    if not rows:
+        console.print(f"{file}: no line has a `label` yet, so nothing changes. Write the right one where it is wrong")
+        raise typer.Exit(0)
     place = Path(data.corrections or Path(data.root) / CORRECTIONS)
     if data.corrections is None and place.exists():
         raise UserError(
@@ -275,7 +278,7 @@ def apply(
 
 
 def _print_changes(changes: Sequence[Change], rows: int) -> None:
-    console.print(f"{len(changes):,} of {rows:,} lines change a label; the others leave it as it is")
+    console.print(f"{len(changes):,} of {rows:,} lines with a label change it; the others leave it as it is")
     if not changes:
         return
     table = Table(box=None, pad_edge=False)

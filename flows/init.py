@@ -26,7 +26,7 @@ from flows.plan import about
 from tasks import forecast, lineage
 from thinner import models, power, pruning, sources, weights, yaml_files
 from thinner.config import Params, load_params
-from thinner.errors import UserError
+from thinner.errors import UserError, one_line
 from thinner.profiling import count_params
 from thinner.sources import Listing, Part
 
@@ -36,6 +36,7 @@ EFFORTS = (1.0, 0.75, 0.5, 0.35, 0.25)  # share of the steps that the pictures c
 MINUTES = 45.0
 KEPT = Path(".thinner/params-before-init.yaml")
 _LOOKED_AT = 300  # pictures
+_DRAWN = 0.2  # of the labelled pictures for testing, and as many for choosing, where no split of their own is there
 _PASSES = 65  # over all pictures, in the recovery of a cut network: as measured for the recipe photos
 _FLOAT_BYTES = 4
 _FILE_BYTES = 6_000  # of a checkpoint beside its weights
@@ -111,6 +112,21 @@ def look(photos: str, say: Callable[[str], None] = print) -> Pictures:
     return Pictures(source, root, listing, int(np.median(sides)), colour, len(np.unique(chosen)), unreadable)
 
 
+def check_enough(photos: str, pictures: Pictures) -> None:
+    """Raises UserError where a split that has to be drawn would lack a class."""
+    drawn = [part for part in (Part.TEST, Part.VALIDATION) if not pictures.count(part)]
+    of_class = dict(zip(pictures.listing.classes, _by_class(pictures, Part.TRAIN), strict=True))
+    each, rarest = 1 + len(drawn), min(of_class, key=lambda name: of_class[name])
+    needed = max(each, math.ceil(1 / _DRAWN) if drawn else 1) * len(of_class)
+    if sum(of_class.values()) >= needed and of_class[rarest] >= each:
+        return
+    raise UserError(
+        f"{photos}: {sum(of_class.values()):,} pictures with a label are too few to learn, choose and test by: "
+        f"{needed:,} are needed at the least, {each} of each class ('{one_line(rarest, 60)}' has {of_class[rarest]}). "
+        "Add some, or take out that class"
+    )
+
+
 def _source(photos: str) -> tuple[str, str]:
     if photos.startswith("torchvision:"):
         return photos, "data/raw"
@@ -180,7 +196,10 @@ def _choose_data(proposal: Proposal, pictures: Pictures, side: int) -> tuple[int
     say("data.channels", 3 if pictures.colour else 1, "colour" if pictures.colour else "grey: no colour was found")
     train, own_test = pictures.count(Part.TRAIN), pictures.count(Part.TEST)
     own_validation = pictures.count(Part.VALIDATION)
-    share = {"test": 0.0 if own_test else 0.2, "validation": 0.0 if own_validation else (0.2 if train < 5000 else 0.1)}
+    share = {
+        "test": 0.0 if own_test else _DRAWN,
+        "validation": 0.0 if own_validation else (_DRAWN if train < 5000 else _DRAWN / 2),
+    }
     for name, own in (("test", own_test), ("validation", own_validation)):
         if own:
             say(f"data.{name}", None, f"the {own:,} pictures of your own {name} split")
@@ -508,7 +527,8 @@ def fit_to_time(
         made(smallest, EFFORTS[-1]),
         seconds,
         f"--minutes: {wishes.minutes:g} are too few on this machine as busy as it is now; the least takes "
-        f"{about(seconds)}",
+        f"{about(seconds)}. To go below: fewer finetune.training.epochs, student.training.steps, "
+        "prune.training.steps or prune.rounds, at a price in accuracy",
     )
 
 
@@ -533,6 +553,7 @@ def init(
     pictures = look(photos, lambda text: None)
     for line in describe(pictures):
         say(line)
+    check_enough(photos, pictures)
     clock = forecast.Clock(lambda what: busy(f"timing {what}"))
     fitted = fit_to_time(root, pictures, wishes, overrides, clock, lineage.graph(root))
     proposal = fitted.proposal

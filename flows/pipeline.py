@@ -116,7 +116,8 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         _took.clear()
         slots = threading.BoundedSemaphore(jobs)
         states: dict[str, State] = {}
-        status = "KILLED"
+        status = "FAILED"
+        closing: subprocess.Popen[str] | None = None
         console.start_bars()
         try:
             for _ in range(_PASSES):
@@ -136,14 +137,19 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
                 if not any(integrity.AGAIN in (state.message or "") for state in states.values()):
                     break
             _ended.update({name: state.name or "" for name, state in states.items()})
-            status = "FINISHED" if all(state.is_completed() for state in states.values()) else "FAILED"
+            if all(state.is_completed() for state in states.values()):
+                status = "FINISHED"
         except BaseException:  # cancelled, Ctrl-C, SIGTERM: without this the stages would run on by themselves
-            kill_stages()
+            try:
+                if PARENT in environment:
+                    closing = _start_closing(environment, "KILLED")  # it starts up while the stages end
+            finally:
+                kill_stages()
             raise
         finally:
             console.stop_bars()
             if PARENT in environment:
-                _close_record(root, environment, status, states)
+                _close_record(root, closing or _start_closing(environment, status), states)
     return server.decided(_verdict(states))
 
 
@@ -323,24 +329,30 @@ def _before_first_stage() -> dict[str, str]:
     return {PARENT: run_id, CHECKED: digest, UNSENT: "yes" if where == "kept" else "no"}
 
 
-def _close_record(root: Path, environment: Mapping[str, str], status: str, states: dict[str, State]) -> None:
+def _start_closing(environment: Mapping[str, str], status: str) -> subprocess.Popen[str]:
+    """A process that will close MLflow's run of this flow once it is told how the stages ended. Importing MLflow takes
+    it seconds."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tasks.tracking", "close", environment[PARENT], status],
+        env=child_environment(**{UNSENT: environment[UNSENT]}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _close_record(root: Path, closing: subprocess.Popen[str], states: Mapping[str, State]) -> None:
     hashes = lineage.locked_hashes(root)
     stages = {
         name: {"state": state.name or "", "hash": hashes.get(name, "") if state.is_completed() else ""}
         for name, state in states.items()
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.tracking", "close", environment[PARENT], status],
-        env=child_environment(**{UNSENT: environment[UNSENT]}),
-        input=json.dumps(stages),
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode:  # what was computed stands; only its summary in MLflow is missing
-        get_run_logger().warning("MLflow's run of this pipeline was not closed: %s", done.stderr.strip()[-300:])
-    elif said := done.stdout.strip():
-        get_run_logger().info(said.splitlines()[-1])
+    said, error = closing.communicate(json.dumps(stages))
+    if closing.returncode:  # what was computed stands; only its summary in MLflow is missing
+        get_run_logger().warning("MLflow's run of this pipeline was not closed: %s", error.strip()[-300:])
+    elif said.strip():
+        get_run_logger().info(said.strip().splitlines()[-1])
 
 
 def _verdict(states: dict[str, State]) -> State:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from flows.console import console, few
+from flows.console import busy, console, few
 from tasks import forecast, lineage
 from tasks.stage import thread_count
 from thinner.config import Params
@@ -46,15 +46,15 @@ class Plan:
 def make_plan(root: Path, params: Params, jobs: int, *, fresh: bool = False) -> Plan:
     """Look at the data, time a few steps, and add up. ``fresh``: as if nothing were there yet."""
     nodes = lineage.graph(root)
-    with console.status("") as shown:
-        shown.update("looking at the images")
+    with busy() as telling:
+        telling("looking at the images")
         counts = forecast.count_images(params, say=lambda text: None)
-        clock = forecast.Clock(lambda what: shown.update(f"timing {what}"))
+        clock = forecast.Clock(lambda what: telling(f"timing {what}"))
         costs = forecast.foretell(params, counts, clock)
         stages: list[Planned] = []
         stale: set[str] = set()
         for node in nodes:
-            shown.update(f"is {node.name} up to date?")
+            telling(f"is {node.name} up to date?")
             why = ["would run"] if fresh else lineage.reasons(root, node.name)
             if not why and (after := sorted(stale.intersection(node.upstream))):
                 why = [f"follows {', '.join(after)}"]

@@ -210,7 +210,8 @@ def reasons(root: Path, name: str) -> list[str]:
                 if isinstance(change, dict):  # {"params.yaml": {"prune.rounds": "modified"}}
                     found += [f"{key} {what}" for key, what in change.items()]
                 else:
-                    found.append(f"{path} {change}" + (" (output)" if kind == "changed outs" else ""))
+                    said = "not here" if change == "deleted" else change  # nobody deletes in a new clone
+                    found.append(f"{path} {said}" + (" (output)" if kind == "changed outs" else ""))
     return found
 
 

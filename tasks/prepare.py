@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ BLACK = 16  # 4095, the most that 12 bits hold, as thinner.store scales 16 bits 
 def prepare(stage: Stage) -> None:
     run, data = stage.params.run, stage.params.data
     listing = list_source(data.source, data.root, stage.say)
+    if data.corrections is not None:  # it may lie beside the pictures, and is read
+        ours = Path(data.corrections).name
+        listing = dataclasses.replace(listing, ignored=tuple(name for name in listing.ignored if name != ours))
     stage.say(f"{len(listing)} images of {len(listing.classes)} classes: {listing.origin}")
     choices = data.model_dump(exclude={"root", "corrections", "near_duplicates"})
     with stage.output("data/prepared") as folder:

@@ -738,7 +738,7 @@ def main(arguments: list[str]) -> int:
         elif arguments[0] == "end":
             _end(arguments[1], arguments[2])
         else:
-            stages = json.load(sys.stdin)
+            stages = json.loads(sys.stdin.read() or "{}")  # nothing: whoever asked has died meanwhile
             close_pipeline_run(arguments[1], arguments[2], stages)
             if unsent.is_any():
                 with contextlib.suppress(UserError):  # it has been said that MLflow does not answer; the next run tries

@@ -189,10 +189,11 @@ def test_what_came_out_is_the_challenger_and_each_candidate_is_a_run_with_a_mode
         assert tested.data.tags["mlflow.parentRunId"] == runs["distill"].data.tags["mlflow.parentRunId"]
         assert tested.outputs.model_outputs
     text = (root / "params.yaml").read_text()
-    set_params(root, {"claims": ["prune has at most 50 % of the MACs of distill"]})
+    claims = ["prune has at most 50 % of the MACs of distill", "prune agrees with distill on 10 % of images"]
+    set_params(root, {"claims": claims})
     assert "out of date" in run_cli(root, "promote", code=1).stderr
-    assert "\nTo ship: prune (1 of 1 claims proven)." in pipeline(root)
-    assert "version 1 is champion: all 1 claims are proven" in run_cli(root, "promote").stdout
+    assert "\nTo ship: prune (2 of 2 claims proven)." in pipeline(root)
+    assert "version 1 is champion: all 2 claims are proven" in run_cli(root, "promote").stdout
     assert "champion" in run_cli(root, "models").stdout
     (root / "params.yaml").write_text(text)  # back, for the tests below
     pipeline(root)

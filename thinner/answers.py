@@ -92,7 +92,10 @@ def _what_it_costs(results: Results, name: str, row: Mapping[str, Any], teacher:
         more.insert(0, f"Against {TEACHER}: {speed(row, teacher, batch)}, its file {size}.")
     seconds = [run["seconds"] for run in results.runs.values() if run is not None]
     if seconds and len(seconds) == len(results.runs):
-        more.append(f"To make it and all it is compared with, stages ran for {duration(sum(seconds))}, added up.")
+        more.append(
+            f"To make it and all it is compared with, stages computed for {duration(sum(seconds))}, added up; what it "
+            "takes to start them comes on top."
+        )
     took = f"{milliseconds(row[f'latency_ms_b{batch}'])} ms for {batch} images"
     return Answer("What does it cost?", f"{si(row['file_bytes'], 'B')}, {took}", tuple(more))
 

@@ -176,9 +176,10 @@ def for_readme(measured: Metrics, shipped: str) -> Table:
 
 
 def that_matter(measured: Metrics, shipped: str) -> dict[str, Mapping[str, Any]]:
-    """Those that a person looks at first: the teacher, the controls, the network to ship and its exports."""
+    """Those that a person looks at first: the teacher, the controls, the student, the network to ship and its
+    exports."""
     network = network_of(shipped)
-    names = (TEACHER, *CONTROLS, network, shipped)
+    names = (TEACHER, *CONTROLS, "distill", network, shipped)
     return {
         name: row
         for name, row in in_order(measured).items()

@@ -36,8 +36,9 @@ class Correction:
     where: str = ""
 
 
-def read(path: str | Path) -> list[Correction]:
-    """The rows of a CSV file with the columns `COLUMNS`; others are left alone. Raises DataError."""
+def read(path: str | Path, undecided: bool = False) -> list[Correction]:
+    """The rows of a CSV file with the columns `COLUMNS`; others are left alone. ``undecided``: rows without a label may
+    be there, and are left out. Raises DataError."""
     path = Path(path)
     rows = []
     try:
@@ -53,6 +54,8 @@ def read(path: str | Path) -> list[Correction]:
             for row in table:
                 where = f"{path} line {table.line_num}"
                 cells = {column: _plain(row[column]) for column in COLUMNS}
+                if undecided and not cells["label"]:
+                    continue
                 if empty := [column for column, cell in cells.items() if not cell]:
                     raise DataError(f"{where}: no {empty[0]}. Fill it in, or remove the line")
                 rows.append(Correction(**cells, where=where))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from statsmodels.stats.proportion import proportion_confint
@@ -56,7 +57,7 @@ class Facts:
 def render(facts: Facts) -> str:
     """The card, as Markdown."""
     parts = [
-        f"# Model card: {facts.candidate}, {cell(facts.params.data.source)}",
+        f"# Model card: {facts.candidate}, {cell(_source(facts))}",
         *_what(facts),
         *_use(facts),
         *_numbers(facts),
@@ -207,13 +208,20 @@ def _claims(facts: Facts) -> list[str]:
     return _section("Claims", *lines)
 
 
+def _source(facts: Facts) -> str:
+    """Where a folder lies on its maker's machine is nobody's business; what it is called may be."""
+    kind, _, place = facts.params.data.source.partition(":")
+    return facts.params.data.source if kind == "torchvision" else f"{kind}:{PurePath(place).name}"
+
+
 def _data(facts: Facts) -> list[str]:
-    source = facts.params.data.source
+    source, corrections = facts.params.data.source, facts.params.data.corrections
     counts = facts.data.get("counts", {})
     lines = [
-        f"- Source: {cell(source)}",
+        f"- Source: {cell(_source(facts))}",
         f"- Licence: {LICENCES.get(source, NOT_STATED)}",
         f"- Pictures: {', '.join(f'{count:,} {name}' for name, count in counts.items()) or NOT_STATED}",
+        f"- Labels: {'as in the source' if corrections is None else 'some were corrected by hand after the fact'}",
         f"- SHA-256: `{facts.data.get('sha256', NOT_STATED)}`",
         f"- How they were collected, whom they show, who agreed: {NOT_STATED}",
     ]
@@ -272,13 +280,14 @@ def _reproduce(facts: Facts) -> list[str]:
     if facts.changed:
         note += ", with changes that are not committed"
     rows = [[f"`{what}`", f"`{digest}`"] for what, digest in facts.hashes.items()]
+    if facts.changed:  # no commit has what this was made of
+        commands = ["This bundle cannot be made again from a commit. Commit the changes, and make it again.", ""]
+    else:
+        lines = [f"git checkout {commit} && dvc checkout", f"thinner bundle {facts.candidate}"]
+        commands = ["```sh", *lines, "```", ""]
     return _section(
         "Reproduce",
-        "```sh",
-        f"git checkout {commit} && dvc checkout",
-        f"thinner bundle {facts.candidate}",
-        "```",
-        "",
+        *commands,
         f"Commit: {note}. Equal commit, data and library versions give equal bytes. Hashes (SHA-256):",
         "",
         *markdown_table(["file", "SHA-256"], rows, last="---"),

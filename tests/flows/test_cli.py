@@ -82,7 +82,7 @@ def test_status_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "up to date" in rows["second"]
     (tmp_path / "a").unlink()
     rows = {line.split()[0]: line for line in runner.invoke(cli.app, ["status"]).output.splitlines()}
-    assert "a deleted" in rows["first"]
+    assert "a not here" in rows["first"]
     assert "out of date" in rows["second"]
 
 
@@ -150,7 +150,7 @@ def test_claims_are_judged_over_the_seeds_of_several_working_copies(
 ) -> None:
     here, there, also = (run_of_a_seed(tmp_path / f"seed{seed}", seed) for seed in range(3))
     other = run_of_a_seed(tmp_path / "other", 3, labels=(np.arange(400) + 1) % 4)
-    verdict = {"claim": CLAIM, "outcome": "proven", "numbers": "one seed"}
+    verdict = {"claim": CLAIM, "kind": "beats", "outcome": "proven", "numbers": "one seed"}
     (here / "reports" / "claims.json").write_text(json.dumps({"claim_1": verdict}))
     monkeypatch.chdir(here)
     (here / "dvc.yaml").write_text("")
@@ -207,7 +207,8 @@ def test_claims_are_shown_and_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "thinner run" in none_yet.output
     texts = yaml.safe_load((PROJECT / "params.yaml").read_text())["claims"]
     verdicts = {
-        f"claim_{n}": {"claim": text, "outcome": "proven", "numbers": "+4.0 points"} for n, text in enumerate(texts)
+        f"claim_{n}": {"claim": text, "kind": "beats", "outcome": "proven", "numbers": "+4.0 points"}
+        for n, text in enumerate(texts)
     }
     judged = tmp_path / "reports" / "claims.json"
     judged.write_text(json.dumps(verdicts))

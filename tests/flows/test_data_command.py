@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -145,23 +146,29 @@ def test_from_a_suspect_to_a_corrected_label_and_back(photos: Path) -> None:
     assert f"{len(found)} of 48 labels" in done.output and len(found) == 5
     assert [row["rank"] for row in found] == ["1", "2", "3", "4", "5"]
     suspected = {row["file"]: (row["given"], row["suggested"], row["label"]) for row in found[:2]}
-    assert suspected == {red: ("red", "blue", "blue"), blue: ("blue", "green", "green")}
+    assert suspected == {red: ("red", "blue", ""), blue: ("blue", "green", "")}
     page = Path("reports/suspects.html").read_text()
     assert len(images_in(page)) == 5 and self_contained(page)
     again = Path("reports/suspects.csv").read_bytes()
     runner.invoke(cli.app, ["data", "suspects"])
     assert Path("reports/suspects.csv").read_bytes() == again
 
-    # the person keeps two lines
-    edited = Path("mine.csv")
-    edited.write_text("\n".join(Path("reports/suspects.csv").read_text().splitlines()[:3]) + "\n")
+    # nobody has decided anything yet
+    nothing = runner.invoke(cli.app, ["data", "apply", "reports/suspects.csv", "--yes"])
+    assert nothing.exit_code == 0 and "no line has a `label` yet" in nothing.output
+    assert not Path("data/raw/corrections.csv").exists()
+
+    # the person decides on two lines
+    pd.read_csv("reports/suspects.csv").assign(label=lambda table: table["suggested"].where(table["rank"] <= 2)).to_csv(
+        "mine.csv", index=False
+    )
     before = Path("params.yaml").read_text()
     asked = runner.invoke(cli.app, ["data", "apply", "mine.csv"])
     assert asked.exit_code == 1 and "there is nobody to ask" in asked.output
     assert Path("params.yaml").read_text() == before and not Path("data/raw/corrections.csv").exists()
     done = runner.invoke(cli.app, ["data", "apply", "mine.csv", "--yes"])
     assert done.exit_code == 0, done.output
-    assert "2 of 2 lines change a label" in done.output
+    assert "2 of 2 lines with a label change it" in done.output
     assert re.search(r"red +blue +1", done.output) and f"{red}: red → blue" in done.output
     assert "data.corrections: null -> data/raw/corrections.csv" in done.output
     lines = zip(before.splitlines(), Path("params.yaml").read_text().splitlines(), strict=True)
@@ -197,7 +204,7 @@ def test_a_line_that_does_not_fit_writes_nothing(photos: Path) -> None:
 def test_lines_that_change_nothing_write_nothing(photos: Path) -> None:
     Path("mine.csv").write_text("file,given,label\nred/00.png,red,red\n")
     done = runner.invoke(cli.app, ["data", "apply", "mine.csv", "--yes"])
-    assert done.exit_code == 0 and "0 of 1 lines change a label" in done.output
+    assert done.exit_code == 0 and "0 of 1 lines with a label change it" in done.output
     assert not Path("data/raw/corrections.csv").exists()
 
 

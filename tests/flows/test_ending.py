@@ -33,11 +33,16 @@ NAMES = (
     "prune_pt2",
 )
 CLAIMS = [
-    {"claim": "prune is within 1.0 points of distill on accuracy", "outcome": "proven", "numbers": "10000 images"},
-    {"claim": "prune beats small on accuracy", "outcome": "proven", "numbers": "+7.57 points"},
+    {
+        "kind": "within",
+        "claim": "prune is within 1.0 points of distill on accuracy",
+        "outcome": "proven",
+        "numbers": "10000 images",
+    },
+    {"kind": "beats", "claim": "prune beats small on accuracy", "outcome": "proven", "numbers": "+7.57 points"},
 ]
 TARGET = {"candidate": "prune", "met": True, "lines": ["Target met: prune has 1,460,704 MACs."], "round": 2,
-          "size": 1_460_704.0, "unit": "MACs"}  # fmt: skip
+          "size": 1_460_704.0, "unit": "MACs", "target": {"macs": 0.5}, "loss_bound": 1.0}  # fmt: skip
 
 
 def node(name: str, *outs: str) -> Node:
@@ -134,10 +139,10 @@ def test_the_end_says_target_and_claims_first_then_the_networks_that_matter_then
     ]
     assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
     rows = [line.split()[0] for line in text.splitlines() if "13.7 MB" in line and "To ship" not in line]
-    assert rows == ["finetune", "scratch", "small", "prune", "prune_onnx", "prune_onnx_int8", "prune_pt2"]
+    assert rows == ["finetune", "scratch", "distill", "small", "prune", "prune_onnx", "prune_onnx_int8", "prune_pt2"]
     table = [line for line in text.splitlines() if "13.7 MB" in line and "To ship" not in line]
     assert all(len(line.rstrip()) <= 80 for line in table)
-    assert "Also measured: distill, distill_onnx. All of them: thinner report --all" in text
+    assert "Also measured: distill_onnx. All of them: thinner report --all" in text
     assert "Network  data/prune" in text and "Report   reports/report.html" in text
 
 

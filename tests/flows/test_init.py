@@ -1,6 +1,7 @@
 """thinner init: what it finds out, what it writes, and what it says of bad input."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 
 from flows import init, recipes
 from flows.init import Wishes
+from tasks import forecast
 from thinner.config import load_params
 from thinner.errors import UserError
 
@@ -69,6 +71,24 @@ def test_grey_pictures_are_grey_whatever_they_are_saved_as(root: Path) -> None:
 def test_what_are_no_pictures_is_said_in_a_line(root: Path, photos: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         init.look(photos)
+
+
+def test_too_few_pictures_are_told_before_anything_is_timed_and_just_enough_can_be_split(root: Path) -> None:
+    draw(root / "photos" / "cat", 7)
+    draw(root / "photos" / "dog", 2)
+    said = "photos: 9 pictures with a label are too few to learn, choose and test by: 10 are needed at the least, 3 of each class ('dog' has 2)"
+    with pytest.raises(UserError, match=re.escape(said)):
+        init.check_enough("photos", init.look("photos"))
+    before = (root / "params.yaml").read_bytes()
+    with pytest.raises(UserError, match=re.escape(said)):
+        init.init(root, "photos", Wishes(), None, lambda line: None)
+    assert (root / "params.yaml").read_bytes() == before
+    draw(root / "photos" / "dog", 3, seed=1)
+    pictures = init.look("photos")
+    init.check_enough("photos", pictures)
+    proposal = init.propose(pictures, Wishes(), 64, 1.0)
+    counts = forecast.count_images(init.as_params(root, proposal.values), pictures.listing)
+    assert (counts.test, counts.validation, counts.labelled) == (2, 2, 6)
 
 
 @pytest.mark.parametrize(("text", "count"), [("200kB", 200_000), ("1.5MB", 1_500_000), ("48000", 48_000), ("3 M", 3e6)])

@@ -23,7 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import thinner
-from flows import cli
+from flows import cli, recipes
 from tasks.bundle import make_bundle
 from tests.browser import Browser
 from tests.programs import load_program
@@ -100,7 +100,12 @@ def write_project(root: Path, channels: int = 1, colours: int = 1, fit: str = "c
         json.dumps({"finetune": {**row, "accuracy": 0.8}, "prune": row, "prune_onnx": row})
     )
     (root / "reports/evaluate/environment.json").write_text(json.dumps({"cpu": "Some CPU", "test_images": 40}))
-    verdict = {"claim": "prune beats small on accuracy", "outcome": "not shown", "numbers": "+1.00 points"}
+    verdict = {
+        "claim": "prune beats small on accuracy",
+        "kind": "beats",
+        "outcome": "not shown",
+        "numbers": "+1.00 points",
+    }
     (root / "reports/claims.json").write_text(json.dumps({"claim_1": verdict}))
     (root / "reports/evaluate/per_class.csv").write_text(
         "candidate,class,images,accuracy,low,high\nprune_onnx,dog|wolf,13,0.5,0.25,0.75\nfinetune,cat,13,1,0.7,1\n"
@@ -312,7 +317,7 @@ def test_a_line_for_each_picture_and_one_for_each_that_cannot_be_read(
     (tmp_path / "cut.png").write_bytes((tmp_path / "files/grey.png").read_bytes()[:-200])
     bad = [tmp_path / "no.jpg", tmp_path / "nowhere.png", tmp_path / "cut.png"]
     done = run(folder, *map(str, [*bad[:2], *files, *bad[2:]]))
-    assert done.returncode == 1
+    assert done.returncode == 0 and run(folder, *map(str, bad)).returncode == 1  # as `thinner predict` has it
     rows = list(csv.reader(done.stdout.splitlines()))
     answers = thinner.load(root / "data/prune").predict(files)
     assert rows[0] == ["file", "class", "probability"]
@@ -494,6 +499,8 @@ def test_the_card_says_what_is_known_with_intervals_and_what_is_not(project: Pat
     assert "- Licence: MIT (https://github.com/zalandoresearch/fashion-mnist)" in card  # as params.yaml has that source
     assert "whom they show, who agreed: not stated" in card
     assert f"`{commit}`, with changes that are not committed" in card
+    assert "cannot be made again from a commit" in card and "git checkout" not in card
+    assert "- Labels: as in the source" in card
     for path in (
         "bundles/prune_onnx/model.onnx",
         "bundles/prune_onnx/golden.npz",
@@ -502,6 +509,22 @@ def test_the_card_says_what_is_known_with_intervals_and_what_is_not(project: Pat
     ):
         assert hashlib.sha256(Path(path).read_bytes()).hexdigest() in card
     assert max(len(line) for line in card.splitlines()) < 600 and "None" not in card and "nan" not in card
+
+
+def test_a_card_tells_no_folder_of_its_makers_machine_and_that_labels_were_corrected(project: Path) -> None:
+    photos = project / "photos"
+    photos.mkdir()
+    (photos / "corrections.csv").write_text("file,given,label\n")
+    values = {
+        "data.source": f"folder:{photos}",
+        "data.root": str(photos),
+        "data.corrections": f"{photos}/corrections.csv",
+    }
+    recipes.write(project, values, "the test")
+    folder = make(project, "prune_onnx")
+    card = (folder / "model-card.md").read_text()
+    assert "- Source: folder:photos\n" in card and "- Labels: some were corrected by hand" in card
+    assert str(project) not in card and str(project) not in (folder / "labels.json").read_text()
 
 
 def test_a_network_that_was_not_evaluated_is_bundled_and_the_card_says_so(project: Path) -> None:

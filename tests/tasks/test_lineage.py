@@ -83,7 +83,7 @@ def test_nothing_is_out_of_date_after_repro(repo: Path) -> None:
     ("edit", "stage", "reason"),
     [
         (lambda root: (root / "raw" / "x").write_text("y"), "first", "raw modified"),
-        (lambda root: (root / "a.txt").unlink(), "first", "a.txt deleted (output)"),
+        (lambda root: (root / "a.txt").unlink(), "first", "a.txt not here (output)"),
         (lambda root: _replace(root / "params.yaml", "0.001", "0.002"), "first", "first.number modified"),
         (lambda root: _replace(root / "dvc.yaml", "cp a.txt", "cp -p a.txt"), "second", "changed command"),
         (lambda root: (root / "dvc.lock").unlink(), "last", "has not run yet"),

@@ -165,6 +165,14 @@ def test_no_corrections_in_the_file_leave_every_byte(photos: Path) -> None:
     assert after == before
 
 
+def test_corrections_beside_the_pictures_are_not_called_files_that_nobody_reads(photos: Path) -> None:
+    (photos / "notes.txt").write_text("taken in May")
+    (photos / "corrections.csv").write_text("file,given,label\n")
+    prepare(stage(corrections=str(photos / "corrections.csv")))
+    ignored = json.loads(Path("reports/prepare.json").read_text())["ignored"]
+    assert ignored["count"] == 1 and list(ignored["files"]) == ["notes.txt"]
+
+
 def test_a_corrected_picture_that_is_gone_is_one_line(photos: Path) -> None:
     Path("data/raw/corrections.csv").write_text("file,given,label\ncat/99.png,cat,dog\n")
     with pytest.raises(DataError) as caught:

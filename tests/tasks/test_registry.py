@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 PARAMS = SMALL.model_copy(
     update={
-        "claims": ["distill beats scratch on accuracy"],
+        "claims": ["prune beats scratch on accuracy"],
         "ship": Ship(name="shades", candidate="prune", margin_points=5.0),
         "export": SMALL.export.model_copy(update={"formats": []}),
         "evaluate": SMALL.evaluate.model_copy(
@@ -106,7 +106,7 @@ def measure(root: Path, stage_hash: str = "hash-e", outcome: str = "proven", rec
     recorder = tracking.start_stage_run("evaluate", {}, stage_hash, {}, "cpu") if record else tracking.Recorder()
     evaluate(Stage("evaluate", PARAMS, recorder))
     recorder.end("FINISHED")
-    verdict = {"claim": PARAMS.claims[0], "outcome": outcome, "numbers": "+1 points"}
+    verdict = {"claim": PARAMS.claims[0], "kind": "beats", "outcome": outcome, "numbers": "+1 points"}
     (root / "reports" / "claims.json").write_text(json.dumps({"claim_1": verdict}))
 
 
@@ -182,10 +182,10 @@ def test_the_first_champion_has_to_pass_the_claims_alone_and_files_are_registere
     measure(project, outcome="not shown")
     refused = registry.promote(project, PARAMS)
     assert not refused.promoted
-    assert refused.reason == "prune is not ready to ship: not shown: distill beats scratch on accuracy"
+    assert refused.reason == "prune is not ready to ship: not shown: prune beats scratch on accuracy"
     (row,) = registry.versions(PARAMS)
     assert (row["version"], row["alias"]) == ("1", "challenger")
-    assert row["reason"] == "not promoted: prune is not ready to ship: not shown: distill beats scratch on accuracy"
+    assert row["reason"] == "not promoted: prune is not ready to ship: not shown: prune beats scratch on accuracy"
 
     measure(project)  # measured anew, the same files: DVC restores, someone runs evaluate again
     assert registry.register(project, PARAMS) == (NAME, "1")

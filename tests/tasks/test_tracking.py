@@ -183,7 +183,9 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     (store / "reports/metrics.json").write_text('{"prune": {"accuracy": 0.75}, "distill": {"accuracy": 0.5}}')
     shutil.copy(PROJECT / "params.yaml", store)  # ship.candidate is prune
     claim = "prune agrees with distill on 98 % of images"
-    (store / "reports/claims.json").write_text(json.dumps({"claim_1": {"claim": claim, "outcome": "proven"}}))
+    (store / "reports/claims.json").write_text(
+        json.dumps({"claim_1": {"claim": claim, "kind": "beats", "outcome": "proven"}})
+    )
     tracking.close_pipeline_run(
         parent,
         "FINISHED",

@@ -41,7 +41,9 @@ def results() -> Results:
         data={"source": "folder:data/raw", "counts": {"labelled": 5, "test": 10}},
         integrity=INTEGRITY,
         params={"run": {"seed": 7}, "prune": {"source": "distill"}, "ship": {"candidate": "prune"}},
-        verdicts=[{"claim": "distill beats <prune>", "outcome": "not shown", "numbers": "+1.00 points"}],
+        verdicts=[
+            {"claim": "distill beats <prune>", "kind": "beats", "outcome": "not shown", "numbers": "+1.00 points"}
+        ],
         hashes={"reports/metrics.json": "c0ffee"},
     )
 

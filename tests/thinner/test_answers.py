@@ -10,7 +10,7 @@ from tests.measured import METRICS, SMALL, TEACHER, row, with_candidates
 from thinner.answers import alternatives, first_answers
 from thinner.results import Results
 
-PROVEN = [{"claim": "claim", "outcome": "proven", "numbers": ""}]
+PROVEN = [{"claim": "prune beats small on accuracy", "kind": "beats", "outcome": "proven", "numbers": ""}]
 WHAT = {"prune": "distill with channels removed"}
 
 
@@ -33,7 +33,8 @@ def test_the_first_screen_says_which_how_sure_what_it_costs_and_what_it_lost(res
         (
             "Against finetune: 30.0x faster, its file 100x smaller.",
             "300 k MACs and 30 k parameters.",
-            "To make it and all it is compared with, stages ran for 3 min 06 s, added up.",
+            "To make it and all it is compared with, stages computed for 3 min 06 s, added up; what it takes to start "
+            "them comes on top.",
         ),
     )
     short, (whole, by_class) = told["What did it lose?"]

@@ -571,8 +571,8 @@ ROW = {
     "latency_ms_b1": 0.5, "latency_ms_b64": 4.5,
 }  # fmt: skip
 METRICS = {"prune": ROW, "distill": {**ROW, "macs": 2000}}
-CLAIMS = {"claim_1": {"claim": "a beats b", "outcome": "proven", "numbers": "1"}}
-TARGET = {"candidate": "prune", "met": False, "lines": ["Target missed"]}
+CLAIMS = {"claim_1": {"claim": "a beats b", "kind": "beats", "outcome": "proven", "numbers": "1"}}
+TARGET = {"candidate": "prune", "met": False, "lines": ["Target missed"], "target": {"macs": 0.5}, "loss_bound": 1.0}
 
 
 def use_reports(root: Path) -> None:

@@ -7,11 +7,11 @@ from thinner.results import Results
 
 
 def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:
-    verdict = {"claim": "distill beats prune on accuracy", "outcome": "proven", "numbers": "+9 points"}
+    verdict = {"claim": "distill beats prune on accuracy", "kind": "beats", "outcome": "proven", "numbers": "+9 points"}
     assert "| **proven** | distill beats prune on accuracy | +9 points |" in render_markdown(
         METRICS, ENVIRONMENT, "prune", [verdict]
     )
-    lines = render_markdown(METRICS, ENVIRONMENT, "prune", [{**verdict, "claim": "c"}]).splitlines()
+    lines = render_markdown(METRICS, ENVIRONMENT, "prune", [verdict]).splitlines()
     lines = [line for line in lines if "verdict" not in line and "proven" not in line and line != "|---|---|---|"]
     rows = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1

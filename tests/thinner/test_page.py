@@ -37,7 +37,7 @@ def test_weights_set_to_zero_are_counted_where_channels_are_not_removed(results:
 
 @pytest.mark.parametrize("shipped", ["prune", "prune_onnx_int8"])
 def test_what_is_to_be_shipped_is_named_below_the_headline_and_marked(results: Results, shipped: str) -> None:
-    verdicts = [{"claim": f"claim {n}", "outcome": outcome, "numbers": ""} for n, outcome in enumerate(
+    verdicts = [{"claim": f"prune beats network_{n} on accuracy", "kind": "beats", "outcome": outcome, "numbers": ""} for n, outcome in enumerate(
         ("proven", "proven", "proven")
     )]  # fmt: skip
     told = replace(
@@ -66,10 +66,11 @@ def test_what_is_to_be_shipped_is_named_below_the_headline_and_marked(results: R
 
 
 def test_a_missed_target_and_a_shown_loss_stand_before_all_else(results: Results) -> None:
-    verdicts = [{"claim": "claim", "outcome": "proven", "numbers": ""}]
+    verdicts = [{"claim": "prune beats small on accuracy", "kind": "beats", "outcome": "proven", "numbers": ""}]
     met = {"candidate": "prune", "met": True, "lines": ["Target met: half."]}
     missed = {"candidate": "prune", "met": False, "lines": ["TARGET MISSED: two thirds."]}
-    lost = {"candidate": "prune", "met": True, "lines": ["Target met: half.", "LOSS SHOWN: 3 points."]}
+    lost = {"candidate": "prune", "met": True, "lines": ["Target met: half.", "LOSS SHOWN: 3 points."],
+            "target": {"macs": 0.5}, "loss_bound": 1.0, "within_bound": "refuted"}  # fmt: skip
     told = {key: replace(results, verdicts=verdicts, targets=[target]) for key, target in
             {"met": met, "missed": missed, "lost": lost}.items()}  # fmt: skip
     text = {key: render_pull_request(one).splitlines() for key, one in told.items()}
@@ -77,11 +78,13 @@ def test_a_missed_target_and_a_shown_loss_stand_before_all_else(results: Results
     assert text["missed"][0] == "**TARGET MISSED: two thirds.**"
     assert text["lost"][:3] == ["**Target met: half.**", "", "**LOSS SHOWN: 3 points.**"]
     assert "Nothing is ready to ship (1 of 1 claims proven). prune missed its target." in "".join(text["missed"])
-    assert "(to ship)" not in "".join(text["missed"])
+    assert "prune was shown to have lost more than prune.tolerance, 1 points of accuracy" in "".join(text["lost"])
+    for key in ("missed", "lost"):
+        assert "(to ship)" not in "".join(text[key])
     for key, one in told.items():
         words = Page(render_html(one, 0)).words
         assert words.index(" ".join(one.targets[0]["lines"])) < words.index(headline(one.metrics, 10)), key
-        assert ("to ship" in row_of(render_html(one, 0), "Table of candidates", "prune")) == (key != "missed")
+        assert ("to ship" in row_of(render_html(one, 0), "Table of candidates", "prune")) == (key == "met")
 
 
 def test_top_5_has_a_column_where_it_was_measured(results: Results) -> None:
@@ -272,7 +275,10 @@ def test_the_first_screen_answers_before_anything_else_and_the_glossary_explains
 
 
 def test_numbers_in_verdicts_have_thousands_also_in_markdown(results: Results) -> None:
-    told = replace(results, verdicts=[{"claim": "c", "outcome": "proven", "numbers": "+1.23 points, 10000 images"}])
+    told = replace(
+        results,
+        verdicts=[{"claim": "c", "kind": "beats", "outcome": "proven", "numbers": "+1.23 points, 10000 images"}],
+    )
     assert "+1.23 points, 10,000 images" in Page(render_html(told, 0)).words
     assert "| +1.23 points, 10,000 images |" in render_pull_request(told)
 

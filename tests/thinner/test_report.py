@@ -11,8 +11,8 @@ from thinner.results import Results
 
 
 def test_a_readme_shows_the_networks_and_only_what_is_not_proven() -> None:
-    proven = {"claim": "distill beats prune on accuracy", "outcome": "proven", "numbers": "+9 points"}
-    open_ = {"claim": "prune beats distill on accuracy", "outcome": "refuted", "numbers": "-9 points"}
+    proven = {"claim": "distill beats prune on accuracy", "kind": "beats", "outcome": "proven", "numbers": "+9 points"}
+    open_ = {"claim": "prune beats distill on accuracy", "kind": "beats", "outcome": "refuted", "numbers": "-9 points"}
     text = render_readme(METRICS, ENVIRONMENT, "prune", [proven])
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert rows[2:] == ["finetune", "distill", "**prune**", "prune_onnx"] and "+9 points" not in text

@@ -5,8 +5,8 @@ from typing import Any
 
 from thinner import shipping
 
-PROVEN = {"claim": "distill beats scratch on accuracy", "outcome": "proven"}
-OPEN = {"claim": "prune is within 1.0 points of distill on accuracy", "outcome": "not shown"}
+PROVEN = {"claim": "prune beats scratch on accuracy", "outcome": "proven", "kind": "beats"}
+OPEN = {"claim": "prune is within 1.0 points of distill on accuracy", "outcome": "not shown", "kind": "within"}
 
 
 def row(accuracy: float, macs: int, runtime: str = "pytorch") -> dict[str, Any]:
@@ -26,8 +26,15 @@ METRICS = {
     "prune": row(0.70, 1_500_000),
     "prune_onnx": row(0.99, 1_500_000, "onnxruntime"),
 }
-MET = {"candidate": "prune", "met": True, "lines": ["Target met: a."]}
-MISSED = {"candidate": "prune", "met": False, "lines": ["TARGET MISSED: b."]}
+MET = {
+    "candidate": "prune",
+    "met": True,
+    "lines": ["Target met: a."],
+    "target": {"macs": 0.5},
+    "loss_bound": 1.0,
+    "within_bound": "not shown",
+}
+MISSED = {**MET, "met": False, "lines": ["TARGET MISSED: b."]}
 
 
 def test_a_network_is_to_ship_when_every_claim_is_proven_and_its_target_met() -> None:
@@ -52,9 +59,28 @@ def test_a_missed_target_no_claims_and_what_was_not_evaluated_are_not_to_ship() 
     assert shipping.open_points("prune_onnx_int8", [PROVEN], [MISSED]) == ["prune missed its target"]
     other = {**MISSED, "candidate": "prune_finetune"}
     assert shipping.open_points("prune_onnx_int8", [PROVEN], [other]) == []
-    assert shipping.open_points("prune_finetune_pt2", [PROVEN], [other]) == ["prune_finetune missed its target"]
+    its_own = {**PROVEN, "claim": "prune_finetune_onnx agrees with finetune on 90 % of images", "kind": "agrees"}
+    assert shipping.open_points("prune_finetune_pt2", [its_own], [other]) == ["prune_finetune missed its target"]
     assert shipping.open_points("prune", [], [MET]) == ["no claims were made (docs/claims.md has the grammar)"]
     assert shipping.ship_line(METRICS, "other", [PROVEN], []) == "Nothing is ready to ship: other was not evaluated."
+
+
+def test_a_shown_loss_is_an_open_point_where_the_target_is_a_size_and_told_once_where_it_is_the_target() -> None:
+    lost = {**MET, "within_bound": "refuted"}
+    said = "prune was shown to have lost more than prune.tolerance, 1 points of accuracy"
+    assert shipping.open_points("prune_onnx", [PROVEN], [lost]) == [said]
+    assert shipping.open_points("prune_onnx", [PROVEN], [{**lost, "candidate": "prune_finetune"}]) == []
+    asked = {**MISSED, "within_bound": "refuted", "target": {"max_drop": 1.0}}
+    assert shipping.open_points("prune", [PROVEN], [asked]) == ["prune missed its target"]
+
+
+def test_claims_that_say_nothing_of_the_answers_do_not_make_a_network_ready() -> None:
+    """A network that is always wrong is as small and as fast."""
+    small = {"claim": "prune has at most 50 % of the MACs of distill", "outcome": "proven", "kind": "at_most"}
+    other = {"claim": "distill beats scratch on accuracy", "outcome": "proven", "kind": "beats"}
+    said = "no claim is about how prune answers, such as its accuracy (docs/claims.md has the grammar)"
+    assert shipping.open_points("prune", [small, other], [MET]) == [said]
+    assert shipping.open_points("prune_onnx", [small, other, PROVEN], [MET]) == []
 
 
 def test_targets_are_read_from_every_pruning_stage_and_a_missed_one_is_told_first(tmp_path: Any) -> None:

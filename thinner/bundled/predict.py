@@ -225,17 +225,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow(("file", "class", "probability"))
-    code = 0
+    named = 0
     for picture in pictures:
         try:
             label, probability = network.name(picture, asked.at_least)
         except RefusedError as error:
             print(error, file=sys.stderr)
-            code = 1
         else:
+            named += 1
             rows.writerow((shown(picture), label, f"{probability:.4f}"))
             sys.stdout.flush()
-    return code
+    return 0 if named else 1
 
 
 if __name__ == "__main__":
