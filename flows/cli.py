@@ -16,7 +16,7 @@ from rich.text import Text
 
 from flows import data, device
 from flows.console import busy, console, few, print_comparison, print_verdicts
-from tasks import integrity, lineage, lockfile
+from tasks import integrity, lineage
 from tasks.environment import repository_root, set_environment
 from thinner import shipping
 from thinner.config import load_params
@@ -178,7 +178,7 @@ def status() -> None:
     root = repository_root()
     data = load_params().data
     lineage.check_data(data.root, data.source)
-    if said := lockfile.mend(root):
+    if said := lineage.mend(root):
         console.print(said, style="yellow", markup=False)
     nodes = lineage.graph(root)
     why = {node.name: lineage.reasons(root, node.name) for node in nodes}
@@ -228,7 +228,7 @@ def verify() -> None:
 
     root = repository_root()
     with pipeline.only_run(root), busy() as telling:
-        if said := lockfile.mend(root):
+        if said := lineage.mend(root):
             console.print(said, style="yellow", markup=False)
         found = integrity.mend_all(root, lambda path: telling(f"reading {path}"))
     for damage in found:

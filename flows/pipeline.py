@@ -102,7 +102,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
     server.remember()
     with only_run(root):
         _end_leftovers()
-        if said := lockfile.mend(root):
+        if said := lineage.mend(root):
             get_run_logger().warning(said)
         lockfile.keep(root)
         graph = lineage.graph(root)
@@ -149,7 +149,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         finally:
             console.stop_bars()
             if PARENT in environment:
-                _close_record(root, closing or _start_closing(environment, status), states)
+                _close_record(root, environment, status, states, closing)
     return server.decided(_verdict(states))
 
 
@@ -304,6 +304,9 @@ def _before_first_stage() -> dict[str, str]:
     load_params()
     env = child_environment(**{FLOW: processes.mark(), "THINNER_PREFECT_RUN": str(flow_run.id or "")})
     digest = params_digest()
+    note = _open_note(repository_root())
+    note.parent.mkdir(exist_ok=True)
+    note.touch()
 
     def start(*module: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -329,6 +332,18 @@ def _before_first_stage() -> dict[str, str]:
     return {PARENT: run_id, CHECKED: digest, UNSENT: "yes" if where == "kept" else "no"}
 
 
+def _open_note(root: Path) -> Path:
+    """A file that is there from before MLflow's run of a flow is opened until it is closed."""
+    return root / ".thinner" / "open-run"
+
+
+def _mend_record(root: Path) -> None:
+    """A flow that was killed behind its last stage left a run that seems to run, and no further one that would look."""
+    command = [sys.executable, "-m", "tasks.tracking", "mend"]
+    if not subprocess.run(command, env=child_environment(), capture_output=True, check=False).returncode:
+        _open_note(root).unlink(missing_ok=True)
+
+
 def _start_closing(environment: Mapping[str, str], status: str) -> subprocess.Popen[str]:
     """A process that will close MLflow's run of this flow once it is told how the stages ended. Importing MLflow takes
     it seconds."""
@@ -342,13 +357,26 @@ def _start_closing(environment: Mapping[str, str], status: str) -> subprocess.Po
     )
 
 
-def _close_record(root: Path, closing: subprocess.Popen[str], states: Mapping[str, State]) -> None:
+def _close_record(
+    root: Path,
+    environment: Mapping[str, str],
+    status: str,
+    states: Mapping[str, State],
+    closing: subprocess.Popen[str] | None,
+) -> None:
+    """``closing``: the process that was started for it, if one was."""
     hashes = lineage.locked_hashes(root)
     stages = {
         name: {"state": state.name or "", "hash": hashes.get(name, "") if state.is_completed() else ""}
         for name, state in states.items()
     }
+    closing = closing or _start_closing(environment, status)
     said, error = closing.communicate(json.dumps(stages))
+    if closing.returncode < 0:  # killed: once more, or the run would seem to run
+        closing = _start_closing(environment, status)
+        said, error = closing.communicate(json.dumps(stages))
+    if closing.returncode == 0:
+        _open_note(root).unlink(missing_ok=True)
     if closing.returncode:  # what was computed stands; only its summary in MLflow is missing
         get_run_logger().warning("MLflow's run of this pipeline was not closed: %s", error.strip()[-300:])
     elif said.strip():
@@ -506,7 +534,7 @@ def run(stages: list[str] | None = None, jobs: int = 2, quiet: bool = False, fil
         return 2
     try:
         load_params()  # first of all: a typo is told at once
-        if said := lockfile.mend(root):
+        if said := lineage.mend(root):
             console.console.print(said, style="yellow", markup=False)
         nodes = select(lineage.graph(root), stages)
         verdict, message = _bring_up_to_date(root, nodes, stages, jobs, quiet)
@@ -543,6 +571,8 @@ def _bring_up_to_date(
     _ended.clear()
     if not stale and PREFECT_API_URL.value() is None:
         # No server is there to be told, and starting one takes twice as long as all the rest.
+        if _open_note(root).exists():
+            _mend_record(root)
         _ended.update({node.name: "Cached" for node in nodes})
     else:
         server.leave_dead()

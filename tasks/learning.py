@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -168,7 +169,7 @@ def learn(
         stage.say(f"{name}: imbalance.choose_by: {choose_by} leaves out {named}: no validation image of it")
     if plan.keep_step is not None and fabric.global_rank == 0:
         step = keep_early(model, step, plan.keep_step, resume)
-    with stage.progress(name, steps) as bar:
+    with stage.progress(name, steps) as bar, contextlib.ExitStack() as stack:
 
         def on_validation(row: training.Row) -> None:
             stage.record.metrics(
@@ -176,6 +177,8 @@ def learn(
                 step=int(row["step"]),
             )
 
+        shared = training.synchronised(model, fabric) if run.sync_batch_norm else contextlib.nullcontext()
+        stack.enter_context(shared)
         return training.fit(
             model,
             batches,

@@ -73,7 +73,7 @@ def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int
             epoch=number / per_epoch,
             student_features=taps,
             teacher_features=features,
-            index=torch.from_numpy(batch.index).to(device),
+            index=views.send(torch.from_numpy(batch.index), device),
         )
 
     return Lesson(step, combined if any(True for _ in combined.state_dict()) else None)

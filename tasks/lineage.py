@@ -281,6 +281,14 @@ def cache_folder(root: Path) -> Path:
         return Path(repo.cache.local.path).parent.parent  # below it, DVC adds files/md5
 
 
+def mend(root: Path) -> str | None:
+    """Put right what a kill or a full disk may leave of DVC's own files. Returns a sentence for people, or None where
+    there is nothing that they have to know."""
+    said = lockfile.mend(root)
+    lockfile.mend_run_cache(cache_folder(root))
+    return said
+
+
 def reproduce_command(name: str) -> list[str]:
     """The command that has DVC run (or restore) this one stage, whose upstream stages are up to date."""
     return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]

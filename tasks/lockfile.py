@@ -1,4 +1,5 @@
-"""The two files that DVC rewrites in place, dvc.lock and its rwlock, and how they are mended.
+"""What DVC rewrites in place, dvc.lock and its rwlock, what it makes in two steps, its run cache, and how they are
+mended.
 
 A full disk or a kill in that moment leaves them empty or cut off. Then every command of DVC fails, or stages are
 silently missing.
@@ -27,6 +28,7 @@ from ruamel.yaml import YAML
 LOCK, KEPT = Path("dvc.lock"), Path(".thinner/dvc.lock")
 RWLOCK = Path(".dvc", "tmp", "rwlock")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FRESH = 2.0  # seconds in which whoever made a folder may still write into it
 _PATIENCE = 10, 0.1  # looks, and seconds between them: DVC itself may be at its milliseconds of writing
 
 
@@ -67,6 +69,16 @@ def mend(root: Path) -> str | None:
             YAML().dump({"schema": "2.0", "stages": {**kept, **later}}, file)  # the library and style of DVC
     os.replace(partial, path)
     return f"dvc.lock was cut off (a full disk, or a kill while DVC wrote it). It is whole again, by {where}"
+
+
+def mend_run_cache(cache: Path) -> None:
+    """Remove the empty folders of DVC's run cache: a kill between the making of one and the writing into it leaves it,
+    and then DVC (3.67) fails at that stage for ever ("join() argument must be str"). ``cache``: DVC's cache folder."""
+    for folder in (cache / "runs").glob("*/*"):
+        with contextlib.suppress(OSError):  # a folder that is not empty cannot be removed, which is what is wanted
+            if not any(folder.iterdir()):
+                time.sleep(max(0.0, min(_FRESH, folder.stat().st_mtime + _FRESH - time.time())))
+                folder.rmdir()
 
 
 def mend_rwlock(root: Path) -> str | None:

@@ -37,7 +37,8 @@ def prune(stage: Stage) -> None:
     if asked.is_drop and (refusal := drop.refusal(asked.value, len(validation))):
         raise pruning.PruningError(refusal)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
-    plan = plan_of(params, source, data)
+    # scores are float64, which Apple's GPU has not
+    plan = plan_of(params, source, data, device=fabric.device if fabric.device.type == "cuda" else "cpu")
     stage.say(f"{stage.name}: {plan.words}")
     spec = learning.spec_of(
         stage.name,
@@ -115,16 +116,20 @@ _CRITERION_BATCH = 64
 
 
 def plan_of(
-    params: Params, source: checkpoint.Loaded, data: store.Store, asked: target.Target | None = None
+    params: Params,
+    source: checkpoint.Loaded,
+    data: store.Store,
+    asked: target.Target | None = None,
+    device: torch.device | str = "cpu",
 ) -> rounds.PruningPlan:
     """The section ``prune`` for this network. ``asked``: another target than the section's, which becomes the nearest
-    that can be reached."""
+    that can be reached. ``device``: where criteria look at images."""
     return rounds.PruningPlan(
         asked or params.prune.asked,
         way_of(params),
         source.model,
         shape_of(source),
-        examples=examples_of(params, data, source.spec["preprocessing"]),
+        examples=examples_of(params, data, source.spec["preprocessing"], device),
         seed=params.run.seed,
         memory_format=learning.memory_format_of(params),
         within_reach=asked is not None,
@@ -146,7 +151,9 @@ def way_of(params: Params) -> rounds.Way:
     )
 
 
-def examples_of(params: Params, data: store.Store, preprocessing: dict[str, Any]) -> criteria.Examples | None:
+def examples_of(
+    params: Params, data: store.Store, preprocessing: dict[str, Any], device: torch.device | str = "cpu"
+) -> criteria.Examples | None:
     """``prune.images`` labelled images and the cross-entropy, for criteria that look at data."""
     if not criteria.look_up(params.prune.criterion).needs_examples:
         return None
@@ -154,8 +161,8 @@ def examples_of(params: Params, data: store.Store, preprocessing: dict[str, Any]
     drawn = np.random.default_rng(params.run.seed).permutation(labelled)[: params.prune.images]
     batches = [
         (
-            views.preprocess(take(data.images, part), preprocessing, "cpu"),
-            torch.from_numpy(data.labels[part]),
+            views.preprocess(take(data.images, part), preprocessing, device),
+            torch.from_numpy(data.labels[part]).to(device),
         )
         for part in np.array_split(np.sort(drawn), max(1, len(drawn) // _CRITERION_BATCH))
     ]

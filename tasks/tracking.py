@@ -729,12 +729,16 @@ def _first_line(error: BaseException) -> str:
 def main(arguments: list[str]) -> int:
     """`open [NAME]` prints the new run's id, behind "kept" where it is kept here, else "there"; `close ID STATUS` reads
     the stages as JSON from standard input, and brings what was made to the model registry; `end ID STATUS` only ends
-    it."""
+    it; `mend` ends those whose process is gone."""
     set_environment()
     try:
         if arguments[0] == "open":
             run_id = open_pipeline_run(*arguments[1:2])
             print("kept" if os.environ.get(UNSENT) == "yes" else "there", run_id)
+        elif arguments[0] == "mend":
+            client, experiment, _ = connect_or_keep()
+            with reachable():
+                _mark_killed(client, experiment)
         elif arguments[0] == "end":
             _end(arguments[1], arguments[2])
         else:

@@ -102,6 +102,8 @@ def _devices(params: Params) -> Iterator[str]:
             yield f"run.devices: {run.devices}, but there are {there} CUDA devices here. Set {there} or less"
     elif run.device in ("auto", "mps") and mps:
         yield f"run.devices: {run.devices}, but an Apple GPU trains alone. Set 1"
+    elif run.sync_batch_norm:
+        yield "run.sync_batch_norm: true, but PyTorch has that for CUDA devices, and none is here. Set it to false"
     for where, plan in (
         ("finetune.training", params.finetune.training),
         ("student.training", params.student.training),

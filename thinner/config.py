@@ -73,6 +73,7 @@ class Run(Section):
     threads: Literal["auto"] | Count
     channels_last: bool
     compile: bool
+    sync_batch_norm: bool
 
 
 class Data(Section):

@@ -40,7 +40,8 @@ class CriterionError(UserError):
 
 @dataclass(frozen=True)
 class Examples:
-    """What criteria that need data look at: batches of (images, labels), and a loss of (logits, labels)."""
+    """What criteria that need data look at: batches of (images, labels), and a loss of (logits, labels). A network
+    is scored on the device of the images, which has to know float64."""
 
     batches: Sequence[tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]]
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -406,7 +407,7 @@ def score_channels(
     """The criterion ``name`` and what it says of every layer of ``model``. Raises CriterionError."""
     criterion = look_up(name)
     _check_examples(name, criterion, examples)
-    return criterion, criterion.channels(model, examples, seed)
+    return criterion, _where_images_are(criterion.channels, model, examples, seed)
 
 
 def score_weights(name: str, model: nn.Module, examples: Examples | None = None, seed: int = 0) -> WeightScores:
@@ -419,7 +420,20 @@ def score_weights(name: str, model: nn.Module, examples: Examples | None = None,
             "or set prune.granularity: channels"
         )
     _check_examples(name, criterion, examples)
-    return criterion.weights(model, examples, seed)
+    return _where_images_are(criterion.weights, model, examples, seed)
+
+
+def _where_images_are(
+    of: Callable[..., dict[Any, Tensor]], model: nn.Module, examples: Examples | None, seed: int
+) -> Any:
+    """Scores on the CPU. They are computed on the device of the images; the network is then back where it was."""
+    if examples is None or not examples.batches:
+        return of(model, examples, seed)
+    home, there = next(model.parameters()).device, examples.batches[0][0].device
+    try:
+        return {key: scores.cpu() for key, scores in of(model.to(there), examples, seed).items()}
+    finally:
+        model.to(home)
 
 
 def look_up(name: str) -> Criterion:

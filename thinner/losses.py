@@ -385,7 +385,7 @@ def hcl(
     for side in (4, 2, 1):
         if side < student.shape[2]:
             weight /= 2
-            pooled = [F.adaptive_avg_pool2d(x, side) for x in (student, teacher)]
+            pooled = [_averaged(x, (side, side)) for x in (student, teacher)]
             total = total + weight * F.mse_loss(pooled[0], pooled[1])
             weights += weight
     return total / weights
@@ -920,8 +920,24 @@ def _no_labels(student: Tensor) -> Tensor:
 def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average each map down to the smaller height and width of the two."""
     sides = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    shrunk = [x if x.shape[2:] == sides else F.adaptive_avg_pool2d(x, sides) for x in (student, teacher)]
+    shrunk = [x if x.shape[2:] == sides else _averaged(x, sides) for x in (student, teacher)]
     return shrunk[0], shrunk[1]
+
+
+def _averaged(
+    x: Float[Tensor, "batch channels height width"], sides: tuple[int, int]
+) -> Float[Tensor, "batch channels rows columns"]:
+    """`F.adaptive_avg_pool2d` as two matrix products: Apple's GPU has that operator only where ``sides`` divide the
+    map's, and on an NVIDIA card its gradient is another one each time."""
+    rows, columns = (_bins(size, side).to(x.dtype).to(x.device) for size, side in zip(x.shape[2:], sides, strict=True))
+    return rows @ x @ columns.T
+
+
+def _bins(size: int, side: int) -> Float[Tensor, "side size"]:
+    """Row i takes the mean from ``floor(i size / side)`` up to ``ceil((i + 1) size / side)``."""
+    number, place = torch.arange(side)[:, None], torch.arange(size)
+    within = (place >= number * size // side) & (place < -(-(number + 1) * size // side))
+    return within.double() / within.sum(1, keepdim=True)
 
 
 def _pooled(x: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Candidate:
     model: torch.nn.Module | None  # None where there is no PyTorch module behind it
 
     def preprocess(self, images: Images) -> Tensor:
-        return preprocess(images, self.spec)
+        return preprocess(images, self.spec, self.device)
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,13 @@ def weights_sha256(folder: str | Path) -> str:
     return checkpoint.check_file(next(Path(folder, name) for name in names if Path(folder, name).is_file()))
 
 
-def preprocess(images: Images, spec: Mapping[str, Any]) -> Tensor:
-    """What the candidate with this ``spec`` is fed: floats [images, colours, size, size]; or the pictures as they are,
-    uint8 [images, height, width, channels], where preprocessing is part of an export's graph (``input: pixels``)."""
+def preprocess(images: Images, spec: Mapping[str, Any], device: torch.device | str = "cpu") -> Tensor:
+    """What the candidate with this ``spec`` is fed, made on ``device``: floats [images, colours, size, size]; or the
+    pictures as they are, uint8 [images, height, width, channels], where preprocessing is part of an export's graph
+    (``input: pixels``)."""
     if spec.get("input") == "pixels":
         return torch.from_numpy(np.array(images))
-    return views.preprocess(images, spec["preprocessing"])
+    return views.preprocess(images, spec["preprocessing"], device)
 
 
 def choose_device(device: str) -> str:

@@ -83,7 +83,7 @@ class Signals:
             dense = np.broadcast_to(each, (len(row), count)).astype(np.float32)
             np.put_along_axis(dense, chosen, values, axis=1)
             values = dense
-        return torch.from_numpy(values).to(device)
+        return views.send(torch.from_numpy(values), device)
 
     def features(
         self, index: Int[np.ndarray, " batch"], view: Int[np.ndarray, " batch"], device: torch.device | str = "cpu"
@@ -91,7 +91,7 @@ class Signals:
         """The kept layers' outputs for these views, by module path, float32 ``[batch, *shape]``."""
         row = self._rows(index)
         return {
-            layer: torch.from_numpy(take(values, (view, row)).astype(np.float32)).to(device)
+            layer: views.send(torch.from_numpy(take(values, (view, row)).astype(np.float32)), device)
             for layer, values in self.maps.items()
         }
 
@@ -222,7 +222,7 @@ class GivenTeacher:
         row = np.searchsorted(self._index, view.index)
         if (row >= len(self._index)).any() or (self._index[np.minimum(row, len(self._index) - 1)] != view.index).any():
             raise SignalsError("teach.teachers: the file has no logits for some of these images")
-        return torch.from_numpy(self._logits[row]).to(view.device), {}
+        return views.send(torch.from_numpy(self._logits[row]), view.device), {}
 
 
 Teacher = Callable[[View], tuple[Tensor, dict[str, Tensor]]]

@@ -70,7 +70,7 @@ def features(
         with torch.inference_mode():
             for start in range(0, len(rows), BATCH):
                 chosen = rows[start : start + BATCH]
-                model(views.preprocess(take(images, chosen), dict(preprocessing)).to(device))
+                model(views.preprocess(take(images, chosen), dict(preprocessing), device))
                 progress(start + len(chosen))
     finally:
         hook.remove()

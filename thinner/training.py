@@ -140,7 +140,7 @@ class Batches:
         batch = views.normalise(pixels, list(self.mean), list(self.std))
         if self.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        return Batch(batch, torch.from_numpy(self.labels[index]).to(self.device), index, view)
+        return Batch(batch, views.send(torch.from_numpy(self.labels[index]), self.device), index, view)
 
 
 _permutations: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}
@@ -426,6 +426,38 @@ def fit(
     bare.load_state_dict(best)
     bare.eval()
     return history
+
+
+@contextlib.contextmanager
+def synchronised(model: nn.Module, fabric: Fabric) -> Iterator[None]:
+    """Inside, batch norms normalise by the whole batch, of which each process has a share: PyTorch's SyncBatchNorm,
+    which is for CUDA devices. Raises TrainingError on others."""
+    if fabric.world_size > 1 and fabric.device.type != "cuda":
+        raise TrainingError(
+            f"run.sync_batch_norm: true, but PyTorch has that for CUDA devices, and this is {fabric.device.type}. "
+            "Set it to false"
+        )
+    with _with_synchronised_norms(model):
+        yield
+
+
+@contextlib.contextmanager
+def _with_synchronised_norms(model: nn.Module) -> Iterator[None]:
+    """Other layers in their place, with the very same tensors and hooks."""
+    # timm's, since its own norms have an activation inside, which PyTorch's would drop
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for name, norm in norms.items():
+        shared = convert_sync_batchnorm(norm)
+        shared._forward_hooks, shared._forward_pre_hooks = norm._forward_hooks, norm._forward_pre_hooks
+        model.set_submodule(name, shared)
+    try:
+        yield
+    finally:
+        for name, norm in norms.items():
+            norm.train(model.get_submodule(name).training)
+            model.set_submodule(name, norm)
 
 
 @contextlib.contextmanager

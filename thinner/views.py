@@ -93,41 +93,69 @@ def draw(
     mirror = np.where(u[:, 6] < 0.5, -1.0, 1.0) if policy.flip else np.ones(len(u))
     cosine, sine = np.cos(angle) * scale, np.sin(angle) * scale
 
-    def column(values: npt.NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(pixels.device).view(-1, 1, 1)
+    # every number of every view, in one copy to the device
+    numbers = {
+        "along": cosine * mirror,
+        "across": sine * mirror,
+        "sine": sine,
+        "cosine": cosine,
+        "x": shift_x,
+        "y": shift_y,
+        "contrast": 1.0 + policy.contrast * signed[:, 7],
+        "brightness": policy.brightness * signed[:, 8],
+        "saturation": 1.0 + policy.saturation * signed[:, 12],
+        "chosen": u[:, 9],
+        "left": signed[:, 10],
+        "top": signed[:, 11],
+    }
+    there = send(torch.from_numpy(np.stack(list(numbers.values())).astype(np.float32)), pixels.device)
+    columns = {name: row.view(-1, 1, 1) for name, row in zip(numbers, there, strict=True)}
 
     # The grid is made element by element. affine_grid would use a matrix product, whose rounding depends on the
     # batch size, and then a view would no longer be a function of its three numbers alone.
     centre = (torch.arange(size, device=pixels.device, dtype=torch.float32) + 0.5) * (2.0 / size) - 1.0
     x, y = centre.view(1, 1, -1), centre.view(1, -1, 1)
-    grid_x = column(cosine * mirror) * x - column(sine) * y + column(shift_x)
-    grid_y = column(sine * mirror) * x + column(cosine) * y + column(shift_y)
+    grid_x = columns["along"] * x - columns["sine"] * y + columns["x"]
+    grid_y = columns["across"] * x + columns["cosine"] * y + columns["y"]
     out = F.grid_sample(
         pixels, torch.stack((grid_x, grid_y), dim=-1), mode="bilinear", padding_mode="border", align_corners=False
     )
     if policy.contrast:
-        gain = column(1.0 + policy.contrast * signed[:, 7])[..., None]
-        out = (out - 0.5) * gain + 0.5
+        out = (out - 0.5) * columns["contrast"][..., None] + 0.5
     if policy.brightness:
-        out = out + column(policy.brightness * signed[:, 8])[..., None]
+        out = out + columns["brightness"][..., None]
     if policy.saturation and out.shape[1] == 3:
         luma = (_LUMA[0] * out[:, 0] + _LUMA[1] * out[:, 1] + _LUMA[2] * out[:, 2])[:, None]
-        out = luma + (out - luma) * column(1.0 + policy.saturation * signed[:, 12])[..., None]
+        out = luma + (out - luma) * columns["saturation"][..., None]
     if policy.contrast or policy.brightness or policy.saturation:
         out = out.clamp(0.0, 1.0)
     if policy.erase:
         # a square of a quarter of the area, mid-grey: a colour that needs no statistics of the image
-        chosen, left, top = column(u[:, 9]) < policy.erase, column(signed[:, 10]), column(signed[:, 11])
-        hole = chosen & ((x - left).abs() < 0.5) & ((y - top).abs() < 0.5)
+        chosen = columns["chosen"] < policy.erase
+        hole = chosen & ((x - columns["left"]).abs() < 0.5) & ((y - columns["top"]).abs() < 0.5)
         out = torch.where(hole[:, None], torch.full_like(out, 0.5), out)
     return out
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """``tensor`` on ``device``; to a CUDA device from pinned memory, so that nobody waits for the copy: what the same
+    stream computes next comes after it."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _per_channel(values: list[float], like: Tensor) -> Float[Tensor, "1 channels 1 1"]:
+    cuda = like.device.type == "cuda"
+    numbers = send(torch.tensor(values, dtype=like.dtype), like.device) if cuda else like.new_tensor(values)
+    return numbers.view(1, -1, 1, 1)
 
 
 def to_pixels(images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "batch channels height width"]:
     """uint8 HWC to float CHW, 0 to 1."""
     # a slice of a read-only memory map would make a tensor that PyTorch may not write to, and warns about
     images = np.ascontiguousarray(images) if images.flags.writeable else images.copy()
-    batch = torch.from_numpy(images).to(device)
+    batch = send(torch.from_numpy(images), device)
     return batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
 
 
@@ -145,8 +173,7 @@ def normalise(
     """Grey becomes three equal channels where ``mean`` has three values; then ``(x - mean) / std``."""
     if pixels.shape[1] == 1 and len(mean) == 3:
         pixels = pixels.expand(-1, 3, -1, -1)
-    shape = (1, -1, 1, 1)
-    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+    return (pixels - _per_channel(mean, pixels)) / _per_channel(std, pixels)
 
 
 def laid_out_for(model: nn.Module, images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:

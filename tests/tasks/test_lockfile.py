@@ -176,6 +176,20 @@ def dvc(root: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, capture_output=True, text=True, check=False)
 
 
+def test_an_empty_folder_of_the_run_cache_is_removed(repository: Path) -> None:
+    """What a kill leaves between DVC's making of the folder and its writing into it."""
+    assert dvc(repository, "repro").returncode == 0
+    (entry,) = (repository / ".dvc/cache/runs").glob("*/*/*")
+    entry.unlink()
+    (repository / "dvc.lock").unlink()
+    met = dvc(repository, "repro")
+    assert met.returncode != 0 and "join() argument" in met.stderr  # what a person meets without us
+    assert lineage.mend(repository) is None
+    assert dvc(repository, "repro").returncode == 0
+    (entry,) = (repository / ".dvc/cache/runs").glob("*/*/*")
+    assert lineage.mend(repository) is None and entry.exists()
+
+
 @pytest.mark.parametrize("text", ["", '{"write": {}, "re', "[]", '{"read": {"/raw": [1]}}', '{"write": 3}'])
 def test_an_rwlock_that_was_cut_off_is_removed(repository: Path, text: str) -> None:
     path = repository / lockfile.RWLOCK

@@ -470,6 +470,18 @@ def oracle_sp(s: Array, t: Array) -> float:
     return float(np.sum((grams[0] - grams[1]) ** 2) / n**2)
 
 
+@pytest.mark.parametrize(("size", "sides"), [((7, 7), (4, 4)), ((8, 6), (4, 3)), ((5, 9), (2, 7)), ((3, 3), (1, 1))])
+def test_uneven_maps_are_averaged_as_pytorchs_adaptive_pooling_does(
+    size: tuple[int, int], sides: tuple[int, int]
+) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    ours, theirs = losses._averaged(x, sides), torch.nn.functional.adaptive_avg_pool2d(x, sides)
+    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+    weight = torch.randn(*theirs.shape, dtype=torch.float64)
+    gradients = [torch.autograd.grad((out * weight).sum(), x)[0] for out in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-14)
+
+
 def oracle_hcl(s: Array, t: Array) -> float:
     terms, weights = [np.mean((s - t) ** 2)], [1.0]
     for side, weight in [(4, 0.5), (2, 0.25), (1, 0.125)] if s.shape[2] > 4 else [(2, 0.5), (1, 0.25)]:

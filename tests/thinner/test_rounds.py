@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from thinner import checkpoint, models, pruning, rounds, training
+from thinner import checkpoint, criteria, models, pruning, rounds, training
 from thinner.profiling import count_macs, count_params
 from thinner.statistics import Estimate
 from thinner.target import Target
@@ -146,8 +146,8 @@ def test_masks_of_a_run_that_goes_on_are_those_of_its_cut(source):
 
 
 @pytest.mark.integration
-def test_several_processes_cut_what_the_first_one_cuts(source, tmp_path):
-    """Each has another idea of which channels count, as with a criterion that looks at its own share of the data."""
+def test_several_processes_take_what_the_first_one_cuts(source, tmp_path):
+    """By every criterion, in channels and in single weights; each process looks at images of its own."""
     program = tmp_path / "program.py"
     program.write_text(
         f"""
@@ -156,27 +156,41 @@ sys.path[:0] = [{str(Path(__file__).parents[2])!r}, {str(Path(__file__).parent)!
 from pathlib import Path
 import numpy as np, torch
 import test_rounds as here
-from thinner import checkpoint, rounds, training
+from thinner import checkpoint, criteria, rounds, training
 from thinner.target import Target
 torch.set_num_threads(1)
 fabric = training.make_fabric("cpu", 2, "fp32")
 rank = fabric.global_rank
 loaded, source = checkpoint.load(sys.argv[1]), Path(sys.argv[1])
-plan = rounds.PruningPlan(Target("macs", 0.5), rounds.Way("random", rounds=2), loaded.model, here.SHAPE, seed=rank)
-widths = []
+generator = torch.Generator().manual_seed(rank)
+images = torch.randn(8, *here.SHAPE, generator=generator), torch.arange(8) % len(here.SPEC["classes"])
+examples = criteria.Examples([images], torch.nn.functional.cross_entropy)
+found = {{}}
+ways = [(name, rounds.Way(name), Target("macs", 0.5)) for name in criteria.CRITERIA]
+ways += [("weights " + name, rounds.Way(name), Target("params", 0.7, "weights")) for name in ("taylor", "random")]
+for name, way, target in ways:
+    plan = rounds.PruningPlan(target, way, loaded.model, here.SHAPE, seed=rank, examples=examples)
+    place = source.parent / "work" / name
+    smaller, held, _ = rounds._cut_once(plan, loaded.model, 1, None, place, here.SPEC, fabric, lambda text: None)
+    states = [(list(p.shape), float(p.detach().sum())) for p in smaller.parameters()]
+    states.append({{key: int(mask.sum()) for key, mask in held.items()}})
+    found[name] = states
+# and through all rounds
 def recover(number, model, held):
-    widths.append([list(p.shape) for p in model.parameters()] + [float(p.sum()) for p in model.parameters()])
+    found[str(number)] = [(list(p.shape), float(p.detach().sum())) for p in model.parameters()]
     return 0.5, [{{"step": 1.0, "val_accuracy": 0.5, "val_loss": 1.0}}]
+plan = rounds.PruningPlan(Target("macs", 0.5), rounds.Way("random", rounds=2), loaded.model, here.SHAPE, seed=rank)
 rounds.prune_in_rounds(plan, loaded, source, recover=recover, answers=lambda model: np.ones(24, bool),
-    look=here.IMAGES[:4], spec=here.SPEC, folder=source.parent / "rounds", work=source.parent / "work",
+    look=here.IMAGES[:4], spec=here.SPEC, folder=source.parent / "rounds", work=source.parent / "work" / "all",
     fabric=fabric, say=lambda text: None)
-(source.parent / f"widths-{{rank}}.json").write_text(json.dumps(widths))
+(source.parent / f"found-{{rank}}.json").write_text(json.dumps(found))
 fabric.barrier()
 """
     )
     subprocess.run([sys.executable, str(program), str(source)], check=True, timeout=240, capture_output=True)
-    first, second = (json.loads((source.parent / f"widths-{rank}.json").read_text()) for rank in (0, 1))
-    assert len(first) == 2 and first == second
+    first, second = (json.loads((source.parent / f"found-{rank}.json").read_text()) for rank in (0, 1))
+    assert len(first) == len(criteria.CRITERIA) + 4
+    assert first == second
 
 
 def test_a_network_that_is_small_enough_already_is_an_error_that_says_so(source):
