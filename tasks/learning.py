@@ -116,7 +116,7 @@ def memory_format_of(params: Params) -> torch.memory_format:
 
 
 def fabric_of(params: Params) -> Any:
-    return training.make_fabric(params.run.device, params.run.devices, params.run.precision)
+    return training.make_fabric(params.run.device, params.run.devices, params.run.precision, params.run.nodes)
 
 
 def validation_of(

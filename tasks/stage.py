@@ -252,7 +252,7 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
         signal.signal(number, _stop)
     from thinner.config import ParamsError
 
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if any(_rank(kind) > 0 for kind in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")):
         return _help(name, body)
     recorder = Recorder()
     status = "FAILED"
@@ -304,15 +304,33 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _rank(kind: str) -> int:
+    """Which process this is, of those that a launcher of data-parallel training has numbered; 0 where there is none."""
+    value = os.environ.get(kind, "")
+    return int(value) if value.isdecimal() else 0
+
+
 def _help(name: str, body: Callable[[Stage], None]) -> int:
-    """The life of a further process of data-parallel training, started by Lightning Fabric with this very command:
-    no lock, no record and no outputs of its own; it ends when the first process does."""
+    """The life of a further process of data-parallel training, started by Lightning Fabric with this very command, or
+    on another machine by a person or a launcher: no lock, no record and no outputs of its own; it ends when the first
+    process does."""
     from thinner.config import load_params
 
     _die_with_parents()
     params = load_params()
-    set_up_torch(params.run)
-    body(Stage(name, params, inputs_hash=os.environ[INPUTS], helper=True))
+    try:
+        if params.run.processes == 1:
+            raise UserError(
+                f"{name}: this is a further process of data-parallel training by its environment (NODE_RANK, RANK or "
+                "SLURM_PROCID above 0), but run.devices and run.nodes are 1. Set them, or start one process"
+            )
+        if INPUTS not in os.environ:  # on another machine
+            os.environ[INPUTS] = lineage.inputs(repository_root(), name).hash
+        set_up_torch(params.run)
+        body(Stage(name, params, inputs_hash=os.environ[INPUTS], helper=True))
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
     return 0
 
 

@@ -95,13 +95,14 @@ def _devices(params: Params) -> Iterator[str]:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if run.precision == "fp16" and run.device == "auto" and not (cuda or mps):
         yield "run.precision: 'fp16', but run.device: auto finds only a CPU here. Choose one of: fp32, bf16"
-    if run.devices == 1:
+    if run.processes == 1:
         return
     if run.device in ("auto", "cuda") and cuda:
         if run.devices > (there := torch.cuda.device_count()):
             yield f"run.devices: {run.devices}, but there are {there} CUDA devices here. Set {there} or less"
     elif run.device in ("auto", "mps") and mps:
-        yield f"run.devices: {run.devices}, but an Apple GPU trains alone. Set 1"
+        key = "devices" if run.devices > 1 else "nodes"
+        yield f"run.{key}: {getattr(run, key)}, but an Apple GPU trains alone. Set 1"
     elif run.sync_batch_norm:
         yield "run.sync_batch_norm: true, but PyTorch has that for CUDA devices, and none is here. Set it to false"
     for where, plan in (
@@ -109,13 +110,11 @@ def _devices(params: Params) -> Iterator[str]:
         ("student.training", params.student.training),
         ("prune.training", params.prune.training),
     ):
-        if over := plan.batch_size % run.devices:
+        if over := plan.batch_size % run.processes:
             less = plan.batch_size - over
-            near = f"{less} or {less + run.devices}" if less else f"{run.devices}"
-            yield (
-                f"{where}.batch_size: {plan.batch_size} cannot be shared evenly among run.devices: {run.devices}. "
-                f"Set {near}"
-            )
+            near = f"{less} or {less + run.processes}" if less else f"{run.processes}"
+            among = f"run.devices: {run.devices}" + (f" of run.nodes: {run.nodes}" if run.nodes > 1 else "")
+            yield f"{where}.batch_size: {plan.batch_size} cannot be shared evenly among {among}. Set {near}"
 
 
 def _drop(params: Params) -> Iterator[str]:

@@ -69,11 +69,17 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     devices: Count
+    nodes: Count
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     threads: Literal["auto"] | Count
     channels_last: bool
     compile: bool
     sync_batch_norm: bool
+
+    @property
+    def processes(self) -> int:
+        """Of data-parallel training, on all machines."""
+        return self.devices * self.nodes
 
 
 class Data(Section):
@@ -560,8 +566,9 @@ def _contradictions(params: Params) -> Iterable[str]:
         yield f"ship.candidate: unknown '{params.ship.candidate}'. Choose one of: {', '.join(params.candidate_names)}"
     if params.run.precision == "fp16" and params.run.device == "cpu":
         yield "run.precision: 'fp16' does not train on cpu. Choose one of: fp32, bf16"
-    if params.run.devices > 1 and params.distill.teacher == "live" and params.run.compile:
-        yield "run.compile: true does not go with run.devices > 1 and distill.teacher: live. Set run.compile: false"
+    several = "devices" if params.run.devices > 1 else "nodes"
+    if params.run.processes > 1 and params.distill.teacher == "live" and params.run.compile:
+        yield f"run.compile: true does not go with run.{several} > 1 and distill.teacher: live. Set run.compile: false"
     yield from _teachers(params)
     if params.export.preprocessing_in_graph and params.export.opset < 18:
         yield (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -158,17 +159,26 @@ def permutation(seed: int, number: int, length: int, keep: int = 3) -> npt.NDArr
     return _permutations[key]
 
 
-def make_fabric(device: str, devices: int, precision: str) -> Fabric:
-    """Devices, precision and data-parallel; ``device`` and ``precision`` as in params.yaml."""
+def make_fabric(device: str, devices: int, precision: str, nodes: int = 1) -> Fabric:
+    """Devices, precision and data-parallel; ``device`` and ``precision`` as in params.yaml. ``nodes``: machines with so
+    many devices each, which find each other as Fabric has it: by torchrun, by SLURM, or by MASTER_ADDR, MASTER_PORT and
+    NODE_RANK. Raises TrainingError where nothing tells them how."""
+    lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if nodes > 1 and lacking and "SLURM_NTASKS" not in os.environ:
+        raise TrainingError(
+            f"run.nodes: {nodes}, but nothing says where they meet: no {' and no '.join(lacking)}. Set both, "
+            "and NODE_RANK, on each node; or start with torchrun or srun (docs/gpu.md); or set run.nodes: 1"
+        )
     kinds = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}
     precisions: dict[str, Any] = {"fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
     fabric = Fabric(
         accelerator=kinds[device],
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
         precision=precisions[precision],
     )
-    if devices > 1:
+    if devices * nodes > 1:
         fabric.launch()
     return fabric
 

@@ -17,7 +17,7 @@ from thinner.sources import DataError, list_source
 from thinner.store import open_store, write_store
 
 RUN = Run(
-    seed=0, device="cpu", devices=1, precision="fp32", threads=2, channels_last=False, compile=False, sync_batch_norm=False
+    seed=0, device="cpu", devices=1, nodes=1, precision="fp32", threads=2, channels_last=False, compile=False, sync_batch_norm=False
 )  # fmt: skip
 DATA = Data(
     source="folder:data/raw/photos", root="data/raw", image_size=16, channels=3, fit="crop",

@@ -5,10 +5,16 @@ import json
 import math
 import os
 import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from thinner import losses, training, views, whole
@@ -426,11 +432,11 @@ from tasks.learning import keep_early
 from thinner import losses, masks, models, training, views
 
 torch.set_num_threads(1)
-cases, devices, out = json.loads(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+cases, devices, nodes, out = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
 labels = np.arange(64, dtype=np.int64) % 4
 pool, held_out = np.arange(48), np.arange(48, 64)
-fabric = training.make_fabric("cpu", devices, "fp32")
+fabric = training.make_fabric("cpu", devices, "fp32", nodes)
 seen = {"image_size": 8, "mean": [0.5], "std": [0.5]}
 
 
@@ -528,28 +534,25 @@ OF_A_PROCESS = ("running_", "_memory", "known_labels", "_scale")  # buffers: of 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """All cases, trained by one process and by two."""
-    import subprocess
-    import sys
-    from pathlib import Path
-
     folder = tmp_path_factory.mktemp("processes")
     (folder / "train.py").write_text(SEVERAL_PROCESSES)
     for devices in (1, 2):
-        done = subprocess.run(
-            [sys.executable, "train.py", json.dumps([*PLAIN_CASES, *LOSS_CASES]), str(devices), str(devices)],
-            check=False, cwd=folder, capture_output=True, text=True, timeout=600,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        train(folder, [*PLAIN_CASES, *LOSS_CASES], str(devices), "1", str(devices))
     return folder
+
+
+def train(folder, cases, *how, **environment):
+    done = subprocess.run(
+        [sys.executable, "train.py", json.dumps(cases), *how], check=False, cwd=folder, capture_output=True, text=True,
+        timeout=600, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("case", [*PLAIN_CASES, *LOSS_CASES])
 def test_two_processes_learn_what_one_does(trained, case):
     """The network, and what trains along with it: the same in both processes, and what one process learns."""
-    from safetensors.torch import load_file
-
     one, first, second = (load_file(trained / place) for place in (f"1/{case}/0", f"2/{case}/0", f"2/{case}/1"))
     curves = [
         json.loads((trained / f"{place}.json").read_text()) for place in (f"1/{case}/0", f"2/{case}/0", f"2/{case}/1")
@@ -565,9 +568,30 @@ def test_two_processes_learn_what_one_does(trained, case):
 
 
 @pytest.mark.integration
-def test_two_processes_that_were_stopped_or_keep_an_early_state_end_as_if_they_had_not(trained):
-    from safetensors.torch import load_file
+def test_two_nodes_of_one_device_learn_what_two_devices_do(trained):
+    """Two machines, both of which are this one; the second is started by hand."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    how = [["plain", "ema clip"], "1", "2", "nodes"]
+    with ThreadPoolExecutor(2) as pool:
+        for node in [pool.submit(train, trained, *how, NODE_RANK=str(rank), **meet) for rank in (0, 1)]:
+            node.result()
+    for case in how[0]:
+        of_nodes, of_devices = (load_file(trained / f"{kind}/{case}/1") for kind in ("nodes", "2"))
+        assert all(of_nodes[name].equal(of_devices[name]) for name in of_devices)
 
+
+def test_nodes_that_cannot_find_each_other_are_one_line(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(training.TrainingError, match="run.nodes: 2, but nothing says .*: no MASTER_ADDR. Set both"):
+        training.make_fabric("cpu", 1, "fp32", 2)
+
+
+@pytest.mark.integration
+def test_two_processes_that_were_stopped_or_keep_an_early_state_end_as_if_they_had_not(trained):
     for devices in (1, 2):
         plain, resumed, keeping = (
             load_file(trained / f"{devices}/{case}/0") for case in ("plain", "resume", "keep_step")
