@@ -146,6 +146,23 @@ def recipe(
     console.print(table)
 
 
+@app.command("set")
+@_for_people
+def set_values(
+    pairs: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="Values are YAML, as in params.yaml.")],
+) -> None:
+    """Change keys of params.yaml, checked and with its comments: thinner set distill.temperature=2
+    'prune.target={params: 0.3}'."""
+    from flows import recipes
+
+    changed = recipes.write(repository_root(), recipes.read_pairs(pairs), "thinner set")
+    if not changed:
+        console.print("params.yaml has it.")
+        return
+    console.print("\n".join(["params.yaml:", *(f"  {line}" for line in changed)]), markup=False)
+    console.print("\nNext     thinner plan    what that runs, and how long it takes\n         thinner run")
+
+
 def _apply_recipe(name: str, source: str | None) -> None:
     from flows import recipes
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,10 +20,11 @@ import yaml
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
 
 from thinner import yaml_files
 from thinner.config import ParamsError, Section, load_params
-from thinner.errors import UserError
+from thinner.errors import UserError, one_line
 
 FOLDER = "recipes"
 _Model = TypeVar("_Model", bound=Section)
@@ -74,6 +75,20 @@ def apply(root: Path, name: str, *, source: str | None = None) -> list[str]:
     return write(root, values, f"{FOLDER}/{name}.yaml")
 
 
+def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` by dotted key; values are YAML, as in params.yaml. Raises UserError."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key.strip():
+            raise UserError(f"'{one_line(pair, 60)}': no KEY=VALUE. For example: thinner set distill.temperature=2")
+        try:
+            values[key.strip()] = _plain(_parser().load(text))
+        except YAMLError as error:
+            raise UserError(f"{key}: '{one_line(text, 60)}' is no YAML ({one_line(error, 120)})") from None
+    return values
+
+
 def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, str] | None = None) -> list[str]:
     """Put ``values`` (by dotted key) into params.yaml and say what changed. ``why``: what is written beside a key, by
     key, and, for the items of a list, by ``key.number``. ``whose``: where the values are from, for a message.
@@ -90,6 +105,8 @@ def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, s
     changed = []
     for key, value in values.items():
         place, last = _find(params, key, whose)
+        if not isinstance(place, dict):
+            raise UserError(f"{whose}: '{key}' lies in a list. Give the whole list: {key.rpartition('.')[0]}=[...]")
         before = place.get(last)
         if before != value:
             changed.append(f"{key}: {_flat(before)} -> {_flat(value)}")

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarni
 runner = CliRunner()
 VERBS = (
     "run",
+    "set",
     "stage",
     "status",
     "verify",

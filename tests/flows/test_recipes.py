@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from flows import cli, recipes
 from thinner.config import ParamsError, load_params
@@ -87,3 +88,43 @@ def test_a_params_file_that_cannot_be_read_is_named_and_left_as_it_is(root: Path
 def test_an_unknown_recipe_names_the_near_one(root: Path) -> None:
     with pytest.raises(UserError, match=r"recipe: unknown 'cifar'. Did you mean 'cifar10'\? Choose one of: "):
         recipes.apply(root, "cifar")
+
+
+def test_values_are_set_and_nothing_else_moves(root: Path) -> None:
+    before = (root / "params.yaml").read_text().splitlines()
+    pairs = ["distill.temperature=2", "prune.target={params: 0.3}", "data.test=1000", "student.mean=[0.5]"]
+    done = CliRunner().invoke(cli.app, ["set", *pairs])
+    assert done.exit_code == 0, done.output
+    said = done.output.splitlines()
+    assert "  distill.temperature: 4.0 -> 2" in said and "  prune.target: {macs: 0.5} -> {params: 0.3}" in said
+    assert "  data.test: null -> 1000" in said and "  student.mean: [0.286] -> [0.5]" in said
+    after = (root / "params.yaml").read_text().splitlines()
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) == 4
+    assert all(old.partition("#")[2] == new.partition("#")[2] for old, new in changed)
+    params = load_params(root / "params.yaml")
+    assert params.distill.temperature == 2.0 and params.prune.target.model_dump(exclude_none=True) == {"params": 0.3}
+    assert "params.yaml has it" in CliRunner().invoke(cli.app, ["set", *pairs]).output
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("distill.temperature", "'distill.temperature': no KEY=VALUE. For example: thinner set distill.temperature=2"),
+        ("=2", "'=2': no KEY=VALUE"),
+        ("distil.temperature=2", "thinner set: 'distil.temperature' is no key of params.yaml: there is no 'distil'"),
+        ("distill.temprature=2", "distill.temprature"),
+        ("distill.temperature=hot", "distill.temperature: 'hot'"),
+        ("distill.temperature={", "distill.temperature: '{' is no YAML"),
+        ("claims.0=prune beats small on accuracy", "'claims.0' lies in a list. Give the whole list: claims=[...]"),
+        ("prune.target={macs: 0.5, params: 0.5}", "prune.target"),
+        ("run.compile=yes", "run.compile: 'yes'"),
+        ("student.mean=[1e400]", "student.mean"),
+    ],
+)
+def test_what_cannot_be_set_is_told_and_the_file_stays(root: Path, pair: str, said: str) -> None:
+    before = (root / "params.yaml").read_bytes()
+    done = CliRunner().invoke(cli.app, ["set", "run.seed=1", pair])
+    assert done.exit_code == 1 and said in done.output and "Traceback" not in done.output
+    assert (root / "params.yaml").read_bytes() == before
+    assert not list(root.glob(".partial*"))
