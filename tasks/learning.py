@@ -86,6 +86,7 @@ def batches_of(
         rank=fabric.global_rank,
         world=fabric.world_size,
         balanced=balanced,
+        there=training.on_device(data.images, fabric.device),
     )
 
 

@@ -7,6 +7,7 @@ The second command compares the CPU with itself, so it proves that nothing here 
 device, and without the variable, all are skipped. What must be installed: docs/gpu.md.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -119,6 +120,11 @@ def test_a_batch_is_the_cpus_and_lies_as_it_should(device, layout):
     assert there.images.is_contiguous(memory_format=LAYOUTS[layout])
     assert torch.equal(there.labels.cpu(), cpu.labels)
     assert np.array_equal(there.index, cpu.index)
+    store = training.on_device(IMAGES, torch.device(device))
+    assert (store is None) == (device != "cuda")
+    if store is not None:
+        held = dataclasses.replace(batches(device, layout, MOVING), there=store)(3)
+        assert torch.equal(held.images, there.images)
 
 
 # ---------------------------------------------------------------------------------------------------- training

@@ -80,6 +80,7 @@ class Batches:
     rank: int = 0  # with ``world`` processes each takes every world-th image of a batch
     world: int = 1
     balanced: bool = False
+    there: Tensor | None = None  # all ``images`` once more, on the device (`on_device`)
 
     def __len__(self) -> int:
         """Batches in one pass over the pool."""
@@ -129,8 +130,9 @@ class Batches:
         index, view = self.numbers(step)
         order = np.argsort(index)  # a memory map reads forwards faster, and the sum of a batch has no order
         index, view = index[order], view[order]
+        chosen: Any = take(self.images, index) if self.there is None else self.there[self._sent(index)]
         pixels = views.draw(
-            take(self.images, index),
+            chosen,
             index,
             view,
             size=self.size,
@@ -141,7 +143,23 @@ class Batches:
         batch = views.normalise(pixels, list(self.mean), list(self.std))
         if self.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        return Batch(batch, views.send(torch.from_numpy(self.labels[index]), self.device), index, view)
+        return Batch(batch, self._sent(self.labels[index]), index, view)
+
+    def _sent(self, numbers: npt.NDArray[np.int64]) -> Tensor:
+        return views.send(torch.from_numpy(numbers), self.device)
+
+
+_there: dict[tuple[int, torch.device], Tensor] = {}
+
+
+def on_device(images: npt.NDArray[np.uint8], device: torch.device) -> views.Stored | None:
+    """All ``images`` on a CUDA ``device``, once in this process, where they take no more than a quarter of its memory:
+    then no batch has to be read and copied. None elsewhere. ``images`` are to outlive the process's training."""
+    if device.type != "cuda" or images.nbytes > torch.cuda.get_device_properties(device).total_memory / 4:
+        return None
+    if (id(images), device) not in _there:
+        _there[id(images), device] = torch.from_numpy(np.array(images)).to(device)
+    return _there[id(images), device]
 
 
 _permutations: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}

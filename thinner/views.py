@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 Images = UInt8[np.ndarray, "batch height width channels"]
+Stored = UInt8[Tensor, "batch height width channels"]  # the same on a device
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def draw(
-    images: Images,
+    images: Images | Stored,
     index: Int[np.ndarray, " batch"],
     view: int | Int[np.ndarray, " batch"],
     *,
@@ -151,11 +152,16 @@ def _per_channel(values: list[float], like: Tensor) -> Float[Tensor, "1 channels
     return numbers.view(1, -1, 1, 1)
 
 
-def to_pixels(images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "batch channels height width"]:
+def to_pixels(
+    images: Images | Stored, device: torch.device | str = "cpu"
+) -> Float[Tensor, "batch channels height width"]:
     """uint8 HWC to float CHW, 0 to 1."""
-    # a slice of a read-only memory map would make a tensor that PyTorch may not write to, and warns about
-    images = np.ascontiguousarray(images) if images.flags.writeable else images.copy()
-    batch = send(torch.from_numpy(images), device)
+    if isinstance(images, Tensor):
+        batch = images.to(device)
+    else:
+        # a slice of a read-only memory map would make a tensor that PyTorch may not write to, and warns about
+        images = np.ascontiguousarray(images) if images.flags.writeable else images.copy()
+        batch = send(torch.from_numpy(images), device)
     return batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
 
 

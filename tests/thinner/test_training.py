@@ -306,6 +306,15 @@ def test_view_numbers_cycle_through_the_known_views():
     assert sorted(set(views_seen)) == [0, 1, 2]
 
 
+def test_a_store_that_lies_on_the_device_gives_the_same_batches():
+    moving = {"policy": views.Policy(crop=0.7, flip=True, erase=0.5)}
+    for step in (0, 7):
+        read, there = batches(**moving)(step), batches(**moving, there=torch.from_numpy(IMAGES))(step)
+        assert read.images.equal(there.images) and read.labels.equal(there.labels)
+        assert np.array_equal(read.index, there.index)
+    assert training.on_device(IMAGES, torch.device("cpu")) is None
+
+
 def test_two_processes_share_a_batch_without_overlap():
     whole = batches().numbers(7)[0]
     halves = [batches(rank=rank, world=2).numbers(7)[0] for rank in (0, 1)]
