@@ -331,12 +331,8 @@ def open_job(bench: Bench, job: Job, data: Any, store: str) -> tuple[Any, Any, A
         stage, data, learning.training_pool(data), learning.preprocessing_of(params.student), params.student.augment,
         job.batch_size, fabric, number_of_views=params.teach.views,
     )  # fmt: skip
-    return (
-        stage,
-        fabric,
-        model,
-        dataclasses.replace(batches, there=None),
-    )  # as a store has it that is too large for that
+    batches = replace(batches, there=None)  # as it is where a store is too large to lie on the card
+    return stage, fabric, model, batches
 
 
 def new_network(params: Any, section: Any, data: Any, fabric: Any) -> Any:
