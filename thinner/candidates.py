@@ -33,7 +33,7 @@ WHAT |= {
     f"{name}_{format_}": f"{name} as {words}"
     for name in tuple(WHAT)
     for format_, words in (("onnx", "ONNX"), ("onnx_int8", "ONNX in 8 bits"), ("pt2", "a torch.export program"))
-}
+} | {f"{name}_int8": f"{name} in 8 bits, by the ladder of quantize" for name in tuple(WHAT)}
 
 
 def in_order(measured: Metrics) -> dict[str, Mapping[str, Any]]:
@@ -44,7 +44,9 @@ def in_order(measured: Metrics) -> dict[str, Mapping[str, Any]]:
 
 def folder_of(name: str) -> str:
     """Where the candidate lies, once it has been made."""
-    return f"data/{ALSO.get(name, name)}" if network_of(name) == name else f"data/export/{name}"
+    if network_of(name) == name:
+        return f"data/{ALSO.get(name, name)}"
+    return f"data/{'quantize' if name == f'{network_of(name)}_int8' else 'export'}/{name}"
 
 
 # --- what came out, in words ---
@@ -163,12 +165,15 @@ def for_markdown(measured: Metrics) -> Table:
     return _table(measured, columns)
 
 
+_SHOWN = ("onnx", "int8")  # kinds of exports on README's first screen
+
+
 def for_readme(measured: Metrics, shipped: str) -> Table:
     """Of README's first screen: the networks, and the ONNX exports of the one to ship; the largest batch alone."""
     shown = {
         name: row
         for name, row in measured.items()
-        if row["runtime"] == "pytorch" or name.startswith(f"{network_of(shipped)}_onnx")
+        if row["runtime"] == "pytorch" or name.startswith(tuple(f"{network_of(shipped)}_{kind}" for kind in _SHOWN))
         if not name.endswith("_pt2")
     }
     columns = [ACCURACY, PARAMETERS, MACS, FILE, _latency(latency_batches(measured)[-1]), RUNTIME]

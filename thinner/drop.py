@@ -42,8 +42,8 @@ def drop_of(right: Bool[np.ndarray, " images"], source: Bool[np.ndarray, " image
     return Drop(100 * (behind - ahead) / right.size, -100 * high, -100 * low, int(right.size), bound)
 
 
-def refusal(points: float, images: int) -> str | None:
-    """Why ``max_drop: points`` can never be shown by so many validation images; None where it can.
+def refusal(points: float, images: int, key: str = "prune.target: max_drop") -> str | None:
+    """Why ``key: points`` can never be shown by so many validation images; None where it can.
 
     The least that they can exclude is what they exclude of two networks that never differ.
     """
@@ -51,6 +51,6 @@ def refusal(points: float, images: int) -> str | None:
     if points > least:
         return None
     return (
-        f"prune.target: max_drop {points:g} points, but {images:,} validation images show a drop of {least:.2f} "
+        f"{key} {points:g} points, but {images:,} validation images show a drop of {least:.2f} "
         "points at the least. Ask for more, or set data.validation higher"
     )

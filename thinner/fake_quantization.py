@@ -403,7 +403,7 @@ def _slice(x: Inputs, a: Attributes) -> Any:
     steps = [int(n) for n in x[4]] if len(x) > 4 and x[4] is not None else [1] * len(starts)
     index: list[slice] = [slice(None)] * x[0].ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        index[axis] = slice(start, min(end, x[0].shape[axis]), step)  # "to the end" is the largest number there is
+        index[axis] = slice(*slice(start, end, step).indices(x[0].shape[axis]))  # to the end: the largest number
     return x[0][tuple(index)]
 
 

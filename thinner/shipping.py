@@ -18,20 +18,27 @@ Metrics = Mapping[str, Mapping[str, Any]]
 Rows = Sequence[Mapping[str, Any]]
 
 RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-_EXPORTS = ("_onnx_int8", "_onnx", "_pt2")
+_EXPORTS = ("_onnx_int8", "_onnx", "_pt2", "_int8")
 
 
 def read_targets(reports: Path) -> list[dict[str, Any]]:
-    """What every pruning stage says of its target: reports/prune/target.json first, then those of prune_also."""
-    files = [reports / "prune" / "target.json", *sorted((reports / "prune_also").glob("*/target.json"))]
+    """What every pruning stage says of its target: reports/prune/target.json first, then those of prune_also; and
+    quantize of its ladder."""
+    also = sorted((reports / "prune_also").glob("*/target.json"))
+    files = [reports / "prune" / "target.json", *also, reports / "quantize" / "target.json"]
     return [_target(file) for file in files if file.is_file()]
 
 
+def targets_of(candidate: str, targets: Rows) -> list[Mapping[str, Any]]:
+    """Those that concern ``candidate``: its own, and that of the network that it was made of."""
+    return [target for target in targets if target["candidate"] in (candidate, network_of(candidate))]
+
+
 def _target(file: Path) -> dict[str, Any]:
-    found = json_files.read_object(file, "Make it again: dvc repro prune")
+    found = json_files.read_object(file, f"Make it again: dvc repro {file.parts[-2]}")
     kinds = {"candidate": is_text, "met": lambda value: isinstance(value, bool), "lines": are_texts}
     if wrong := lacking(found, kinds):
-        raise DamagedError(f"{file}: {wrong}. Make it again: dvc repro prune")
+        raise DamagedError(f"{file}: {wrong}. Make it again: dvc repro {file.parts[-2]}")
     return found
 
 
@@ -89,14 +96,14 @@ def target_lines(targets: Rows) -> list[str]:
 
 
 def network_of(candidate: str) -> str:
-    """The network that an export was made of: ``prune`` of ``prune_onnx_int8``."""
+    """The network that an export was made of: ``prune`` of ``prune_onnx_int8``, and of ``prune_int8``."""
     ending = next((ending for ending in _EXPORTS if candidate.endswith(ending)), "")
     return candidate.removesuffix(ending)
 
 
 def open_points(shipped: str, verdicts: Rows, targets: Rows) -> list[str]:
     """Why ``shipped`` is not ready to ship, in words; empty where it is: every claim is proven, its target is met."""
-    missed = [t for t in targets if t["candidate"] == network_of(shipped) and not t["met"]]
+    missed = [target for target in targets_of(shipped, targets) if not target["met"]]
     lines = [f"{target['candidate']} missed its target" for target in missed]
     lines += [f"{v['outcome']}: {v['claim']}" for v in verdicts if v["outcome"] != "proven"]
     return lines if verdicts else [*lines, "no claims were made (docs/claims.md has the grammar)"]
