@@ -118,7 +118,7 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
                 f"{root}: was tested on other images than {roots[0]}, so nothing can be paired. "
                 "Give data.test a split of its own that no seed changes: null, or a folder `test`"
             )
-    unfit = _unfit(roots)
+    unfit = {name for root in roots for name in shipping.unfit(shipping.read_targets(root / "reports"))}
     evidence = statistics.over_seeds(runs)
     untimed = [claim for claim in parsed if claim.device and not statistics.is_timed(claim, evidence)]
     verdicts = iter(statistics.judge([claim for claim in parsed if claim not in untimed], evidence, seed=seed))
@@ -146,16 +146,9 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
         if named := [name for name in (claim.candidate, claim.reference) if name in unfit]:
             found[f"claim_{number}"] |= {
                 "outcome": "not shown",
-                "numbers": f"{named[0]} is not to be shipped: {unfit[named[0]]} ({verdict.numbers})",
+                "numbers": f"no rung of the ladder holds for {named[0]}: {verdict.numbers}",
             }
     return found
-
-
-def _unfit(roots: Sequence[Path]) -> dict[str, str]:
-    """The networks in 8 bits of which no rung of the ladder holds, and why: nothing is claimed of them."""
-    why = "8 bits lost more than quantize.max_drop, or are not shown to have lost less"
-    missed = [target for root in roots for target in shipping.read_targets(root / "reports") if not target["met"]]
-    return {target["candidate"]: why for target in missed if "rung" in target}
 
 
 def _not_timed(claim: statistics.Claim) -> dict[str, Any]:

@@ -29,11 +29,12 @@ WHAT = {
 # candidate -> its folder in reports: what prune_also may name
 ALSO = {f"prune_{source}": f"prune_also/{source}" for source in ("finetune", "scratch", "distill")}
 WHAT |= {name: f"{name.removeprefix('prune_')} with channels removed" for name in ALSO}
+QUANTIZED = {f"{name}_int8": "quantize" for name in WHAT}
 WHAT |= {
     f"{name}_{format_}": f"{name} as {words}"
     for name in tuple(WHAT)
     for format_, words in (("onnx", "ONNX"), ("onnx_int8", "ONNX in 8 bits"), ("pt2", "a torch.export program"))
-} | {f"{name}_int8": f"{name} in 8 bits, by the ladder of quantize" for name in tuple(WHAT)}
+} | {name: f"{name.removesuffix('_int8')} in 8 bits, by the ladder of quantize" for name in QUANTIZED}
 
 
 def in_order(measured: Metrics) -> dict[str, Mapping[str, Any]]:
@@ -46,7 +47,7 @@ def folder_of(name: str) -> str:
     """Where the candidate lies, once it has been made."""
     if network_of(name) == name:
         return f"data/{ALSO.get(name, name)}"
-    return f"data/{'quantize' if name == f'{network_of(name)}_int8' else 'export'}/{name}"
+    return f"data/{QUANTIZED.get(name, 'export')}/{name}"
 
 
 # --- what came out, in words ---

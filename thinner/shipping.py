@@ -42,6 +42,11 @@ def _target(file: Path) -> dict[str, Any]:
     return found
 
 
+def unfit(targets: Rows) -> set[str]:
+    """The networks in 8 bits of which no rung of the ladder holds: nothing is claimed of them, and none is advised."""
+    return {str(target["candidate"]) for target in targets if "rung" in target and not target["met"]}
+
+
 def read_metrics(path: Path, complete: bool = False) -> dict[str, dict[str, Any]]:
     """What evaluate measured of each candidate; ``complete``: all that `ship_line` tells of one must be there.
 
