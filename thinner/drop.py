@@ -47,10 +47,14 @@ def refusal(points: float, images: int, key: str = "prune.target: max_drop") -> 
 
     The least that they can exclude is what they exclude of two networks that never differ.
     """
-    least = -100 * statistics.score_difference(0, 0, images, 0.0)[0]
-    if points > least:
+    if points > least(images):
         return None
     return (
-        f"{key} {points:g} points, but {images:,} validation images show a drop of {least:.2f} "
+        f"{key} {points:g} points, but {images:,} validation images show a drop of {least(images):.2f} "
         "points at the least. Ask for more, or set data.validation higher"
     )
+
+
+def least(images: int) -> float:
+    """The smallest drop, in points, that so many images can exclude: of two networks that never differ."""
+    return -100 * statistics.score_difference(0, 0, images, 0.0)[0]

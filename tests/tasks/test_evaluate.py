@@ -59,6 +59,7 @@ SMALL = PARAMS.model_copy(
             }
         ),
         "report": PARAMS.report.model_copy(update={"samples": 2}),
+        "quantize": PARAMS.quantize.model_copy(update={"rungs": []}),  # tests/tasks/test_quantize.py has those
     }
 )
 
