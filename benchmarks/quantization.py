@@ -140,7 +140,7 @@ def run_part(root: Path, work: Path, part: str, seed: int, changes: Mapping[str,
 
 
 def attempts() -> Path:
-    (folder,) = Path(".thinner/resume").glob("quantize-*/attempts")
+    (folder,) = Path(".thinner/resume").glob("quantize-*/climb/attempts")
     return folder
 
 

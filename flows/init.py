@@ -441,9 +441,14 @@ def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -
 
 def choose_drop(proposal: Proposal, validation: int) -> None:
     """How much 8 bits may cost: what the validation images can show of two networks that differ on a few of them."""
-    shown = next((points for points in _DROPS if 2.5 * drop.least(validation) <= points), _DROPS[-1])
-    why = f"points; {validation:,} validation images show {drop.least(validation):.2g} at the least"
-    proposal.set("quantize.max_drop", shown, why)
+    least = drop.least(validation)
+    shown = next((points for points in _DROPS if 2.5 * least <= points), _DROPS[-1])
+    said = f"{validation:,} validation images show {least:.2g} points at the least"
+    proposal.set("quantize.max_drop", shown, said)
+    if least < shown:
+        proposal.set("quantize.rungs", ["static", "mixed", "trained"])
+    else:
+        proposal.set("quantize.rungs", [], f"off: {said}, so that 8 bits could not be judged")
 
 
 # ------------------------------------------------------------------------------------------------ fitting to the time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class Climb:
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.section = stage, stage.params.quantize
-        self.work = stage.resume
+        # helpers of data-parallel training climb along, and would write into each other's files
+        self.work = stage.resume / (f"climb-{os.environ.get('LOCAL_RANK', '')}" if stage.helper else "climb")
         self.data = store.open_store(learning.PREPARED)
         self.source = checkpoint.load(f"data/{self.section.source}")
         self.preprocessing = self.source.spec["preprocessing"]
@@ -144,7 +146,7 @@ class Climb:
             plan.batch_size, fabric, number_of_views=params.teach.views,
         )  # fmt: skip
         lesson = lessons.lesson(self._lessons(params), data, network, len(batches), fabric.device)
-        resume = self.work / "trained"
+        resume = self.stage.resume / "trained"
         resume.mkdir(exist_ok=True)
         self.history = learning.learn(
             self.stage, "quantize", network, batches, lesson.step, plan, data, self.preprocessing, fabric,
