@@ -10,7 +10,7 @@ Fashion-MNIST as in params.yaml, but for 8,000 validation images, since 2,000 sh
 job's teacher (EfficientNet-Lite0, fine-tuned), whose cached signals they learn from:
 
     lite0       the teacher itself
-    mobilenet   torchvision's MobileNetV3-small at 32 px, distilled
+    mobilenet   timm's MobileNetV3-small at 32 px, distilled
     resnet18    torchvision's ResNet-18 at 32 px, distilled
     resnet8     the default job's student, distilled and pruned
 
@@ -58,7 +58,7 @@ PARTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "lite0": ({"quantize.source": "finetune", "quantize.training.batch_size": 64}, ()),
     "mobilenet": (
         {
-            "student.network": "torchvision:mobilenet_v3_small", "quantize.source": "distill",
+            "student.network": "timm:mobilenetv3_small_100", "quantize.source": "distill", "student.training.lr": 0.003,
             "quantize.training.batch_size": 128, **{f"student.{key}": value for key, value in COLOUR.items()},
         },
         ("distill",),
