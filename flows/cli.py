@@ -627,7 +627,8 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def candidate_folder(root: Path, name: str) -> Path:
-    """Where the candidate lies: data/NAME, data/prune_also/SOURCE for prune_SOURCE, or data/export/NAME for an export.
+    """Where the candidate lies: data/NAME, data/prune_also/SOURCE for prune_SOURCE, data/export/NAME for an export, or
+    data/quantize/NAME.
 
     Raises:
         UserError: it has not been made; names those that have.

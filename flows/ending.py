@@ -67,7 +67,8 @@ def stages(root: Path, nodes: Sequence[Node], states: Mapping[str, str], took: M
 
 def _made(root: Path, node: Node) -> str:
     """What the stage's result is, in a few words; a file that cannot be read only makes it fewer."""
-    known = {"prepare": _splits, "teach": _outputs, "export": _exports, "evaluate": _measured, "report": _claims}
+    known = {"prepare": _splits, "teach": _outputs, "quantize": _ladder, "export": _exports, "evaluate": _measured,
+             "report": _claims}  # fmt: skip
     with contextlib.suppress(OSError, UserError, ValueError, KeyError, TypeError):
         return known.get(node.name.partition("@")[0], _network)(root, root / node.outs[0])
     return ", ".join(node.outs)
@@ -97,6 +98,14 @@ def _network(root: Path, folder: Path) -> str:
 
 def _place(root: Path, name: str) -> Path | None:
     return made.made(root).get(name)
+
+
+def _ladder(root: Path, folder: Path) -> str:
+    found = next((t for t in shipping.read_targets(root / "reports") if "rung" in t), None)
+    if found is None:
+        return "nothing is quantised"
+    size = si((folder / found["candidate"] / "model.onnx").stat().st_size, "B")
+    return f"{found['candidate']}: {found['rung']}, {'holds' if found['met'] else 'DOES NOT HOLD'}, {size}"
 
 
 def _exports(root: Path, folder: Path) -> str:

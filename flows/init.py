@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from flows import recipes
 from flows.plan import about
 from tasks import forecast, lineage
-from thinner import models, power, pruning, sources, weights, yaml_files
+from thinner import drop, models, power, pruning, sources, weights, yaml_files
 from thinner.config import Params, load_params
 from thinner.errors import UserError, one_line
 from thinner.profiling import count_params
@@ -40,6 +40,7 @@ _DRAWN = 0.2  # of the labelled pictures for testing, and as many for choosing, 
 _PASSES = 65  # over all pictures, in the recovery of a cut network: as measured for the recipe photos
 _FLOAT_BYTES = 4
 _FILE_BYTES = 6_000  # of a checkpoint beside its weights
+_DROPS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # points that 8 bits may cost
 _MARGINS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)  # points
 
 
@@ -322,6 +323,10 @@ def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool
     say("prune.training.validate_every", max(1, _steps(steps, effort) // 4))
     say("prune.training.batch_size", batch)
     say("prune_also", [])
+    say("quantize.source", "prune")
+    say("quantize.training.steps", _steps(300, effort), "only where 8 bits do not hold without training")
+    say("quantize.training.batch_size", batch)
+    say("quantize.training.validate_every", max(1, _steps(300, effort) // 3))
     say(
         "small.source", "finetune" if cut_teacher else "scratch", "the control: cut as far, trained as long, no teacher"
     )
@@ -453,6 +458,18 @@ def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -
     return f"With {test:,} test images a difference of accuracy under {least:.1f} points cannot be shown{rare}"
 
 
+def choose_drop(proposal: Proposal, validation: int) -> None:
+    """How much 8 bits may cost: what the validation images can show of two networks that differ on a few of them."""
+    least = drop.least(validation)
+    shown = next((points for points in _DROPS if 2.5 * least <= points), _DROPS[-1])
+    said = f"{validation:,} validation images show {least:.2g} points at the least"
+    proposal.set("quantize.max_drop", shown, said)
+    if least < shown:
+        proposal.set("quantize.rungs", ["static", "mixed", "trained"])
+    else:
+        proposal.set("quantize.rungs", [], f"off: {said}, so that 8 bits could not be judged")
+
+
 # ------------------------------------------------------------------------------------------------ fitting to the time
 
 
@@ -561,8 +578,9 @@ def init(
     proposal.set("ship.name", name or None)
     proposal.set("ship.candidate", "prune")
     proposal.set("export.candidates", ["distill", "prune"])
-    test = forecast.count_images(as_params(root, proposal.values), pictures.listing).test
-    remarks = [choose_claims(proposal, test, _tested_by_class(proposal, pictures)), fitted.remark]
+    counts = forecast.count_images(as_params(root, proposal.values), pictures.listing)
+    choose_drop(proposal, counts.validation)
+    remarks = [choose_claims(proposal, counts.test, _tested_by_class(proposal, pictures)), fitted.remark]
     if "claims" in overrides:
         proposal.set("claims", overrides["claims"], "as in the recipe")
     kept = root / KEPT

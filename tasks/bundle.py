@@ -119,9 +119,7 @@ def _reports(root: Path, candidate: str) -> dict[str, Any]:
             found["classes"] = [row for row in csv.DictReader(file) if row["candidate"] == candidate]
     if (reports / "claims.json").is_file():
         found["verdicts"] = list(shipping.read_verdicts(reports / "claims.json").values())
-    found["targets"] = [
-        target for target in shipping.read_targets(reports) if target["candidate"] == shipping.network_of(candidate)
-    ]
+    found["targets"] = shipping.targets_of(candidate, shipping.read_targets(reports))
     return found
 
 

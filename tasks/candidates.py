@@ -46,11 +46,11 @@ REQUIREMENTS = (
 
 
 def made(root: Path) -> dict[str, Path]:
-    """The candidates that have been made, and where each lies: data/NAME, of prune_SOURCE data/prune_also/SOURCE, or
-    data/export/NAME."""
+    """The candidates that have been made, and where each lies: data/NAME, of prune_SOURCE data/prune_also/SOURCE,
+    data/export/NAME, or data/quantize/NAME."""
     return {
         before + path.parent.name: path.parent
-        for folder, before in (("data", ""), ("data/prune_also", "prune_"), ("data/export", ""))
+        for folder, before in (("data", ""), ("data/prune_also", "prune_"), ("data/export", ""), ("data/quantize", ""))
         for path in sorted(root.glob(f"{folder}/*/model.json"))
     }
 

@@ -38,7 +38,7 @@ def evaluate(stage: Stage) -> None:
     run, section = stage.params.run, stage.params.evaluate
     store = open_store("data/prepared")
     names = stage.params.candidate_names
-    places = {name: Path(stage.params.networks.get(name, f"data/export/{name}")) for name in names}
+    places = {name: Path(stage.params.folder_of(name)) for name in names}
     device = choose_device(run.device)
     threads = torch.get_num_threads()  # run.threads, which run_stage has set
     candidates = {name: open_candidate(path, device, threads, run.channels_last) for name, path in places.items()}
@@ -94,6 +94,9 @@ def evaluate(stage: Stage) -> None:
     corrupted = _corrupt(stage, store, candidates) if section.corruptions else []
     for name in results if corrupted else ():
         results[name]["corruption_accuracy"] = float(np.mean([share for who, *_, share in corrupted if who == name]))
+
+    for name, row in _as_trained(stage, store, candidates, places, logits).items():
+        results[name] |= row
 
     with stage.output("data/evaluate") as folder:
         np.savez(
@@ -158,6 +161,39 @@ def evaluate(stage: Stage) -> None:
     stage.record.artifact("reports/metrics.json")
     stage.record.artifact("reports/evaluate")
     stage.record.candidates()
+
+
+def _as_trained(
+    stage: Stage,
+    store: Store,
+    candidates: Mapping[str, Candidate],
+    places: Mapping[str, Path],
+    logits: Mapping[str, Any],
+) -> dict[str, dict[str, float]]:
+    """What was trained in 8 bits is what runs in 8 bits: of such candidates the largest difference of their logits from
+    those of the graph in PyTorch, in which they were trained, and the share of test images that get the same class."""
+    found = {}
+    for name, candidate in candidates.items():
+        spec = candidate.spec
+        if spec.get("quantized", {}).get("rung") != "trained" or spec.get("input") == "pixels":
+            continue
+        import onnx  # here, because most runs have no such candidate
+
+        from thinner.fake_quantization import FakeQuantised
+        from thinner.training import logits_of
+
+        network = FakeQuantised(onnx.load(places[name] / "model.onnx"))
+        trained = logits_of(network, store.images, store.splits["test"], spec["preprocessing"]).numpy()
+        row = {
+            "trained_difference": float(np.abs(trained - logits[name]).max()),
+            "trained_agreement": metrics.agreement(trained.argmax(axis=1), logits[name].argmax(axis=1)),
+        }
+        stage.say(
+            f"{name}: on {len(trained):,} test images logits are within {row['trained_difference']:.1e} of those that "
+            f"were trained, and {row['trained_agreement']:.2%} get the same class"
+        )
+        found[name] = row
+    return found
 
 
 def _corrupt(stage: Stage, store: Store, candidates: Mapping[str, Candidate]) -> list[tuple[str, str, int, float]]:

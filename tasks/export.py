@@ -10,7 +10,8 @@ import numpy as np
 
 from tasks.stage import Stage, run_stage
 from thinner import checkpoint, views
-from thinner.export import add_preprocessing, check_parity, export_onnx, export_pt2, quantise_onnx
+from thinner.export import add_preprocessing, check_parity, export_onnx, export_pt2
+from thinner.quantization import quantise_onnx
 from thinner.store import open_store
 
 CALIBRATION_BATCH = 64  # bounds memory; ranges are smallest and largest values, so it changes no result

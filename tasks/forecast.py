@@ -40,6 +40,7 @@ _DECODED = 48  # of the source's pictures
 _BESIDE = 2.2  # starts of Python that a stage has beside its work: its own, and what MLflow and DVC do
 _FLOW = 3.0  # the same of a whole run: the flow, Prefect's server, the look at what is up to date
 _EXPORTED = 0.2  # of each exported file: traced, simplified, compared
+_QUANTISED = 0.4  # of each attempt in 8 bits: ranges found, quantised, compared
 _FORKED = 0.2  # of each candidate whose memory is measured in a process of its own
 _CALL_SECONDS = 5e-4  # the least that a call of a network takes
 _ONNX = 0.6  # ONNX Runtime's time, of PyTorch's
@@ -281,7 +282,7 @@ class _Job:
         ]
         for stage, source in (("prune", params.prune.source), *((f"prune_also@{s}", s) for s in params.prune_also)):
             found.append(self._pruned(stage, source))
-        found += [self._small(), self._export(), self._evaluate()]
+        found += [self._small(), self._quantize(), self._export(), self._evaluate()]
         return [*found, Cost("report", self.start * _BESIDE, 0, "tables and the page")]
 
     def _finetune(self, teacher: Any) -> Cost:
@@ -435,6 +436,19 @@ class _Job:
             name = name.rpartition("_")[0]
         return self.networks[name]
 
+    def _quantize(self) -> Cost:
+        """Its first rung; how far it has to climb is not known before."""
+        section = self.params.quantize
+        if section.candidate is None:
+            return Cost("quantize", self._beside(0.0), 0, "nothing")
+        network, wants = self.networks[section.source]
+        look = self.clock.look_seconds(self.params, section.source, network, learning.preprocessing_of(wants))
+        attempts = len(section.calibration)
+        seen = attempts * (section.images + self.counts.validation) + self.counts.validation
+        seconds = look * seen + (1 + attempts) * _QUANTISED * self.start
+        words = f"the first rung, {attempts} ways" + " (more where it does not hold)" * (len(section.rungs) > 1)
+        return Cost("quantize", self._beside(seconds), profiling.count_params(network[1]()), words)
+
     def _export(self) -> Cost:
         section = self.params.export
         size = 0
@@ -452,7 +466,7 @@ class _Job:
         for name in params.candidate_names:
             network, wants = self._of(name)
             look = self.clock.look_seconds(params, name, network, learning.preprocessing_of(wants))
-            look *= _ONNX if "_onnx" in name else 1.0
+            look *= _ONNX if "_onnx" in name or name.endswith("_int8") else 1.0
             seconds += look * (self.counts.test * (1 + cases) + self.counts.validation)
             slower = max(1.0, threads / section.latency_threads)
             seconds += section.latency_repeats * sum(

@@ -191,7 +191,7 @@ def learn(
                 plan.optimizer,
                 lr=plan.lr,
                 weight_decay=plan.weight_decay,
-                head=models.head_of(model)[0],
+                head="" if plan.head_lr is None else models.head_of(model)[0],
                 head_lr=plan.head_lr,
                 scales=scales,
                 extra=extra,

@@ -118,6 +118,7 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
                 f"{root}: was tested on other images than {roots[0]}, so nothing can be paired. "
                 "Give data.test a split of its own that no seed changes: null, or a folder `test`"
             )
+    unfit = {name for root in roots for name in shipping.unfit(shipping.read_targets(root / "reports"))}
     evidence = statistics.over_seeds(runs)
     untimed = [claim for claim in parsed if claim.device and not statistics.is_timed(claim, evidence)]
     verdicts = iter(statistics.judge([claim for claim in parsed if claim not in untimed], evidence, seed=seed))
@@ -142,6 +143,11 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
             "method": estimate.method,
             "numbers": verdict.numbers,
         }
+        if named := [name for name in (claim.candidate, claim.reference) if name in unfit]:
+            found[f"claim_{number}"] |= {
+                "outcome": "not shown",
+                "numbers": f"no rung of the ladder holds for {named[0]}: {verdict.numbers}",
+            }
     return found
 
 

@@ -54,6 +54,19 @@ ROUNDS = pd.DataFrame(
         "chosen": [False, True],
     }
 )
+LADDER = pd.DataFrame(
+    {
+        "rung": ["float", "static", "mixed"], "calibration": [None, "minmax", "minmax"], "steps": [None, 0, 0],
+        "float_layers": [None, 0, 1], "float_names": [None, None, "stem"], "accuracy": [0.75, 0.5, 0.75],
+        "agreement": [1.0, 0.6, 0.9], "loss_points": [0.0, 25.0, 0.0], "loss_low": [-1.0, 20.0, -0.5],
+        "loss_high": [1.0, 30.0, 0.4], "file_bytes": [120_000, 30_000, 40_000], "latency_ms": [4.0, 2.0, 3.0],
+        "holds": [True, False, True], "chosen": [False, False, True],
+    }
+)  # fmt: skip
+SENSITIVITY = pd.DataFrame(
+    {"layer": ["fc", "stem"], "kind": ["Gemm", "Conv"], "weights": [50, 100], "divergence": [0.01, 0.5],
+     "agreement": [1.0, 0.6]}
+)  # fmt: skip
 ENVIRONMENT = Environment(
     cpu="Some CPU",
     cores=2,

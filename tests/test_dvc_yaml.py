@@ -175,10 +175,14 @@ def test_changing_the_pruning_target_concerns_only_what_comes_after() -> None:
     }
     concerned, grown = set(readers), True
     while grown:
-        more = {name for name, stage in STAGES.items() if any(makers.get(dep) in concerned for dep in stage["deps"])}
+        more = {
+            name
+            for name, stage in STAGES.items()
+            if any(makers.get(dep.replace("${quantize.source}", "prune")) in concerned for dep in stage["deps"])
+        }
         grown = not more <= concerned
         concerned |= more
-    assert concerned == {"prune", "prune_also", "small", "export", "evaluate", "report"}
+    assert concerned == {"prune", "prune_also", "small", "quantize", "export", "evaluate", "report"}
 
 
 def test_curves_in_the_plots_are_written_by_a_stage() -> None:
@@ -204,7 +208,8 @@ def test_dvc_sees_a_byte_of_a_weights_file_and_of_a_network_of_ones_own(tmp_path
     for stage in graph["stages"].values():
         entries = [*stage["deps"], *stage["outs"], *stage.get("plots", []), *stage.get("metrics", [])]
         for entry in [next(iter(e)) if isinstance(e, dict) else e for e in entries]:
-            path = tmp_path / entry.replace("${data.root}", "data/raw").replace("${prune.source}", "distill")
+            there = entry.replace("${prune.source}", "distill").replace("${quantize.source}", "prune")
+            path = tmp_path / there.replace("${data.root}", "data/raw")
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix:
                 path.write_text("a line")

@@ -34,7 +34,8 @@ from thinner.predict import open_candidate, predict_logits
 pytestmark = pytest.mark.integration
 
 PROJECT = Path(__file__).resolve().parents[1]
-STAGES = ["prepare", "finetune", "scratch", "teach", "distill", "prune", "small", "export", "evaluate", "report"]
+STAGES = ["prepare", "finetune", "scratch", "teach", "distill", "prune", "small", "quantize", "export", "evaluate",
+          "report"]  # fmt: skip
 SMALL = {
     "run.threads": 1,
     "data.source": "folder:data/raw/digits", "data.image_size": 8, "data.labelled": 200, "data.validation": 200,
@@ -47,6 +48,8 @@ SMALL = {
     "student.training.validate_every": 15, "student.training.batch_size": 64, "teach.batch_size": 100,
     "prune.rounds": 2, "prune.round_to": 8, "prune.training.steps": 20, "prune.training.validate_every": 10, "prune.training.lr": 0.005,
     "prune.training.batch_size": 64, "export.calibration_images": 32, "evaluate.latency_repeats": 10,
+    "quantize.max_drop": 10.0, "quantize.images": 64, "quantize.training.steps": 10,
+    "quantize.training.validate_every": 5, "quantize.training.batch_size": 64,
 }  # fmt: skip
 
 
@@ -115,7 +118,7 @@ def test_every_stage_ran_and_the_end_tells_what_came_out(finished):
     root, printed = finished
     metrics = json.loads((root / "reports" / "metrics.json").read_text())
     exports = {f"{name}_{format_}" for name in ("distill", "prune") for format_ in ("onnx", "onnx_int8", "pt2")}
-    assert set(metrics) == {"finetune", "scratch", "distill", "small", "prune"} | exports
+    assert set(metrics) == {"finetune", "scratch", "distill", "small", "prune", "prune_int8"} | exports
     for candidate, row in metrics.items():
         assert candidate in printed
         assert 0.1 < row["accuracy"] <= row["accuracy_top5"] <= 1.0  # ten classes, so there is a top five
@@ -123,6 +126,12 @@ def test_every_stage_ran_and_the_end_tells_what_came_out(finished):
     assert metrics["prune"]["params"] < metrics["distill"]["params"]
     assert metrics["prune"]["file_bytes"] < metrics["distill"]["file_bytes"]
     assert "Target met: prune has " in printed
+    ladder = pd.read_csv(root / "reports" / "quantize" / "ladder.csv")
+    assert ladder["rung"].tolist()[:4] == ["float", "static", "static", "static"] and ladder["chosen"].sum() == 1
+    held = json.loads((root / "reports" / "quantize" / "target.json").read_text())
+    assert held["lines"][0] in " ".join(printed.split()) and held["lines"][0].startswith("8 bits hold: prune_int8 ")
+    assert metrics["prune_int8"]["file_bytes"] < metrics["prune"]["file_bytes"]
+    assert metrics["prune_int8"]["macs"] == metrics["prune"]["macs"]
     assert "report.html" in printed
     for verdict in json.loads((root / "reports" / "claims.json").read_text()).values():
         assert f"{verdict['outcome']:<10}{verdict['claim']}" in printed

@@ -16,7 +16,7 @@ from thinner import statistics
 from thinner.candidates import CONTROLS, SMALLEST, TEACHER, Table, folder_of, speed
 from thinner.operating import Point
 from thinner.results import Results
-from thinner.shipping import RUNTIMES, latency_batches, open_points
+from thinner.shipping import RUNTIMES, latency_batches, open_points, unfit
 from thinner.words import duration, interval, limits, milliseconds, percent, points, si, times
 
 _AS_LARGE = 1.05  # files that differ by less are said to be as large
@@ -162,7 +162,7 @@ def alternatives(results: Results) -> Table | None:
 
     rows, values = [], []
     for key, row in measured.items():
-        if key in (name, *CONTROLS) or beaten(key):
+        if key in (name, *CONTROLS, *unfit(results.targets)) or beaten(key):
             continue
         difference = statistics.accuracy_difference(right[key], right[name])
         price = [RUNTIMES[row["runtime"]]] if row["runtime"] != asked["runtime"] else []

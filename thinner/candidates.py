@@ -29,11 +29,12 @@ WHAT = {
 # candidate -> its folder in reports: what prune_also may name
 ALSO = {f"prune_{source}": f"prune_also/{source}" for source in ("finetune", "scratch", "distill")}
 WHAT |= {name: f"{name.removeprefix('prune_')} with channels removed" for name in ALSO}
+QUANTIZED = {f"{name}_int8": "quantize" for name in WHAT}
 WHAT |= {
     f"{name}_{format_}": f"{name} as {words}"
     for name in tuple(WHAT)
     for format_, words in (("onnx", "ONNX"), ("onnx_int8", "ONNX in 8 bits"), ("pt2", "a torch.export program"))
-}
+} | {name: f"{name.removesuffix('_int8')} in 8 bits, by the ladder of quantize" for name in QUANTIZED}
 
 
 def in_order(measured: Metrics) -> dict[str, Mapping[str, Any]]:
@@ -44,7 +45,9 @@ def in_order(measured: Metrics) -> dict[str, Mapping[str, Any]]:
 
 def folder_of(name: str) -> str:
     """Where the candidate lies, once it has been made."""
-    return f"data/{ALSO.get(name, name)}" if network_of(name) == name else f"data/export/{name}"
+    if network_of(name) == name:
+        return f"data/{ALSO.get(name, name)}"
+    return f"data/{QUANTIZED.get(name, 'export')}/{name}"
 
 
 # --- what came out, in words ---
@@ -163,12 +166,15 @@ def for_markdown(measured: Metrics) -> Table:
     return _table(measured, columns)
 
 
+_SHOWN = ("onnx", "int8")  # kinds of exports on README's first screen
+
+
 def for_readme(measured: Metrics, shipped: str) -> Table:
     """Of README's first screen: the networks, and the ONNX exports of the one to ship; the largest batch alone."""
     shown = {
         name: row
         for name, row in measured.items()
-        if row["runtime"] == "pytorch" or name.startswith(f"{network_of(shipped)}_onnx")
+        if row["runtime"] == "pytorch" or name.startswith(tuple(f"{network_of(shipped)}_{kind}" for kind in _SHOWN))
         if not name.endswith("_pt2")
     }
     columns = [ACCURACY, PARAMETERS, MACS, FILE, _latency(latency_batches(measured)[-1]), RUNTIME]

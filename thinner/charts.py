@@ -36,6 +36,9 @@ class Chart:
     table: Table | None = None  # the same numbers, where they are few
 
 
+_MOST_LAYERS = 40  # in a chart; the table has all
+
+
 def style_of(name: str, results: Results) -> tuple[str, str]:
     """The candidate's colour and symbol, the same in all charts."""
     number = list(results.metrics).index(name)
@@ -163,6 +166,47 @@ def learning_curves(results: Results) -> list[Chart]:
             table = Table(["candidate", "step", label.removesuffix(" (log scale)")], rows, values)
             charts.append(Chart(column.replace("_", "-"), "learning", title, text, figure, table))
     return charts
+
+
+def sensitivity_chart(results: Results) -> list[Chart]:
+    """By layer, what its 8 bits alone change, the most first; and which of them stayed in float."""
+    if results.sensitivity is None or results.ladder is None:
+        return []
+    rows = results.sensitivity.sort_values("divergence", ascending=False, kind="stable")
+    chosen = results.ladder[results.ladder["chosen"].astype(bool)]
+    kept = set(str(chosen["float_names"].iloc[0]).split()) if len(chosen) else set()
+    shown = rows.head(_MOST_LAYERS).iloc[::-1]  # the first bar is drawn at the bottom
+    figure = blank_figure("divergence from the float network, nats", "", height=120 + 22 * len(shown))
+    for words, colour, inside in (("in 8 bits", COLOURS[0], False), ("in float", COLOURS[3], True)):
+        part = shown[shown["layer"].isin(kept) == inside]
+        figure.add_bar(
+            x=part["divergence"].to_numpy(dtype=float),
+            y=part["layer"].tolist(),
+            orientation="h",
+            name=words,
+            marker={"color": colour},
+            hovertemplate="%{y}<br>%{x:.2e} nats<extra></extra>",
+        )
+    figure.update_yaxes(categoryorder="array", categoryarray=shown["layer"].tolist())
+    worst = rows.iloc[0]
+    text = (
+        f"Each layer alone in 8 bits, all others in float, on training images: the most sensitive is {worst['layer']} "
+        f"({worst['divergence']:.2g} nats, {percent(worst['agreement'])} of images get the same class). "
+        f"{f'In float stay {len(kept)} of {len(rows)}.' if kept else 'All of them are in 8 bits.'}"
+    )
+    table = Table(
+        ["layer", "kind", "weights", "divergence", "agreement", "in"],
+        [
+            [r["layer"], r["kind"], f"{r['weights']:,}", f"{r['divergence']:.2e}", percent(r["agreement"]),
+             "float" if r["layer"] in kept else "8 bits"]
+            for r in rows.to_dict("records")
+        ],
+        [
+            [r["layer"], r["kind"], r["weights"], r["divergence"], r["agreement"], int(r["layer"] in kept)]
+            for r in rows.to_dict("records")
+        ],
+    )  # fmt: skip
+    return [Chart("sensitivity", "quantization", "What 8 bits cost, layer by layer", text, figure, table)]
 
 
 def pruning_curve(results: Results) -> list[Chart]:

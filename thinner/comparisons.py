@@ -11,7 +11,7 @@ import pandas as pd
 from thinner import metrics, statistics
 from thinner.candidates import SMALLEST, TEACHER, Table
 from thinner.results import Results
-from thinner.words import duration, percent, si
+from thinner.words import duration, milliseconds, percent, si
 
 CHOSEN = " (chosen)"  # ends the name of the pruning round that became the candidate
 
@@ -121,6 +121,32 @@ def rounds_table(results: Results) -> Table | None:
             rows.append([name, si(row["macs"]), f"{int(row['params']):,}", *zeros, *accuracies])
     more = ["not zero", "file, gzip"] * masked
     headings = ["round", "MACs", "parameters", *more, "before recovery", "after recovery"]
+    return Table(headings, rows)
+
+
+def ladder_table(results: Results) -> Table | None:
+    """Every attempt of the ladder to 8 bits, on validation images, the float network first."""
+    if results.ladder is None:
+        return None
+    rows = []
+    for row in results.ladder.to_dict("records"):
+        is_float = row["rung"] == "float"
+        how = "" if is_float else row["calibration"]
+        lost = "" if is_float else f"{row['loss_points']:.2f} [{row['loss_low']:.2f}, {row['loss_high']:.2f}]"
+        rows.append(
+            [
+                f"{row['rung']}{CHOSEN * bool(row['chosen'])}",
+                how,
+                "all" if is_float else f"{int(row['float_layers'])}",
+                percent(row["accuracy"]),
+                lost,
+                "" if is_float else "yes" if row["holds"] else "not shown",
+                percent(row["agreement"]),
+                si(row["file_bytes"], "B"),
+                milliseconds(row["latency_ms"]),
+            ]
+        )
+    headings = ["rung", "calibration", "layers in float", "accuracy", "points lost", "holds", "agreement", "file", "ms"]
     return Table(headings, rows)
 
 

@@ -381,6 +381,38 @@ class Prune(Section):
         return self
 
 
+class Quantize(Section):
+    """The ladder to 8 bits: which network, which rungs, and how much accuracy it may cost."""
+
+    source: Literal["finetune", "scratch", "distill", "small", "prune"]
+    rungs: list[Literal["static", "mixed", "trained"]]
+    max_drop: Annotated[_Real, Field(gt=0.0, le=100.0)]
+    calibration: Annotated[list[Literal["minmax", "percentile", "entropy"]], Field(min_length=1)]
+    images: Count
+    max_float: Ratio
+    latency_batch: Count
+    training: Budget
+
+    @property
+    def candidate(self) -> str | None:
+        """What comes out, as evaluate and claims call it; None where nothing is quantised."""
+        return f"{self.source}_int8" if self.rungs else None
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Quantize:
+        order = [rung for rung in ("static", "mixed", "trained") if rung in self.rungs]
+        if self.rungs != order:
+            raise ValueError(f"rungs: {self.rungs} are climbed from below, each once. Write {order}")
+        if self.rungs and "static" not in self.rungs:
+            raise ValueError(f"rungs: {self.rungs} start from what static calibrates. Put static first, or set []")
+        if len(set(self.calibration)) < len(self.calibration):
+            raise ValueError(f"calibration: {self.calibration} names one twice. Name each once")
+        for key in ("head_lr", "keep_step"):
+            if getattr(self.training, key) is not None:
+                raise ValueError(f"training.{key}: {getattr(self.training, key)}: not of a network in 8 bits. Set null")
+        return self
+
+
 class Export(Section):
     candidates: Annotated[list[str], Field(min_length=1)]
     formats: list[Literal["onnx", "onnx_int8", "pt2"]]
@@ -421,6 +453,7 @@ class Params(Section):
     prune: Prune
     prune_also: list[Prunable]
     small: Small
+    quantize: Quantize
     export: Export
     evaluate: Evaluate
     report: Report
@@ -437,7 +470,12 @@ class Params(Section):
     def candidate_names(self) -> list[str]:
         """What evaluate measures, in the order in which tables show it: the networks, then their exports."""
         exports = [f"{name}_{format_}" for name in self.export.candidates for format_ in self.export.formats]
-        return [*self.networks, *exports]
+        return [*self.networks, *exports, *([self.quantize.candidate] if self.quantize.candidate else [])]
+
+    def folder_of(self, candidate: str) -> str:
+        """Where what evaluate measures lies."""
+        made = "quantize" if candidate == self.quantize.candidate else "export"
+        return self.networks.get(candidate, f"data/{made}/{candidate}")
 
 
 def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:

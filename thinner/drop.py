@@ -42,15 +42,19 @@ def drop_of(right: Bool[np.ndarray, " images"], source: Bool[np.ndarray, " image
     return Drop(100 * (behind - ahead) / right.size, -100 * high, -100 * low, int(right.size), bound)
 
 
-def refusal(points: float, images: int) -> str | None:
-    """Why ``max_drop: points`` can never be shown by so many validation images; None where it can.
+def refusal(points: float, images: int, key: str = "prune.target: max_drop") -> str | None:
+    """Why ``key: points`` can never be shown by so many validation images; None where it can.
 
     The least that they can exclude is what they exclude of two networks that never differ.
     """
-    least = -100 * statistics.score_difference(0, 0, images, 0.0)[0]
-    if points > least:
+    if points > least(images):
         return None
     return (
-        f"prune.target: max_drop {points:g} points, but {images:,} validation images show a drop of {least:.2f} "
+        f"{key} {points:g} points, but {images:,} validation images show a drop of {least(images):.2f} "
         "points at the least. Ask for more, or set data.validation higher"
     )
+
+
+def least(images: int) -> float:
+    """The smallest drop, in points, that so many images can exclude: of two networks that never differ."""
+    return -100 * statistics.score_difference(0, 0, images, 0.0)[0]

@@ -1,4 +1,4 @@
-"""Candidates for other runtimes: ONNX, int8 by static quantisation, both run by ONNX Runtime; and torch.export's pt2.
+"""Candidates for other runtimes: ONNX, run by ONNX Runtime; and torch.export's pt2. thinner/quantization.py has int8.
 
 An export is a folder with `model.onnx` or `model.pt2`, and `model.json`, read like a checkpoint's. The file also says
 by itself what its outputs mean and how an image becomes its input: `classes` and `preprocessing` as JSON, in an ONNX
@@ -12,11 +12,10 @@ import copy
 import json
 import mmap
 import re
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -30,6 +29,7 @@ from thinner.errors import UserError, one_line
 
 Images = Float[np.ndarray, "batch channels height width"]
 Logits = Float[np.ndarray, "batch classes"]
+Method = Literal["minmax", "percentile", "entropy"]  # how ranges for 8 bits are found
 
 INPUT, OUTPUT = "images", "logits"
 PIXELS = "pixels"  # the input's name where preprocessing is part of the graph
@@ -70,7 +70,7 @@ def export_onnx(
     )
     if program is None:
         raise ExportError(f"torch.onnx.export gave no program for {type(model).__name__}")
-    _save(program.model_proto, path, metadata)
+    save_onnx(program.model_proto, path, metadata)
 
 
 def export_pt2(
@@ -207,7 +207,7 @@ def add_preprocessing(
     # the two graphs count their values alike
     first = onnx.compose.add_prefix(first, "preprocessing.", rename_inputs=False, rename_outputs=False)
     first.ir_version = second.ir_version
-    _save(onnx.compose.merge_models(first, second, io_map=[(INPUT, INPUT)]), path, metadata)
+    save_onnx(onnx.compose.merge_models(first, second, io_map=[(INPUT, INPUT)]), path, metadata)
 
 
 class _Preprocessing(nn.Module):
@@ -262,46 +262,6 @@ def _runner(path: str | Path) -> Callable[[np.ndarray], Logits]:
         return lambda inputs: np.asarray(network(torch.from_numpy(inputs)).numpy())
     session = open_session(path)
     return lambda inputs: run_session(session, inputs)
-
-
-def quantise_onnx(source: str | Path, path: str | Path, batches: Iterable[Images]) -> None:
-    """Write ``source`` to ``path`` with weights and activations in 8 bits.
-
-    Static quantisation by ONNX Runtime in its QDQ form (Jacob et al. 2018, https://arxiv.org/abs/1712.05877):
-    a range per output channel for weights, a range per tensor for activations, found as the smallest and
-    largest values that occur on ``batches`` (preprocessed images that are neither trained on nor tested on).
-    Batch norms are folded into convolutions first. Not done: quantisation-aware training. How much accuracy
-    it costs is for evaluate to say.
-    """
-    # imported here because they bring a second of imports that no other stage needs
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no type information
-        def __init__(self) -> None:
-            self._batches = iter(batches)
-
-        def get_next(self) -> dict[str, Images] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {INPUT: batch}
-
-    metadata = read_metadata(source)
-    with tempfile.TemporaryDirectory() as folder:
-        folded, quantised = Path(folder) / "folded.onnx", Path(folder) / "quantised.onnx"
-        # symbolic shape inference is for transformers' dynamic sequence lengths; only our batch size is free
-        quant_pre_process(source, folded, skip_symbolic_shape=True)
-        quantize_static(
-            folded,
-            quantised,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            # CPUs without VNNI add two 8-bit products in 16 bits and overflow silently; 7-bit weights cannot
-            reduce_range=True,
-        )
-        _save(onnx.load(quantised), path, metadata)
 
 
 def open_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -367,7 +327,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise _damaged(path, error) from error
 
 
-def _save(model: onnx.ModelProto, path: str | Path, metadata: Mapping[str, Any]) -> None:
+def save_onnx(model: onnx.ModelProto, path: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Write ``model`` with ``metadata`` (a property per key, as JSON) and nothing of the machine that made it; checked
+    by ``onnx.checker``."""
     # the exporter notes for each node which line of which file on this machine it came from
     del model.metadata_props[:]
     for thing in (

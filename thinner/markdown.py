@@ -9,7 +9,14 @@ from typing import Any
 from thinner import candidates
 from thinner.answers import alternatives
 from thinner.candidates import SMALLEST, TEACHER, Table, headline, threads
-from thinner.comparisons import class_rows, corruptions_table, differences, rounds_table, stages_table
+from thinner.comparisons import (
+    class_rows,
+    corruptions_table,
+    differences,
+    ladder_table,
+    rounds_table,
+    stages_table,
+)
 from thinner.results import Environment, Results, find_commit
 from thinner.shipping import Metrics, open_points, ship_line, target_lines
 from thinner.words import interval, limits, percent, points, with_thousands
@@ -44,6 +51,8 @@ def render_pull_request(results: Results) -> str:
         parts += ["### Accuracy on corrupted test images, mean over severities", "", *_as_markdown(robustness), ""]
     if rounds := rounds_table(results):
         parts += ["### Pruning, on validation images", "", *_as_markdown(rounds), ""]
+    if ladder := ladder_table(results):
+        parts += ["### The ladder to 8 bits, on validation images", "", *_as_markdown(ladder), ""]
     worst = sorted(class_rows(results), key=lambda row: row.difference.effect)[:MOST_CLASSES_IN_MARKDOWN]
     parts += [
         f"### Classes that {SMALLEST} lost most on",

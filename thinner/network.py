@@ -125,7 +125,8 @@ class Network:
 def load(
     folder: str | os.PathLike[str], *, params: str | os.PathLike[str] | None = None, device: str = "cpu"
 ) -> Network:
-    """Open the network in ``folder``: data/NAME of a stage, data/prune_also/NAME, or data/export/NAME.
+    """Open the network in ``folder``: data/NAME of a stage, data/prune_also/NAME, data/export/NAME, or
+    data/quantize/NAME.
 
     How a picture becomes the network's input stands in the ``data`` section of params.yaml, and the temperature of its
     confidences in reports/metrics.json: both are looked for in the repository around ``folder``. Of a folder that was
@@ -168,7 +169,7 @@ def _candidate_in(root: Path, folder: Path) -> str | None:
     match parts:
         case ("prune_also", source):
             return f"prune_{source}"
-        case ("export", name) | (name,):
+        case ("export" | "quantize", name) | (name,):
             return str(name)
     return None
 

@@ -26,6 +26,7 @@ from thinner.comparisons import (
     class_rows,
     differences,
     has_masks,
+    ladder_table,
     most_confused,
     rounds_table,
     stages_table,
@@ -76,6 +77,7 @@ def render_html(results: Results, samples: int) -> str:
         asked=results.shipped if results.shipped in results.metrics else SMALLEST,
         candidates=candidates.for_page(results.metrics, differences(results)),
         rounds=rounds_table(results),
+        ladder=ladder_table(results),
         chosen_round=CHOSEN,
         verdicts=results.verdicts,
         headline=headline(results.metrics, len(results.labels)),
@@ -105,6 +107,7 @@ def render_figures(results: Results) -> dict[str, go.Figure]:
 def all_charts(results: Results) -> list[Chart]:
     """In the order of the page."""
     drawn = [*charts.tradeoffs(results), *charts.learning_curves(results), *charts.pruning_curve(results)]
+    drawn += charts.sensitivity_chart(results)
     drawn += [*prediction_charts.reliability(results), *prediction_charts.risk_coverage(results)]
     drawn += prediction_charts.corruptions(results)
     if len(results.classes) <= MOST_CLASSES_IN_A_CHART:

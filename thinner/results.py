@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Integer, UInt8
 
-from thinner import devices, json_files, operating, shipping
-from thinner.candidates import ALSO, in_order
+from thinner import devices, json_files, ladder, operating, shipping
+from thinner.candidates import ALSO, QUANTIZED, in_order
 from thinner.errors import DamagedError, UserError
 from thinner.json_files import is_number, lacking
 from thinner.shipping import Metrics, open_points, read_targets
@@ -58,6 +58,8 @@ class Results:
     # what an evaluation may leave out, or an older one did not know
     reliability: pd.DataFrame | None = None  # reports/evaluate/reliability.csv
     risk_coverage: pd.DataFrame | None = None  # reports/evaluate/risk_coverage.csv
+    ladder: pd.DataFrame | None = None  # reports/quantize/ladder.csv
+    sensitivity: pd.DataFrame | None = None  # reports/quantize/sensitivity.csv
     corruptions: pd.DataFrame | None = None  # reports/evaluate/corruptions.csv
     points: Mapping[str, Sequence[operating.Point]] = field(default_factory=dict)  # candidate -> its operating points
     devices: Mapping[str, devices.Device] = field(default_factory=dict)  # that bundles were timed on; also in `metrics`
@@ -110,6 +112,8 @@ def read_results(
         reliability=_table(reports / "evaluate" / "reliability.csv"),
         risk_coverage=_table(reports / "evaluate" / "risk_coverage.csv"),
         corruptions=_table(reports / "evaluate" / "corruptions.csv"),
+        ladder=_table(reports / "quantize" / ladder.LADDER.name),
+        sensitivity=_table(reports / "quantize" / ladder.SENSITIVITY.name),
         points=operating.read_points(reports / "evaluate" / operating.FILE.name),
         devices=timed,
         hashes={"reports/metrics.json": _md5(reports / "metrics.json")},
@@ -118,12 +122,13 @@ def read_results(
 
 
 def _tables(reports: Path, names: Iterable[str], file: str) -> dict[str, pd.DataFrame]:
-    found = ((name, _table(reports / ALSO.get(name, name) / file)) for name in names)
+    found = ((name, _table(reports / (QUANTIZED.get(name) or ALSO.get(name, name)) / file)) for name in names)
     return {name: table for name, table in found if table is not None}
 
 
 def _table(path: Path) -> pd.DataFrame | None:
-    return pd.read_csv(path) if path.is_file() else None
+    found = pd.read_csv(path) if path.is_file() else None
+    return None if found is None or found.empty else found
 
 
 def _md5(path: Path) -> str:

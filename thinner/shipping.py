@@ -18,21 +18,34 @@ Metrics = Mapping[str, Mapping[str, Any]]
 Rows = Sequence[Mapping[str, Any]]
 
 RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-_EXPORTS = ("_onnx_int8", "_onnx", "_pt2")
+_EXPORTS = ("_onnx_int8", "_onnx", "_pt2", "_int8")
 _ABOUT_ANSWERS = ("beats", "within", "agrees", "answers")  # kinds of claims; the others are about sizes and speed
 
 
 def read_targets(reports: Path) -> list[dict[str, Any]]:
-    """What every pruning stage says of its target: reports/prune/target.json first, then those of prune_also."""
-    files = [reports / "prune" / "target.json", *sorted((reports / "prune_also").glob("*/target.json"))]
+    """What every pruning stage says of its target: reports/prune/target.json first, then those of prune_also; and
+    quantize of its ladder."""
+    also = sorted((reports / "prune_also").glob("*/target.json"))
+    files = [reports / "prune" / "target.json", *also, reports / "quantize" / "target.json"]
     return [_target(file) for file in files if file.is_file()]
 
 
+def targets_of(candidate: str, targets: Rows) -> list[Mapping[str, Any]]:
+    """Those that concern ``candidate``: its own, and that of the network that it was made of."""
+    return [target for target in targets if target["candidate"] in (candidate, network_of(candidate))]
+
+
 def _target(file: Path) -> dict[str, Any]:
-    found = json_files.read_object(file, "Make it again: dvc repro prune")
-    if wrong := lacking(found, _TARGET):
-        raise DamagedError(f"{file}: {wrong}. Make it again: dvc repro prune")
+    again = f"Make it again: dvc repro {file.parts[-2]}"
+    found = json_files.read_object(file, again)
+    if wrong := lacking(found, _TARGET | (_JUDGED if "within_bound" in found else {})):
+        raise DamagedError(f"{file}: {wrong}. {again}")
     return found
+
+
+def unfit(targets: Rows) -> set[str]:
+    """The networks in 8 bits of which no rung of the ladder holds: nothing is claimed of them, and none is advised."""
+    return {str(target["candidate"]) for target in targets if "rung" in target and not target["met"]}
 
 
 def read_metrics(path: Path, complete: bool = False) -> dict[str, dict[str, Any]]:
@@ -72,6 +85,8 @@ _TARGET: dict[str, Callable[[Any], bool]] = {
     "candidate": is_text,
     "met": lambda value: isinstance(value, bool),
     "lines": are_texts,
+}
+_JUDGED: dict[str, Callable[[Any], bool]] = {  # where a pruning stage has judged the loss beside the target
     "target": lambda value: isinstance(value, dict),
     "loss_bound": lambda value: value is None or is_number(value),
 }
@@ -97,22 +112,23 @@ def target_lines(targets: Rows) -> list[str]:
 
 
 def network_of(candidate: str) -> str:
-    """The network that an export was made of: ``prune`` of ``prune_onnx_int8``."""
+    """The network that an export was made of: ``prune`` of ``prune_onnx_int8``, and of ``prune_int8``."""
     ending = next((ending for ending in _EXPORTS if candidate.endswith(ending)), "")
     return candidate.removesuffix(ending)
 
 
 def open_points(shipped: str, verdicts: Rows, targets: Rows) -> list[str]:
     """Why ``shipped`` is not ready to ship, in words; empty where it is: every claim is proven, one of them is about
-    its answers, its target is met, and no loss beyond prune.tolerance was shown.
+    its answers, its targets are met, and no loss beyond prune.tolerance was shown.
     """
-    network = network_of(shipped)
-    own = [target for target in targets if target["candidate"] == network]
-    lines = [f"{network} missed its target" for target in own if not target["met"]]
+    network, own = network_of(shipped), targets_of(shipped, targets)
+    lines = [f"{target['candidate']} missed its target" for target in own if not target["met"]]
     lines += [
-        f"{network} was shown to have lost more than prune.tolerance, {target['loss_bound']:g} points of accuracy"
+        f"{target['candidate']} was shown to have lost more than prune.tolerance, {target['loss_bound']:g} points of "
+        "accuracy"
         for target in own
-        if target.get("within_bound") == "refuted" and "max_drop" not in target["target"]  # which is the target itself
+        # of which a drop is not the target itself
+        if target.get("within_bound") == "refuted" and "max_drop" not in target["target"]
     ]
     lines += [f"{v['outcome']}: {v['claim']}" for v in verdicts if v["outcome"] != "proven"]
     if not verdicts:

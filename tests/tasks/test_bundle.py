@@ -28,7 +28,7 @@ from tasks.bundle import make_bundle
 from tests.browser import Browser
 from tests.programs import load_program
 from thinner import bundle as bundling
-from thinner import checkpoint, export, models, operating
+from thinner import checkpoint, export, models, operating, quantization
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.predict import open_candidate
@@ -244,7 +244,7 @@ def test_exports_are_bundled_with_or_without_preprocessing_and_in_8_bits(project
     export.export_onnx(loaded.model, plain, (1, 32, 32), about, 20)
     candidate = open_candidate(project / "data/prune")
     calibrated = candidate.preprocess(pictures[20:50]).numpy()
-    export.quantise_onnx(plain, places["plain_onnx_int8"] / "model.onnx", [calibrated])
+    quantization.quantise_onnx(plain, places["plain_onnx_int8"] / "model.onnx", [calibrated])
     for name in ("plain_onnx", "plain_onnx_int8"):
         spec = {**loaded.spec, "format": name.removeprefix("plain_"), "parents": {"prune": loaded.sha256}}
         checkpoint.write_spec(places[name], spec, "model.onnx")

@@ -21,7 +21,7 @@ from tasks.report import judge_runs
 from tests.programs import load_program
 from tests.tasks.test_bundle import make, network, write_project
 from thinner import bundle as bundling
-from thinner import candidates, checkpoint, devices, export, models, shipping
+from thinner import candidates, checkpoint, devices, export, models, quantization, shipping
 from thinner.errors import DamagedError, UserError
 from thinner.predict import weights_sha256
 
@@ -224,7 +224,7 @@ def test_this_machine_as_the_other_one(project: tuple[Path, Path], tmp_path: Pat
             export.export_onnx(loaded.model, place / "model.onnx", (1, 32, 32), {}, 20)
         else:
             noise = np.random.default_rng(0).normal(size=(4, 1, 32, 32)).astype(np.float32)
-            export.quantise_onnx(root / "data/export/prune_onnx/model.onnx", place / "model.onnx", [noise])
+            quantization.quantise_onnx(root / "data/export/prune_onnx/model.onnx", place / "model.onnx", [noise])
         file = "model.pt2" if name == "prune_pt2" else "model.onnx"
         checkpoint.write_spec(place, {**loaded.spec, "format": name.removeprefix("prune_")}, file)
     folder = Path(shutil.move(root / make(root, bench=True), tmp_path / "moved"))

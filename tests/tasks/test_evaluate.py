@@ -19,7 +19,7 @@ from flows import cli
 from tasks import evaluate as evaluating
 from tasks.evaluate import evaluate
 from tasks.export import export
-from tasks.report import report
+from tasks.report import judge_runs, report
 from tasks.stage import Stage
 from thinner import checkpoint, models, operating
 from thinner import export as exporting
@@ -59,6 +59,7 @@ SMALL = PARAMS.model_copy(
             }
         ),
         "report": PARAMS.report.model_copy(update={"samples": 2}),
+        "quantize": PARAMS.quantize.model_copy(update={"rungs": []}),  # tests/tasks/test_quantize.py has those
     }
 )
 
@@ -559,3 +560,20 @@ def test_every_candidate_has_its_operating_points_and_the_weights_they_are_of(fi
         place = finished / "data" / name if name == "prune" else finished / "data/export" / name
         digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in place.iterdir()}
         assert environment["weights_sha256"][name] in digests
+
+
+def test_nothing_is_claimed_of_8_bits_that_do_not_hold(finished: Path, tmp_path: Path) -> None:
+    """Whatever the test images say: the ladder was asked on validation."""
+    for name in ("reports", "data/evaluate"):
+        shutil.copytree(finished / name, tmp_path / name)
+    claims = ["prune_onnx is smaller than finetune in bytes", "prune is smaller than finetune by 2x in parameters"]
+    target = tmp_path / "reports" / "quantize" / "target.json"
+    target.parent.mkdir()
+    said = {"candidate": "prune_onnx", "met": True, "lines": ["8 bits hold: "], "rung": "static"}
+    target.write_text(json.dumps(said))
+    before = [verdict["outcome"] for verdict in judge_runs([tmp_path], claims, 0).values()]
+    assert before == ["proven", "proven"]
+    target.write_text(json.dumps({**said, "met": False}))
+    unfit, other = judge_runs([tmp_path], claims, 0).values()
+    assert (unfit["outcome"], other["outcome"]) == ("not shown", "proven")
+    assert unfit["numbers"].startswith("no rung of the ladder holds for prune_onnx: ")

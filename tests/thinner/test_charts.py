@@ -2,7 +2,17 @@
 
 from dataclasses import replace
 
-from tests.measured import CLASSES, METRICS, RELIABILITY, Page, row, with_candidates, with_pruned_teacher
+from tests.measured import (
+    CLASSES,
+    LADDER,
+    METRICS,
+    RELIABILITY,
+    SENSITIVITY,
+    Page,
+    row,
+    with_candidates,
+    with_pruned_teacher,
+)
 from thinner import charts
 from thinner.markdown import render_pull_request
 from thinner.page import all_charts, render_figures, render_html
@@ -71,3 +81,20 @@ def test_what_charts_show_is_in_tables_as_well(fuller: Results) -> None:
     many = replace(fuller, classes=[*CLASSES, *(f"class {k}" for k in range(17))])
     assert {chart.table for chart in all_charts(many) if chart.section == "confusion"} == {None}
     assert "of confusion matrices the most frequent mistakes." in Page(render_html(many, 0)).words
+
+
+def test_the_ladder_is_a_table_and_its_layers_are_a_chart(results: Results) -> None:
+    climbed = replace(
+        results,
+        ladder=LADDER,
+        sensitivity=SENSITIVITY,
+        params={**results.params, "quantize": {"latency_batch": 64, "max_drop": 0.5}},
+    )
+    chart = render_figures(climbed)["sensitivity"]
+    bars = {trace.name: list(zip(trace.y, trace.x, strict=True)) for trace in chart.data}
+    assert bars == {"in 8 bits": [("fc", 0.01)], "in float": [("stem", 0.5)]}
+    page = Page(render_html(climbed, 0))
+    text = " ".join(page.text)
+    assert "mixed (chosen)" in text and "25.00 [20.00, 30.00]" in text and "In float stay 1 of 2." in text
+    assert "| mixed (chosen) | minmax | 1 | 75.0 % | 0.00 [-0.50, 0.40] | yes |" in render_pull_request(climbed)
+    assert "sensitivity" not in render_figures(results)  # where only static was tried, no layer was looked at

@@ -27,11 +27,11 @@ from thinner.export import (
     export_pt2,
     open_pt2,
     open_session,
-    quantise_onnx,
     read_metadata,
     refuse_code,
     run_session,
 )
+from thinner.quantization import quantise_onnx
 
 METADATA = {"classes": ["cat", "Hund ü"], "preprocessing": {"image_size": 12, "mean": [0.5], "std": [0.25]}}
 
