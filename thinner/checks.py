@@ -45,7 +45,7 @@ def deep(params: Params) -> Iterator[str]:
             built[name] = model
         except UserError as error:
             text = str(error)
-            yield f"{name}.{text}" if text.startswith("network:") else f"{name}.network: {text}"
+            yield f"{name}.{text}" if text.startswith(("network:", "image_size:")) else f"{name}.network: {text}"
             if not str(section.weights).startswith(("torchvision:", "timm")):  # those belong to a network
                 yield from _weights(name, section)
             continue
@@ -138,7 +138,7 @@ def _network(section: Network) -> dict[str, Any]:
     network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
     if section.width is not None:
         network |= {"width": section.width, "stem_stride": section.stem_stride}
-    return network
+    return network | models.sized(section.network, section.image_size)
 
 
 def _shape(section: Network) -> tuple[int, int, int]:
