@@ -303,6 +303,7 @@ def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool
     say("prune.training.validate_every", max(1, _steps(steps, effort) // 4))
     say("prune.training.batch_size", batch)
     say("prune_also", [])
+    say("self_train.networks", [])
     say(
         "small.source", "finetune" if cut_teacher else "scratch", "the control: cut as far, trained as long, no teacher"
     )

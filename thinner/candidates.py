@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from thinner import decision
 from thinner.shipping import RUNTIMES, Metrics, latency_batches, network_of
 from thinner.words import interval, milliseconds, milliseconds_limits, percent, points, si, times
 
@@ -21,6 +22,8 @@ TEACHER, SMALLEST = "finetune", "prune"
 CONTROLS = ("scratch", "small")  # what one has without the teacher
 WHAT = {
     "finetune": "the pretrained network, fine-tuned: the baseline and the teacher",
+    "self_train": "finetune, trained on with pictures that have no labels",
+    "self_train_control": "finetune, trained on for as many steps with the labels alone: self_train's control",
     "scratch": "the student's network, trained without the teacher: the control",
     "distill": "the student, trained on the teacher's outputs",
     "small": "the control at prune's size: cut as far, trained on the labels alone",
@@ -29,6 +32,7 @@ WHAT = {
 # candidate -> its folder in reports: what prune_also may name
 ALSO = {f"prune_{source}": f"prune_also/{source}" for source in ("finetune", "scratch", "distill")}
 WHAT |= {name: f"{name.removeprefix('prune_')} with channels removed" for name in ALSO}
+FOLDERS = {**ALSO, **decision.FOLDERS}  # of those that lie deeper than data/NAME and reports/NAME
 WHAT |= {
     f"{name}_{format_}": f"{name} as {words}"
     for name in tuple(WHAT)
@@ -44,7 +48,7 @@ def in_order(measured: Metrics) -> dict[str, Mapping[str, Any]]:
 
 def folder_of(name: str) -> str:
     """Where the candidate lies, once it has been made."""
-    return f"data/{ALSO.get(name, name)}" if network_of(name) == name else f"data/export/{name}"
+    return f"data/{FOLDERS.get(name, name)}" if network_of(name) == name else f"data/export/{name}"
 
 
 # --- what came out, in words ---

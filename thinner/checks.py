@@ -104,6 +104,7 @@ def _devices(params: Params) -> Iterator[str]:
         yield f"run.devices: {run.devices}, but an Apple GPU trains alone. Set 1"
     for where, plan in (
         ("finetune.training", params.finetune.training),
+        *((("self_train.training", params.self_train.training),) if params.self_train.networks else ()),
         ("student.training", params.student.training),
         ("prune.training", params.prune.training),
     ):

@@ -11,7 +11,7 @@ from thinner.answers import alternatives
 from thinner.candidates import SMALLEST, TEACHER, Table, headline, threads
 from thinner.comparisons import class_rows, corruptions_table, differences, rounds_table, stages_table
 from thinner.results import Environment, Results, find_commit
-from thinner.shipping import Metrics, open_points, ship_line, target_lines
+from thinner.shipping import Metrics, open_points, self_training_line, ship_line, target_lines
 from thinner.words import interval, limits, percent, points, with_thousands
 
 MOST_CLASSES_IN_MARKDOWN = 10
@@ -22,6 +22,7 @@ def render_pull_request(results: Results) -> str:
     measured, environment = results.metrics, results.environment
     parts = [
         render_markdown(measured, environment, results.shipped, results.verdicts, results.targets),
+        *([self_training_line(results.self_training), ""] if results.self_training else []),
         "### Differences of accuracy",
         "",
         *markdown_table(

@@ -62,7 +62,7 @@ def _timm(inner: str, classes: int, channels: int, image_size: int | None) -> nn
     seen."""
     import timm
 
-    given = {} if image_size is None else {"img_size": image_size}
+    given: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     known = published.on_timms_hub(inner)
     inner, source = known or inner, "" if known else inner.rpartition(":")[0]
     try:
