@@ -327,6 +327,7 @@ def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool
     say("quantize.training.steps", _steps(300, effort), "only where 8 bits do not hold without training")
     say("quantize.training.batch_size", batch)
     say("quantize.training.validate_every", max(1, _steps(300, effort) // 3))
+    say("self_train.networks", [])
     say(
         "small.source", "finetune" if cut_teacher else "scratch", "the control: cut as far, trained as long, no teacher"
     )

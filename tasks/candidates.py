@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import tracking
-from thinner import json_files, shipping
+from thinner import decision, json_files, shipping
 from thinner.config import load_params
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ REQUIREMENTS = (
 
 
 def made(root: Path) -> dict[str, Path]:
-    """The candidates that have been made, and where each lies: data/NAME, of prune_SOURCE data/prune_also/SOURCE,
-    data/export/NAME, or data/quantize/NAME."""
-    return {
+    """The candidates that have been made, and where each lies: data/NAME, of prune_SOURCE data/prune_also/SOURCE, of
+    self-training as decision.FOLDERS has it, data/export/NAME, or data/quantize/NAME."""
+    trained = {name: root / "data" / folder for name, folder in decision.FOLDERS.items()}
+    return {name: folder for name, folder in trained.items() if (folder / "model.json").is_file()} | {
         before + path.parent.name: path.parent
         for folder, before in (("data", ""), ("data/prune_also", "prune_"), ("data/export", ""), ("data/quantize", ""))
         for path in sorted(root.glob(f"{folder}/*/model.json"))

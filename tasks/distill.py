@@ -1,6 +1,8 @@
 """distill: the student learns from the teacher's signals on every training image, labelled or not."""
 
-from tasks import learning, lessons
+from pathlib import Path
+
+from tasks import learning, lessons, teachers
 from tasks.stage import Stage, run_stage
 from thinner import store
 
@@ -36,7 +38,8 @@ def distill(stage: Stage) -> None:
         fabric,
         extra=lesson.extra,
     )
-    parents |= {"finetune": learning.parent("data/finetune")}
+    teacher = teachers.plain_or_self_trained(params)
+    parents |= {Path(teacher).parts[1]: learning.parent(teacher)}
     spec = learning.spec_of("distill", network, preprocessing, data, parents)
     learning.finish(stage, model, spec, history)
 

@@ -28,7 +28,7 @@ from tasks import learning
 from tasks.prune import plan_steps, way_of
 from tasks.small import size_of
 from tasks.stage import thread_count
-from thinner import checkpoint, corruptions, criteria, models, profiling, rounds, store, training
+from thinner import checkpoint, corruptions, criteria, decision, models, profiling, rounds, store, training
 from thinner.config import Augmentation, Budget, Network, Params
 from thinner.sources import Listing, list_source
 from thinner.target import Target
@@ -272,10 +272,13 @@ class _Job:
             "scratch": (student, params.student),
             "distill": (student, params.student),
         }
+        if params.self_train.networks:
+            self.networks |= dict.fromkeys((decision.LEARNER, decision.CONTROL), (fresh, params.finetune))
         augment, plan = params.student.augment, params.student.training
         found = [
             self._prepare(),
             self._finetune(teacher),
+            *(self._self_trained(name, teacher) for name in params.self_train.networks),
             self._trained("scratch", student, params.student, augment, plan),
             self._teach(),
             self._trained("distill", student, params.student, augment, plan, taught=True),
@@ -302,6 +305,22 @@ class _Job:
             cost,
             seconds=cost.seconds + section.probe_steps * each,
             words=f"{cost.words}, before them {section.probe_steps:,} of the head",
+        )
+
+    def _self_trained(self, name: str, network: Any) -> Cost:
+        section, own = self.params.finetune, self.params.self_train
+        plan = own.training.model_copy(update={"batch_size": own.training.batch_size * (1 + own.ratio)})
+        stage = f"self_train@{name}"
+        one = self._trained(stage, network, section, section.augment, plan)
+        look = self.clock.look_seconds(self.params, stage, network, learning.preprocessing_of(section))
+        steps = self._steps(plan, self.counts.labelled)[0]
+        looked = steps * own.ratio * own.training.batch_size + 3 * self.counts.validation
+        seconds = 2 * one.seconds - self._beside(0.0) + looked * look
+        return replace(
+            one,
+            seconds=seconds,
+            bytes=2 * one.bytes,
+            words=f"{one.words}, twice: with pictures without labels, and the control",
         )
 
     def _beside(self, seconds: float) -> float:
@@ -354,12 +373,13 @@ class _Job:
         for name in self.params.teach.teachers:
             if name.endswith(".npz"):
                 continue
+            asked = 1 + self.params.teach.flip
             if name == "finetune":
                 network, wants = self.networks[name][0], learning.preprocessing_of(self.params.finetune)
             else:
                 spec = checkpoint.read_spec(name)
                 network, wants = (name, lambda name=name: checkpoint.load(name).model), spec["preprocessing"]
-            total += self.clock.look_seconds(self.params, f"the teacher {name}", network, wants)
+            total += asked * self.clock.look_seconds(self.params, f"the teacher {name}", network, wants)
         return total
 
     def _teach(self) -> Cost:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,21 @@ PREPARED = "data/prepared"
 EARLY = "early"  # in a training stage's folder: the weights after keep_step steps, for prune.rewind
 
 
+class Drawn(Protocol):
+    """What `learn` draws from: the batch of a step, and the images that an epoch is counted by."""
+
+    @property
+    def pool(self) -> npt.NDArray[np.int64]: ...
+
+    def __call__(self, step: int) -> training.Batch: ...
+
+
 def network_of(section: Network, classes: int) -> dict[str, Any]:
     """The entry ``network`` of a checkpoint's spec."""
     network: dict[str, Any] = {"name": section.network, "classes": classes, "channels": section.channels}
     if section.width is not None:
         network |= {"width": section.width, "stem_stride": section.stem_stride}
+    network |= models.sized(section.network, section.image_size)
     if own.is_own(section.network):
         network["code_sha256"] = own.code_sha256(section.network)
     return network
@@ -140,7 +150,7 @@ def learn(
     stage: Stage,
     name: str,
     model: nn.Module,
-    batches: training.Batches,
+    batches: Drawn,
     step: Callable[[nn.Module, training.Batch, int], dict[str, Tensor]],
     plan: Budget,
     data: store.Store,
@@ -230,17 +240,7 @@ def learn_labels(
     Views are new in every pass: only a teacher's are limited in number.
     """
     balance = balance_of(stage.params, data, fabric.device, drawn_evenly=True)
-
-    def mixed(batch: training.Batch, number: int) -> training.Batch:
-        return training.mix(
-            batch,
-            mixup=how.mixup,
-            cutmix=how.cutmix,
-            classes=len(data.classes),
-            seed=stage.params.run.seed,
-            step=number,
-        )
-
+    mixed = mixing(stage, how, len(data.classes))
     return learn(
         stage,
         stage.name,
@@ -262,6 +262,17 @@ def learn_labels(
         fabric,
         **further,
     )
+
+
+def mixing(stage: Stage, how: Any, classes: int) -> Callable[[training.Batch, int], training.Batch]:
+    """A batch and the number of its step to the batch with the ``mixup`` and ``cutmix`` of ``how``."""
+
+    def mixed(batch: training.Batch, number: int) -> training.Batch:
+        return training.mix(
+            batch, mixup=how.mixup, cutmix=how.cutmix, classes=classes, seed=stage.params.run.seed, step=number
+        )
+
+    return mixed
 
 
 def keep_early(

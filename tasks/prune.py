@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks import learning, lessons
+from tasks import learning, lessons, teachers
 from tasks.stage import Stage, run_stage
 from thinner import checkpoint, criteria, drop, masks, pruning, rounds, store, target, training, views
 from thinner.config import Params
@@ -40,12 +40,13 @@ def prune(stage: Stage) -> None:
     # scores are float64, which Apple's GPU has not
     plan = plan_of(params, source, data, device=fabric.device if fabric.device.type == "cuda" else "cpu")
     stage.say(f"{stage.name}: {plan.words}")
+    teacher = teachers.plain_or_self_trained(params)
     spec = learning.spec_of(
         stage.name,
         source.spec["network"],
         preprocessing,
         data,
-        {source_name: source.sha256, "finetune": learning.parent("data/finetune")},
+        {source_name: source.sha256, Path(teacher).parts[1]: learning.parent(teacher)},
     )
     pool = learning.training_pool(data)
     steps = plan_steps(params, len(pool))

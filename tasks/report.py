@@ -78,11 +78,19 @@ def _runs(stage: Stage) -> dict[str, dict[str, Any] | None]:
     names = [
         name
         for stage_, entry in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items()
-        for name in ([f"{stage_}@{item}" for item in stage.params.prune_also] if "foreach" in entry else [stage_])
+        for name in ([f"{stage_}@{each}" for each in _items(stage, entry)] if "foreach" in entry else [stage_])
         if name != stage.name
     ]
     found = stage.record.runs_of({name: hashes[name] for name in names if name in hashes})
     return {name: found.get(name) for name in names}
+
+
+def _items(stage: Stage, entry: Mapping[str, Any]) -> list[str]:
+    """What a stage is repeated for: what ``${prune_also}`` is in params.yaml."""
+    found: Any = stage.params
+    for word in entry["foreach"].removeprefix("${").removesuffix("}").split("."):
+        found = getattr(found, word)
+    return list(found)
 
 
 def _judge(stage: Stage) -> dict[str, dict[str, Any]]:

@@ -13,9 +13,22 @@ import torch
 from scipy import stats
 
 from tasks import learning
-from thinner import checkpoint, scores, signals, store, training, views, whole
+from thinner import checkpoint, decision, scores, signals, store, training, views, whole
 from thinner.config import Params
 from thinner.errors import UserError
+
+
+def plain_or_self_trained(params: Params) -> str:
+    """The folder of the teacher called ``finetune``: that of the self-trained network where the stage self_train chose
+    it, else data/finetune."""
+    folder = f"data/{decision.FOLDERS[decision.LEARNER]}"
+    if decision.PLAIN in params.self_train.networks:
+        found = decision.read(Path(folder))
+        if found is None:
+            raise UserError(f"{folder}: self-training has not been done. Do it: thinner stage self_train@finetune")
+        if found["chosen"] == decision.LEARNER:
+            return folder
+    return "data/finetune"
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ def teacher(
             made.append(signals.GivenTeacher(*signals.read_given(Path(name), names, data.classes, needed)))
             sha256[name] = whole.file_sha256(name)
             continue
-        loaded = checkpoint.load("data/finetune" if name == "finetune" else name)
+        loaded = checkpoint.load(plain_or_self_trained(params) if name == "finetune" else name)
         if list(loaded.spec["classes"]) != list(data.classes):
             raise checkpoint.CheckpointError(
                 f"teach.teachers[{number}]: '{name}' knows the classes {loaded.spec['classes']}, "
@@ -58,7 +71,7 @@ def teacher(
         model = loaded.model.to(device).to(memory_format=learning.memory_format_of(params))
         kept = features if number == 0 else ()
         autocast = training.autocast(device, params.run.precision)
-        made.append(signals.NetworkTeacher(model, loaded.spec["preprocessing"], kept, autocast))
+        made.append(signals.NetworkTeacher(model, loaded.spec["preprocessing"], kept, autocast, section.flip))
         sha256[name] = loaded.sha256
         if loaded.spec.get("data_sha256") == data.sha256 and "val_accuracy" in loaded.spec:
             known[name] = loaded.spec["val_accuracy"]

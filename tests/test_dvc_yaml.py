@@ -75,7 +75,7 @@ def test_code_dependencies_are_the_imports(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_one_word(stage: str) -> None:
-    each = " ${item}" if stage == "prune_also" else ""
+    each = " ${item}" if "foreach" in GRAPH["stages"][stage] else ""
     assert STAGES[stage]["cmd"] == f"python -m tasks.{PROGRAMS[stage]}{each}"
     assert (ROOT / "tasks" / f"{PROGRAMS[stage]}.py").is_file()
     outs = STAGES[stage]["outs"]
@@ -132,6 +132,18 @@ def test_stages_that_read_all_pruned_networks_depend_on_which_there_are(stage: s
     (folder,) = {"data/prune_also", "reports/prune_also"} & set(STAGES[stage]["deps"])
     assert "prune_also" in STAGES[stage]["params"]
     assert (ROOT / folder / "README.md").is_file()
+
+
+@pytest.mark.parametrize("stage", ["teach", "distill", "prune", "prune_also", "export", "evaluate", "report"])
+def test_stages_that_are_taught_or_look_at_all_networks_depend_on_self_training(stage: str) -> None:
+    (folder,) = {"data/self_train", "reports/self_train"} & set(STAGES[stage]["deps"])
+    assert {"self_train", "self_train.networks"} & set(STAGES[stage]["params"])
+    assert (ROOT / folder / "README.md").is_file()
+
+
+def test_self_training_is_off_as_shipped_and_then_no_stage() -> None:
+    assert GRAPH["stages"]["self_train"]["foreach"] == "${self_train.networks}"
+    assert PARAMS["self_train"]["networks"] == []
 
 
 def test_stages_that_start_from_weights_watch_their_folder_and_no_others_do() -> None:
@@ -202,7 +214,7 @@ def test_dvc_sees_a_byte_of_a_weights_file_and_of_a_network_of_ones_own(tmp_path
         env = os.environ | {"PATH": bin_first, "DVC_NO_ANALYTICS": "1"}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
 
-    graph = {**GRAPH, "stages": {name: stage for name, stage in GRAPH["stages"].items() if name != "prune_also"}}
+    graph = {**GRAPH, "stages": {name: stage for name, stage in GRAPH["stages"].items() if "foreach" not in stage}}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(graph))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     for stage in graph["stages"].values():

@@ -322,6 +322,47 @@ def test_the_pruned_student_is_compared_with_the_pruned_teacher(finished):
     assert run(root, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
 
 
+def test_a_self_trained_teacher_stands_beside_its_control_and_teaches_only_if_it_helped(finished):
+    root, _ = finished
+    before, text = weights(root), (root / "params.yaml").read_text()
+    on = {
+        "self_train.networks": ["finetune"], "self_train.ratio": 2, "self_train.weak.flip": False,
+        "self_train.strong.flip": False, "self_train.training.batch_size": 16, "self_train.training.steps": 30,
+        "self_train.training.validate_every": 10, "export.candidates": ["self_train", "prune"],
+        "claims": ["self_train has at most 100 % of the parameters of self_train_control"],
+    }  # fmt: skip
+    set_params(root, on)
+    assert "self_train@finetune" in run_cli(root, "status").stdout
+    printed = pipeline(root)
+    assert run(root, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    found = json.loads((root / "reports/self_train/finetune/decision.json").read_text())
+    helped = found["chosen"] == "self_train"
+    said = "Self-training helped: " if helped else "Self-training was not shown to help: "
+    for place in (printed, *((root / "reports" / name).read_text() for name in ("report.html", "results.md"))):
+        assert said in place
+
+    own = root / "data" / "self_train" / "finetune"
+    teacher = own if helped else root / "data" / "finetune"
+    digest = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
+    assert json.loads((root / "data/teach/signals.json").read_text())["teachers"] == {"finetune": digest}
+    parents = json.loads((root / "data/distill/model.json").read_text())["parents"]
+    assert parents == {"self_train" if helped else "finetune": digest}
+    if not helped:
+        assert weights(root)["data/distill/model.safetensors"] == before["data/distill/model.safetensors"]
+
+    metrics = json.loads((root / "reports" / "metrics.json").read_text())
+    assert {"self_train", "self_train_control", "self_train_onnx"} < set(metrics)
+    pictures = [min(folder.iterdir()) for folder in sorted((root / "data" / "raw" / "digits").iterdir())]
+    answers = run_cli(root, "predict", *map(str, pictures), "--candidate", "self_train_control", "--json").stdout
+    assert [json.loads(line)["label"] for line in answers.splitlines()] == named_in_process(own / "control", pictures)
+
+    (root / "params.yaml").write_text(text)  # what is there now is as it was, and trains nothing
+    assert "removed, as params.yaml no longer names it: data/self_train/finetune" in pipeline(root)
+    assert weights(root) == before
+    assert not list((root / "reports" / "self_train").rglob("*.csv"))
+    assert run(root, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+
 def test_labels_of_the_unlabelled_images_cannot_reach_a_checkpoint(finished):
     # tests/thinner/test_store.py: with nonsense for these labels prepare writes the same bytes. And no other stage has
     # another way to the data.

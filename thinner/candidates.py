@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from thinner import decision
 from thinner.shipping import RUNTIMES, Metrics, latency_batches, network_of
 from thinner.words import interval, milliseconds, milliseconds_limits, percent, points, si, times
 
@@ -21,6 +22,8 @@ TEACHER, SMALLEST = "finetune", "prune"
 CONTROLS = ("scratch", "small")  # what one has without the teacher
 WHAT = {
     "finetune": "the pretrained network, fine-tuned: the baseline and the teacher",
+    "self_train": "finetune, trained on with pictures that have no labels",
+    "self_train_control": "finetune, trained on for as many steps with the labels alone: self_train's control",
     "scratch": "the student's network, trained without the teacher: the control",
     "distill": "the student, trained on the teacher's outputs",
     "small": "the control at prune's size: cut as far, trained on the labels alone",
@@ -30,6 +33,7 @@ WHAT = {
 ALSO = {f"prune_{source}": f"prune_also/{source}" for source in ("finetune", "scratch", "distill")}
 WHAT |= {name: f"{name.removeprefix('prune_')} with channels removed" for name in ALSO}
 QUANTIZED = {f"{name}_int8": "quantize" for name in WHAT}
+FOLDERS = {**ALSO, **decision.FOLDERS}  # of those that lie deeper than data/NAME and reports/NAME
 WHAT |= {
     f"{name}_{format_}": f"{name} as {words}"
     for name in tuple(WHAT)
@@ -46,7 +50,7 @@ def in_order(measured: Metrics) -> dict[str, Mapping[str, Any]]:
 def folder_of(name: str) -> str:
     """Where the candidate lies, once it has been made."""
     if network_of(name) == name:
-        return f"data/{ALSO.get(name, name)}"
+        return f"data/{FOLDERS.get(name, name)}"
     return f"data/{QUANTIZED.get(name, 'export')}/{name}"
 
 

@@ -45,7 +45,7 @@ def deep(params: Params) -> Iterator[str]:
             built[name] = model
         except UserError as error:
             text = str(error)
-            yield f"{name}.{text}" if text.startswith("network:") else f"{name}.network: {text}"
+            yield f"{name}.{text}" if text.startswith(("network:", "image_size:")) else f"{name}.network: {text}"
             if not str(section.weights).startswith(("torchvision:", "timm")):  # those belong to a network
                 yield from _weights(name, section)
             continue
@@ -107,6 +107,7 @@ def _devices(params: Params) -> Iterator[str]:
         yield "run.sync_batch_norm: true, but PyTorch has that for CUDA devices, and none is here. Set it to false"
     for where, plan in (
         ("finetune.training", params.finetune.training),
+        *((("self_train.training", params.self_train.training),) if params.self_train.networks else ()),
         ("student.training", params.student.training),
         ("prune.training", params.prune.training),
     ):
@@ -139,7 +140,7 @@ def _network(section: Network) -> dict[str, Any]:
     network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
     if section.width is not None:
         network |= {"width": section.width, "stem_stride": section.stem_stride}
-    return network
+    return network | models.sized(section.network, section.image_size)
 
 
 def _shape(section: Network) -> tuple[int, int, int]:

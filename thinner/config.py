@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from thinner import yaml_files
+from thinner import decision, yaml_files
 from thinner.errors import UserError
 from thinner.target import Key, Target
 
@@ -234,6 +234,38 @@ class Finetune(Network):
     training: Training
 
 
+class SelfTrain(Section):
+    """One round of self-training of the fine-tuned network; with no ``networks`` there is no such stage."""
+
+    networks: list[Literal["finetune"]]
+    method: Literal["freematch", "fixmatch"]
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)]
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)]
+    ratio: Count
+    weight: Positive
+    weak: Augmentation
+    strong: Augmentation
+    training: Training
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> SelfTrain:
+        if len(self.networks) > 1:
+            raise ValueError(f"networks: {self.networks} names one twice. Name it once")
+        if self.training.steps is None:
+            raise ValueError(
+                f"training.epochs: {self.training.epochs}, but an epoch of the labelled images does not say how long "
+                "the others are seen. Set training.epochs: null and training.steps: 500"
+            )
+        if self.training.keep_step is not None:
+            raise ValueError("training.keep_step: nothing is rewound to this training. Set null")
+        if self.strong.still:
+            raise ValueError(
+                "strong: is the picture itself, so a network would learn only what it says already. Set for example "
+                "strong.crop: 0.5 and strong.erase: 0.5"
+            )
+        return self
+
+
 class Student(Network):
     """The small network, its views and its budget: the same for scratch and for distill."""
 
@@ -265,6 +297,7 @@ class Teach(Section):
     combine: Literal["mean", "accuracy"]
     at_chance: Literal["refuse", "allow"]
     views: Count
+    flip: bool
     batch_size: Count
     top_k: Count | None
     features: list[Feature]
@@ -446,6 +479,7 @@ class Params(Section):
     data: Data
     imbalance: Imbalance
     finetune: Finetune
+    self_train: SelfTrain
     student: Student
     scratch: Control
     teach: Teach
@@ -464,6 +498,9 @@ class Params(Section):
     def networks(self) -> dict[str, str]:
         """The networks that stages train, in the order in which tables show them, and the folders where they lie."""
         folders = {name: f"data/{name}" for name in ("finetune", "scratch", "distill", "small", "prune")}
+        if self.self_train.networks:
+            again = {name: f"data/{folder}" for name, folder in decision.FOLDERS.items()}
+            folders = {"finetune": folders["finetune"], **again, **folders}
         return folders | {f"prune_{source}": f"data/prune_also/{source}" for source in self.prune_also}
 
     @property
@@ -590,6 +627,11 @@ def _contradictions(params: Params) -> Iterable[str]:
             )
         yield from _watched(name, network)
     yield from _pruned_also(params)
+    if params.self_train.networks and params.data.unlabelled == 0:
+        yield (
+            "self_train.networks: learns from pictures without labels, but data.unlabelled is 0. Set data.unlabelled: "
+            "rest, or self_train.networks: []"
+        )
     if params.prune.asked.is_drop and params.imbalance.choose_by != "accuracy":
         yield (
             f"imbalance.choose_by: '{params.imbalance.choose_by}' does not go with prune.target: max_drop, whose "
@@ -676,6 +718,16 @@ def _teachers(params: Params) -> Iterable[str]:
                 f"{where}: '{name}' knows the images only as they are, but student.augment moves them. "
                 "Set crop 1.0, flip false and the rest 0.0, or use networks as teachers"
             )
+    if teach.flip and (files := [name for name in teach.teachers if name.endswith(".npz")]):
+        yield (
+            f"teach.flip: true, but '{files[0]}' is a file of logits, which nobody can ask about mirror images. Set "
+            "teach.flip: false"
+        )
+    if teach.flip and "finetune" in teach.teachers and not params.finetune.augment.flip:
+        yield (
+            "teach.flip: true, but finetune.augment.flip: false, so the teacher has never seen a mirror image. Set "
+            "teach.flip: false; or finetune.augment.flip: true, unless left and right differ, as in text"
+        )
     if len(set(teach.teachers)) < len(teach.teachers):
         yield f"teach.teachers: {teach.teachers} names one twice. Name each once"
     if teach.features and teach.teachers[0].endswith(".npz"):

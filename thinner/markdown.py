@@ -18,7 +18,7 @@ from thinner.comparisons import (
     stages_table,
 )
 from thinner.results import Environment, Results, find_commit
-from thinner.shipping import Metrics, open_points, ship_line, target_lines
+from thinner.shipping import Metrics, open_points, self_training_line, ship_line, target_lines
 from thinner.words import interval, limits, percent, points, with_thousands
 
 MOST_CLASSES_IN_MARKDOWN = 10
@@ -29,6 +29,7 @@ def render_pull_request(results: Results) -> str:
     measured, environment = results.metrics, results.environment
     parts = [
         render_markdown(measured, environment, results.shipped, results.verdicts, results.targets),
+        *([self_training_line(results.self_training), ""] if results.self_training else []),
         "### Differences of accuracy",
         "",
         *markdown_table(

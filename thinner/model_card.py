@@ -15,6 +15,7 @@ from typing import Any
 
 from statsmodels.stats.proportion import proportion_confint
 
+from thinner import weights as published
 from thinner.bundle import CARD, GOLDEN, LABELS, MODEL, PROGRAM, Model
 from thinner.candidates import TEACHER, WHAT, threads
 from thinner.config import Params
@@ -230,17 +231,20 @@ def _data(facts: Facts) -> list[str]:
 
 def _weights(facts: Facts) -> list[str]:
     teacher, student = facts.params.finetune, facts.params.student
-    starts = {f"{TEACHER} ({teacher.network})": teacher.weights, f"the student ({student.network})": student.weights}
-    lines = [
-        f"- {name} started from {'fresh weights' if given is None else f'{given}, licence: {licence_of(given)}'}"
-        for name, given in starts.items()
-    ]
+    lines = []
+    for name, section in ((TEACHER, teacher), ("the student", student)):
+        given = section.weights
+        start = "fresh weights" if given is None else f"{given}, licence: {licence_of(given, section.network)}"
+        lines.append(f"- {name} ({section.network}) started from {start}")
     return _section("Weights", *lines, f"- {PROGRAM} and the code that trained it: Apache-2.0")
 
 
-def licence_of(weights: str) -> str:
-    """What the package of ``package:NAME`` says of its licence; of other weights nothing is known here."""
+def licence_of(weights: str, network: str) -> str:
+    """What the package of ``package:NAME`` says of its licence, or timm of the weights that it downloads for
+    ``network``; of other weights nothing is known here."""
     kind, _, name = weights.partition(":")
+    if weights == "timm":
+        return _of_timm(network)
     if kind != "package":
         return NOT_STATED
     try:
@@ -257,6 +261,16 @@ def licence_of(weights: str) -> str:
         if first
         else NOT_STATED
     )
+
+
+def _of_timm(network: str) -> str:
+    import timm
+
+    inner = network.partition(":")[2]
+    config = timm.models.get_pretrained_cfg(published.on_timms_hub(inner) or inner, allow_unregistered=True)
+    if config is None or not config.license:
+        return NOT_STATED
+    return f"{cell(config.license)} (as timm says; of the pictures it was pretrained on: {NOT_STATED})"
 
 
 def _limits(facts: Facts) -> list[str]:

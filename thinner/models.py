@@ -21,8 +21,9 @@ from thinner.errors import one_line
 def create(network: dict[str, Any]) -> nn.Module:
     """The network that ``network`` describes, with fresh weights from torch's global generator.
 
-    Keys: ``name``; ``classes``; ``channels`` (of its input: 1 or 3); for resnetN also ``width`` and ``stem_stride``.
-    A checkpoint's spec carries the same dictionary; of networks of one's own it has ``code_sha256``, too.
+    Keys: ``name``; ``classes``; ``channels`` (of its input: 1 or 3); for resnetN also ``width`` and ``stem_stride``;
+    for networks of timm that are built for one image size also ``image_size``, where it is another (`sized`). A
+    checkpoint's spec carries the same dictionary; of networks of one's own it has ``code_sha256``, too.
     """
     name, classes, channels = network["name"], network["classes"], network["channels"]
     if own.is_own(name):
@@ -32,7 +33,7 @@ def create(network: dict[str, Any]) -> nn.Module:
     if not family:
         return resnets.create(network)
     if family == "timm":
-        return _timm(inner, classes, channels)
+        return _timm(inner, classes, channels, network.get("image_size"))
     import torchvision
 
     if channels != 3:
@@ -42,15 +43,30 @@ def create(network: dict[str, Any]) -> nn.Module:
     return torchvision.models.get_model(inner, weights=None, num_classes=classes, **extra)
 
 
-def _timm(inner: str, classes: int, channels: int) -> nn.Module:
+def sized(name: str, image_size: int) -> dict[str, int]:
+    """The entry ``image_size`` of a network's description: of those of timm that are built for one size (vision
+    transformers have a table of positions), where theirs is another. Empty for all others, which take any size."""
+    family, _, inner = name.partition(":")
+    if family != "timm":
+        return {}
     import timm
 
-    source, _, place = inner.rpartition(":")
-    owner, _, known = place.partition("/")
-    if source and owner == "timm" and known in timm.list_pretrained():
-        inner, source = known, ""  # timm's own repositories are called like the networks in them: no need to ask
+    config = timm.models.get_pretrained_cfg(published.on_timms_hub(inner) or inner, allow_unregistered=True)
+    if config is None or not config.fixed_input_size or config.input_size[-1] == image_size:
+        return {}
+    return {"image_size": image_size}
+
+
+def _timm(inner: str, classes: int, channels: int, image_size: int | None) -> nn.Module:
+    """Raises NetworkError where the sides of ``image_size`` px are not made of whole patches: the rest would not be
+    seen."""
+    import timm
+
+    given: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    known = published.on_timms_hub(inner)
+    inner, source = known or inner, "" if known else inner.rpartition(":")[0]
     try:
-        return timm.create_model(inner, pretrained=False, num_classes=classes, in_chans=channels)
+        model = timm.create_model(inner, pretrained=False, num_classes=classes, in_chans=channels, **given)
     except Exception as error:
         if not source:
             raise
@@ -59,6 +75,15 @@ def _timm(inner: str, classes: int, channels: int) -> nn.Module:
             f"network: 'timm:{inner}' could not be read from the hub ({type(error).__name__}: {first}). Try again "
             "with a connection, or name the network without its hub: timm:NAME"
         ) from error
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if image_size is not None and isinstance(side, int) and (over := image_size % side):
+        less = image_size - over
+        raise NetworkError(
+            f"image_size: {image_size} px are no whole number of the {side} px patches of 'timm:{inner}', which would "
+            f"not see the rest. Set " + (f"{less} or {less + side}" if less else f"{side}")
+        )
+    return model
 
 
 def skeleton(network: dict[str, Any]) -> nn.Module:

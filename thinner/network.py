@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from scipy.special import softmax
 
-from thinner import checkpoint, operating, sources, store
+from thinner import checkpoint, decision, operating, sources, store
 from thinner.config import load_params
 from thinner.errors import UserError, one_line
 from thinner.predict import Candidate, open_candidate
@@ -169,6 +169,8 @@ def _candidate_in(root: Path, folder: Path) -> str | None:
     match parts:
         case ("prune_also", source):
             return f"prune_{source}"
+        case ("self_train", *_):
+            return next((name for name, place in decision.FOLDERS.items() if place == "/".join(parts)), None)
         case ("export" | "quantize", name) | (name,):
             return str(name)
     return None

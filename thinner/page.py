@@ -34,7 +34,7 @@ from thinner.comparisons import (
 from thinner.glossary import Glossary
 from thinner.prediction_charts import MOST_CLASSES_IN_A_TABLE
 from thinner.results import Results, find_commit
-from thinner.shipping import ship_line
+from thinner.shipping import self_training_line, ship_line
 from thinner.words import interval, limits, percent, points, with_thousands
 
 MOST_CLASSES_IN_A_CHART = 40
@@ -84,6 +84,7 @@ def render_html(results: Results, samples: int) -> str:
         shipped=results.shipped if results.ready else None,
         ship_line=ship_line(results.metrics, results.shipped, results.verdicts, results.targets),
         targets=results.targets,
+        self_training=self_training_line(results.self_training) if results.self_training else "",
         calibration=candidates.calibration(results.metrics),
         cost=candidates.costs(results.metrics),
         standard_error=math.sqrt(accuracy * (1 - accuracy) / len(results.labels)),

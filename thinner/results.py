@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Integer, UInt8
 
-from thinner import devices, json_files, ladder, operating, shipping
-from thinner.candidates import ALSO, QUANTIZED, in_order
+from thinner import decision, devices, json_files, ladder, operating, shipping
+from thinner.candidates import FOLDERS, QUANTIZED, in_order
 from thinner.errors import DamagedError, UserError
 from thinner.json_files import is_number, lacking
 from thinner.shipping import Metrics, open_points, read_targets
@@ -55,6 +55,7 @@ class Results:
     params: Mapping[str, Any]  # params.yaml
     verdicts: Sequence[Mapping[str, Any]]  # reports/claims.json
     targets: Sequence[Mapping[str, Any]] = ()  # target.json of every pruning stage
+    self_training: Mapping[str, Any] | None = None  # reports/self_train/finetune/decision.json
     # what an evaluation may leave out, or an older one did not know
     reliability: pd.DataFrame | None = None  # reports/evaluate/reliability.csv
     risk_coverage: pd.DataFrame | None = None  # reports/evaluate/risk_coverage.csv
@@ -108,6 +109,7 @@ def read_results(
         params=params,
         verdicts=verdicts,
         targets=read_targets(reports),
+        self_training=decision.read(reports / decision.FOLDERS[decision.LEARNER]),
         integrity=_read(reports / "prepare.json", _INTEGRITY, "Make it again: dvc repro prepare"),
         reliability=_table(reports / "evaluate" / "reliability.csv"),
         risk_coverage=_table(reports / "evaluate" / "risk_coverage.csv"),
@@ -122,7 +124,7 @@ def read_results(
 
 
 def _tables(reports: Path, names: Iterable[str], file: str) -> dict[str, pd.DataFrame]:
-    found = ((name, _table(reports / (QUANTIZED.get(name) or ALSO.get(name, name)) / file)) for name in names)
+    found = ((name, _table(reports / (QUANTIZED.get(name) or FOLDERS.get(name, name)) / file)) for name in names)
     return {name: table for name, table in found if table is not None}
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thinner import json_files
+from thinner import decision, json_files
 from thinner.errors import DamagedError, one_line
 from thinner.json_files import are_texts, is_number, is_text, lacking
-from thinner.words import milliseconds, percent, si
+from thinner.words import interval, milliseconds, percent, points, si
 
 Metrics = Mapping[str, Mapping[str, Any]]
 Rows = Sequence[Mapping[str, Any]]
@@ -46,6 +46,24 @@ def _target(file: Path) -> dict[str, Any]:
 def unfit(targets: Rows) -> set[str]:
     """The networks in 8 bits of which no rung of the ladder holds: nothing is claimed of them, and none is advised."""
     return {str(target["candidate"]) for target in targets if "rung" in target and not target["met"]}
+
+
+def self_training_line(found: Mapping[str, Any]) -> str:
+    """What came of self-training (``decision.read``), in words that hold whatever the numbers are."""
+    plain, learner, control = decision.PLAIN, decision.LEARNER, decision.CONTROL
+    right, metric = found["accuracy"], found["metric"].replace("_", " ")
+    against = " and ".join(
+        f"{points(row['effect'])} points {interval(row['low'], row['high'])} against {name}"
+        for name, row in ((plain, found["against"][plain]), ("the control", found["against"][control]))
+    )
+    told = (
+        f"{learner} is right on {percent(right[learner])} of {found['images']:,} validation images, {plain} on "
+        f"{percent(right[plain])}, the control (as many steps, labels alone) on {percent(right[control])}; "
+        f"{metric} {against}"
+    )
+    if found["chosen"] == learner:
+        return f"Self-training helped: {told}. {learner} is the teacher."
+    return f"Self-training was not shown to help: {told}. The plain teacher, {plain}, is kept."
 
 
 def read_metrics(path: Path, complete: bool = False) -> dict[str, dict[str, Any]]:

@@ -187,18 +187,28 @@ class NetworkTeacher:
         preprocessing: dict[str, Any],
         features: Sequence[Feature] = (),
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        flip: bool = False,
     ) -> None:
+        """``flip``: test-time augmentation, the mean of the logits of each view and of its mirror image; features are
+        those of the view alone."""
         self.model, self.preprocessing, self._features = model.eval(), preprocessing, tuple(features)
+        self._flip = flip
         self._autocast = autocast
         self._taps = models.tap(model, [feature.layer for feature in features])
 
     @torch.inference_mode()
     def __call__(self, view: View) -> tuple[Float[Tensor, "batch classes"], dict[str, Tensor]]:
-        with self._autocast():
-            logits = view_logits(
-                self.model, view.images, view.index, view.number,
-                preprocessing=self.preprocessing, policy=view.policy, seed=view.seed, device=view.device,
-            )  # fmt: skip
+        def ask(mirrored: bool) -> Tensor:
+            with self._autocast():
+                return view_logits(
+                    self.model, view.images, view.index, view.number, preprocessing=self.preprocessing,
+                    policy=view.policy, seed=view.seed, device=view.device, mirrored=mirrored,
+                )  # fmt: skip
+
+        mirrored = ask(True) if self._flip else None  # before the view itself, whose features are kept
+        logits = ask(False)
+        if mirrored is not None:
+            logits = (logits + mirrored) / 2.0
         found: dict[str, Tensor] = {}
         for feature in self._features:
             output = self._taps[feature.layer].float()
@@ -310,11 +320,14 @@ def view_logits(
     policy: views.Policy,
     seed: int,
     device: torch.device | str = "cpu",
+    mirrored: bool = False,
 ) -> Float[Tensor, "batch classes"]:
-    """What the live teacher says of these views."""
+    """What the live teacher says of these views, or of their mirror images (left and right exchanged)."""
     pixels = views.draw(
         take(images, index), index, view, size=preprocessing["image_size"], seed=seed, policy=policy, device=device
     )
+    if mirrored:
+        pixels = pixels.flip(-1)
     x = views.normalise(pixels, preprocessing["mean"], preprocessing["std"])
     logits: Tensor = teacher(views.laid_out_for(teacher, x))
     return logits.float()

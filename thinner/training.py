@@ -127,7 +127,10 @@ class Batches:
         return index, passes if self.views is None else passes % self.views
 
     def __call__(self, step: int) -> Batch:
-        index, view = self.numbers(step)
+        return self.of(*self.numbers(step))
+
+    def of(self, index: npt.NDArray[np.int64], view: npt.NDArray[np.int64]) -> Batch:
+        """These views of these images, in the order of the images' numbers."""
         order = np.argsort(index)  # a memory map reads forwards faster, and the sum of a batch has no order
         index, view = index[order], view[order]
         chosen: Any = take(self.images, index) if self.there is None else self.there[self._sent(index)]
@@ -315,17 +318,27 @@ def supervised_step(
     prepare: Callable[[Batch, int], Batch] | None = None,
     balance: imbalance.Balance | None = None,
 ) -> Callable[[nn.Module, Batch, int], dict[str, Tensor]]:
-    """Cross-entropy with the labels; with ``balance`` that of `imbalance.cross_entropy`."""
+    """`supervised_loss` of the batch, which ``prepare`` may change before (mixup)."""
 
     def step(model: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
         if prepare is not None:
             batch = prepare(batch, number)
-        target = batch.labels if batch.targets is None else batch.targets
-        if balance is not None:
-            return {"loss": imbalance.cross_entropy(model(batch.images), target, label_smoothing, balance).mean()}
-        return {"loss": F.cross_entropy(model(batch.images), target, label_smoothing=label_smoothing)}
+        return {"loss": supervised_loss(model(batch.images), batch, label_smoothing, balance)}
 
     return step
+
+
+def supervised_loss(
+    logits: Float[Tensor, "batch classes"],
+    batch: Batch,
+    label_smoothing: float = 0.0,
+    balance: imbalance.Balance | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy with the batch's labels; with ``balance`` that of `imbalance.cross_entropy`."""
+    target = batch.labels if batch.targets is None else batch.targets
+    if balance is not None:
+        return imbalance.cross_entropy(logits, target, label_smoothing, balance).mean()
+    return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
 
 
 def _step_seed(seed: int, step: int) -> int:

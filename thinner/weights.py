@@ -558,6 +558,16 @@ def remarks(network: str, weights: str | None, preprocessing: Mapping[str, Any])
         )
 
 
+def on_timms_hub(inner: str) -> str | None:
+    """The network with tag whose repository ``inner`` (hf-hub:timm/NAME) is; None of anybody else's and of names that
+    are no repositories. timm's own are called like the networks in them: no need to ask."""
+    import timm
+
+    source, _, place = inner.rpartition(":")
+    owner, _, known = place.partition("/")
+    return known if source and owner == "timm" and known in timm.list_pretrained() else None
+
+
 def trained_with(network: str, weights: str | None) -> tuple[str, list[float], list[float], int | None] | None:
     """(whose, mean, std, side in px or None) of the published weights; None where nobody says."""
     family, _, inner = network.partition(":")
@@ -576,9 +586,9 @@ def trained_with(network: str, weights: str | None) -> tuple[str, list[float], l
     import timm
 
     if ":" in inner:
-        owner, _, inner = inner.rpartition(":")[2].partition("/")
-        if owner != "timm" or inner not in timm.list_pretrained():
+        if (known := on_timms_hub(inner)) is None:
             return None  # anybody's repository on a hub
+        inner = known
     config = timm.models.get_pretrained_cfg(inner, allow_unregistered=True)
     if config is None or not config.has_weights:
         return None

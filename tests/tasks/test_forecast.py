@@ -52,7 +52,7 @@ def clock() -> forecast.Clock:
 
 
 def test_every_stage_of_the_graph_has_a_cost(clock: forecast.Clock) -> None:
-    costs = forecast.foretell(params_with(prune_also=["finetune"]), COUNTS, clock)
+    costs = forecast.foretell(params_with(prune_also=["finetune"], self_train__networks=["finetune"]), COUNTS, clock)
     stages = set(yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"])
     assert {name.partition("@")[0] for name in costs} == stages
     assert all(cost.seconds > 0 or name in ("export", "report") for name, cost in costs.items())
@@ -67,6 +67,26 @@ def test_a_thousand_steps_more_take_a_thousand_steps_longer(clock: forecast.Cloc
     first, second, third = seconds(1_000), seconds(2_000), seconds(3_000)
     assert second > first
     assert third - second == pytest.approx(second - first, rel=1e-9)
+
+
+def test_self_training_is_two_trainings_and_its_weak_views(clock: forecast.Clock) -> None:
+    def seconds(steps: int, ratio: int) -> float:
+        on = {"networks": ["finetune"], "ratio": ratio}
+        params = params_with(
+            **{f"self_train__{key}": value for key, value in on.items()}, self_train__training__steps=steps
+        )
+        return forecast.foretell(params, COUNTS, clock)["self_train@finetune"].seconds
+
+    assert seconds(2_000, 3) > 1.9 * seconds(1_000, 3)
+    assert seconds(1_000, 7) > seconds(1_000, 1)
+    assert "self_train@finetune" not in forecast.foretell(params_with(), COUNTS, clock)
+
+
+def test_mirror_images_double_what_the_teacher_looks_at(clock: forecast.Clock) -> None:
+    def seconds(flip: bool) -> float:
+        return forecast.foretell(params_with(teach__flip=flip), COUNTS, clock)["teach"].seconds
+
+    assert seconds(True) == pytest.approx(2 * seconds(False))
 
 
 def test_steps_of_the_head_alone_are_counted_and_cost_less_than_whole_ones(clock: forecast.Clock) -> None:

@@ -96,6 +96,15 @@ def student(**changes):
         ({"prune_also": ["fintune"]}, "prune_also.0: unknown 'fintune'. Choose one of: 'distill', 'finetune' or 'scratch'"),
         ({"prune_also": ["scratch", "finetune", "scratch"]}, "prune_also: ['scratch', 'finetune', 'scratch'] names one twice. Name each once; the choices are: finetune, scratch"),
         ({"prune_also": ["finetune", "distill"]}, "prune_also: 'distill' is prune.source, and pruned already. Choose one of: finetune, scratch"),
+        ({"self_train.networks": ["scratch"]}, "self_train.networks.0: unknown 'scratch'. Choose one of: 'finetune'"),
+        ({"self_train.networks": ["finetune", "finetune"]}, "self_train.networks: ['finetune', 'finetune'] names one twice. Name it once"),
+        ({"self_train.networks": ["finetune"], "data.unlabelled": 0}, "self_train.networks: learns from pictures without labels, but data.unlabelled is 0. Set data.unlabelled: rest, or self_train.networks: []"),
+        ({"self_train.method": "freematc"}, "self_train.method: unknown 'freematc'. Choose one of: 'freematch' or 'fixmatch'"),
+        ({"self_train.threshold": 1.0}, "self_train.threshold: 1.0: should be less than 1"),
+        ({"self_train.training.steps": None, "self_train.training.epochs": 2}, "self_train.training.epochs: 2, but an epoch of the labelled images does not say how long the others are seen. Set training.epochs: null and training.steps: 500"),
+        ({"self_train.training.keep_step": 3}, "self_train.training.keep_step: nothing is rewound to this training. Set null"),
+        ({"self_train.strong": GOOD["student"]["augment"]}, "self_train.strong: is the picture itself, so a network would learn only what it says already. Set for example strong.crop: 0.5"),
+        ({"teach.flip": True, "finetune.augment.flip": False}, "teach.flip: true, but finetune.augment.flip: false, so the teacher has never seen a mirror image. Set teach.flip: false; or"),
         ({"prune_also": None}, "prune_also: None: should be a valid list"),
         ({"imbalance": ...}, "imbalance: missing. Add it; docs/params.md says what it does"),
         ({"imbalance.weights": "focal"}, "imbalance.weights: unknown 'focal'. Choose one of: 'none' or 'balanced'"),
@@ -113,6 +122,14 @@ def test_a_mistake_is_named(tmp_path, changes, line):
     lines = mistakes(tmp_path, changes)
     assert len(lines) == 1
     assert line in lines[0]
+
+
+def test_a_file_of_logits_cannot_be_asked_about_mirror_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/teachers").mkdir(parents=True)
+    (tmp_path / "data/teachers/mine.npz").write_bytes(b"")
+    (line,) = mistakes(tmp_path, {"teach.flip": True, "teach.teachers": ["data/teachers/mine.npz"]})
+    assert "teach.flip: true, but 'data/teachers/mine.npz' is a file of logits" in line
 
 
 @pytest.mark.parametrize(

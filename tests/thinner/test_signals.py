@@ -1,5 +1,6 @@
 """What the teacher said once is what it would say again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,19 @@ def test_several_teachers_are_averaged_by_weight():
     assert found is features
     with pytest.raises(signals.SignalsError, match="cannot be weighted"):
         signals.average([first, first], [0.0, 0.0])
+
+
+def test_a_flipped_answer_is_the_mean_of_those_for_a_picture_and_for_its_mirror_image():
+    plain = signals.NetworkTeacher(teacher(), PREPROCESSING)
+    flipped = signals.NetworkTeacher(teacher(), PREPROCESSING, [signals.Feature("stages.1")], flip=True)
+    asked = replace(view_of(INDEX), policy=views.Policy())
+    mirrored = replace(asked, images=asked.images[:, :, ::-1])
+    logits, features = flipped(asked)
+    torch.testing.assert_close(logits, (plain(asked)[0] + plain(mirrored)[0]) / 2)
+    assert not torch.allclose(logits, plain(asked)[0])
+    torch.testing.assert_close(logits, flipped(mirrored)[0])  # neither side is preferred
+    own = signals.NetworkTeacher(teacher(), PREPROCESSING, [signals.Feature("stages.1")])(asked)[1]
+    assert torch.equal(features["stages.1"], own["stages.1"])  # of the picture itself
 
 
 NAMES = [f"cat/{n}.jpg" for n in range(30)]
