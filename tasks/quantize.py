@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,7 @@ class Climb:
     def __init__(self, stage: Stage) -> None:
         self.stage, self.section = stage, stage.params.quantize
         # helpers of data-parallel training climb along, and would write into each other's files
-        self.work = stage.resume / (f"climb-{os.environ.get('LOCAL_RANK', '')}" if stage.helper else "climb")
+        self.work = stage.resume / (f"climb-{socket.gethostname()}-{os.getpid()}" if stage.helper else "climb")
         self.data = store.open_store(learning.PREPARED)
         self.source = checkpoint.load(f"data/{self.section.source}")
         self.preprocessing = self.source.spec["preprocessing"]
