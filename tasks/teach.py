@@ -1,5 +1,7 @@
 """teach: the teacher's signals for every training image and view that students will see, computed once."""
 
+import torch
+
 from tasks import learning, teachers
 from tasks.stage import Stage, run_stage
 from thinner import signals, store, training
@@ -10,10 +12,12 @@ TEACH = "data/teach"
 def teach(stage: Stage) -> None:
     params, section = stage.params, stage.params.teach
     data = store.open_store(learning.PREPARED)
-    # one process: a teacher that only looks gains little from more, and the file has one writer
+    # one process, since the file has one writer; the teacher is on each of its GPUs
     fabric = training.make_fabric(params.run.device, 1, params.run.precision)
     features = [signals.Feature(kept.layer, kept.keep == "pooled") for kept in section.features]
     chosen = teachers.teacher(params, data, fabric.device, features)
+    further = [torch.device("cuda", n) for n in range(1, params.run.devices)] if fabric.device.type == "cuda" else []
+    others = [(teachers.teacher(params, data, device, features).ask, device) for device in further]
     pool = learning.training_pool(data)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
@@ -33,6 +37,7 @@ def teach(stage: Stage) -> None:
             work=stage.resume,
             top_k=section.top_k,
             features=features,
+            others=others,
             on_images=lambda done: bar.update(done, images=done),
             say=lambda text: stage.say(f"teach: {text}"),
         )

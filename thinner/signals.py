@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thinner import json_files, models, views, whole
+from thinner.ahead import in_advance
 from thinner.errors import DamagedError, UserError, one_line
 from thinner.mapped import open_array, read_arrays, take
 
@@ -351,10 +353,13 @@ def write_signals(
     work: Path,
     top_k: int | None = None,
     features: Sequence[Feature] = (),
+    others: Sequence[tuple[Teacher, torch.device | str]] = (),
     on_images: Callable[[int], None] = lambda done: None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Ask ``teacher`` for ``count`` views of the images ``index`` (sorted) and write the set into ``folder``.
+
+    ``others``: the same teacher on further devices. Batches go round, and what is written is the same.
 
     The arrays grow in ``work``, which outlives a killed run: a new call goes on after the last whole batch, if what is
     there has the checksum that it had (else that is said by ``say``). Raises SignalsError before the first when the
@@ -382,20 +387,33 @@ def write_signals(
     if done and digest.hexdigest() != said_before:
         say(f"{work}: the signals kept there are not what was written; all are asked for anew")
         done, digest = 0, hashlib.sha256()
-    for start in range(done, total, batch_size):
-        end = min(start + batch_size, total)
-        for number, rows in _places(start, end, len(index)):
-            said = teacher(View(images, index[rows], number, policy, seed, device))
-            for name, values in sorted(answer(said, top_k, features).items()):
-                if name in arrays:
-                    arrays[name][number, rows] = values
-                    digest.update(values.tobytes())
-        done = end
-        on_images(done)
-        if (start // batch_size) % _MARK_EVERY == _MARK_EVERY - 1:
-            for array in arrays.values():
-                array.flush()
-            whole.write_json(mark, {"done": done, "sha256": digest.hexdigest()})
+    starts = range(done, total, batch_size)
+    asked = [(one, where, threading.Lock()) for one, where in ((teacher, device), *others)]
+
+    def ask(batch: int) -> list[tuple[int, slice, dict[str, npt.NDArray[Any]]]]:
+        one, where, alone = asked[batch % len(asked)]
+        places = _places(starts[batch], min(starts[batch] + batch_size, total), len(index))
+        with alone:  # a network's taps hold the features of one batch
+            found = [
+                answer(one(View(images, index[rows], number, policy, seed, where)), top_k, features)
+                for number, rows in places
+            ]
+        return [(number, rows, values) for (number, rows), values in zip(places, found, strict=True)]
+
+    apart = len(asked) > 1 or torch.device(device).type == "cuda"  # a CPU has nothing to spare while it computes
+    ahead = in_advance(ask, len(starts), len(asked), len(asked)) if apart else contextlib.nullcontext(ask)
+    with ahead as answered:
+        for batch, start in enumerate(starts):
+            for number, rows, values in answered(batch):
+                for name in sorted(arrays):
+                    arrays[name][number, rows] = values[name]
+                    digest.update(values[name].tobytes())
+            done = min(start + batch_size, total)
+            on_images(done)
+            if (start // batch_size) % _MARK_EVERY == _MARK_EVERY - 1:
+                for array in arrays.values():
+                    array.flush()
+                whole.write_json(mark, {"done": done, "sha256": digest.hexdigest()})
     for array in arrays.values():
         array.flush()
     names = list(arrays)

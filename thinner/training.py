@@ -13,11 +13,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +27,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from thinner import imbalance, scores, views, whole
+from thinner.ahead import in_advance
 from thinner.errors import DamagedError, UserError
 from thinner.mapped import take
 
 Row = dict[str, float]
-Made = TypeVar("Made")
 AHEAD = 2  # batches that are made while a GPU computes
 SAVE_SECONDS = 20.0  # a state of every size that fits here is on the disk in a second
 
@@ -525,27 +524,6 @@ def _made_ahead(batches: Callable[[int], Batch], steps: int, device: torch.devic
             return batch
 
         yield batch_of
-
-
-@contextlib.contextmanager
-def in_advance(make: Callable[[int], Made], end: int, ahead: int) -> Iterator[Callable[[int], Made]]:
-    """``make``, for numbers that are asked for in turn up to ``end``: a thread is ``ahead`` of whoever asks.
-
-    What ``make`` raises is raised when its number is asked for.
-    """
-    coming: dict[int, Future[Made]] = {}
-    with ThreadPoolExecutor(1, thread_name_prefix="in advance") as pool:
-
-        def made(number: int) -> Made:
-            for later in range(number, min(number + ahead + 1, end)):
-                if later not in coming:
-                    coming[later] = pool.submit(make, later)
-            return coming.pop(number).result()
-
-        try:
-            yield made
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

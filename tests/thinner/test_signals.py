@@ -93,6 +93,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, killed):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_several_devices_write_what_one_does_also_after_a_kill(tmp_path, killed):
+    """Two devices, both of which are this CPU; batches reach over views, and features are kept."""
+    features = [signals.Feature("stages.1"), signals.Feature("stages.2", pooled=True)]
+
+    def one():
+        return signals.NetworkTeacher(teacher(), PREPROCESSING, features)
+
+    write(tmp_path / "alone", tmp_path / "work a", features=features)
+    write(tmp_path / "shared", tmp_path / "work b", features=features, others=[(one(), "cpu"), (one(), "cpu")])
+    for file in (tmp_path / "alone").iterdir():
+        assert (tmp_path / "shared" / file.name).read_bytes() == file.read_bytes(), file.name
+    write(tmp_path / "cut", killed, others=[(signals.NetworkTeacher(teacher(), PREPROCESSING), "cpu")])
+    assert (tmp_path / "cut/logits.npy").read_bytes() == (tmp_path / "whole/logits.npy").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["logits.npy", "centres.npy", "done.json"])
 def test_what_was_kept_and_damaged_is_asked_for_anew(tmp_path, killed, name):
     kept = bytearray((killed / name).read_bytes())

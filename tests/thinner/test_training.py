@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from thinner import losses, training, views, whole
+from thinner import ahead, losses, training, views, whole
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (120, 8, 8, 1), dtype=np.uint8)
@@ -677,7 +677,7 @@ def test_what_is_made_in_advance_is_the_same_in_the_same_order_and_no_more_than_
         made.append(number)
         return number * number
 
-    with training.in_advance(make, 10, 2) as square:
+    with ahead.in_advance(make, 10, 2) as square:
         for number in range(3, 10):
             asked.append(square(number))
             assert max(made) <= min(number + 2, 9)
@@ -694,7 +694,7 @@ def test_what_fails_in_advance_fails_when_its_turn_comes_and_leaves_no_thread():
         return number
 
     before = threading.active_count()
-    with training.in_advance(make, 10, 2) as number_of:
+    with ahead.in_advance(make, 10, 2) as number_of:
         assert [number_of(0), number_of(1)] == [0, 1]
         with pytest.raises(ValueError, match="the third"):
             number_of(2)
@@ -702,12 +702,12 @@ def test_what_fails_in_advance_fails_when_its_turn_comes_and_leaves_no_thread():
 
 
 def test_batches_made_in_advance_train_the_same_network(monkeypatch):
-    def ahead(batches, steps, device):
-        return training.in_advance(batches, steps, 2)
+    def made_ahead(batches, steps, device):
+        return ahead.in_advance(batches, steps, 2)
 
     plain, threaded = network(), network()
     history = fit(plain)
-    monkeypatch.setattr(training, "_made_ahead", ahead)  # as on a GPU, whose streams are tested there
+    monkeypatch.setattr(training, "_made_ahead", made_ahead)  # as on a GPU, whose streams are tested there
     assert fit(threaded) == history
     assert same_weights(plain, threaded)
 
