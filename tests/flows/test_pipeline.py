@@ -323,6 +323,25 @@ def test_a_flow_that_is_killed_while_its_server_starts_leaves_no_server(toy: Toy
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("shared")
+def test_results_that_dvc_links_instead_of_copying_are_replaced_and_brought_back_as_well(toy: Toy) -> None:
+    """As docs/gpu.md advises for large stores: one file on the disk, read-only, and two names."""
+    toy.run("dvc", "config", "cache.type", "hardlink,symlink")
+    toy.run("dvc", "checkout", "--relink")
+    made = toy.root / "data/distill/model.json"
+    before = made.read_text()
+    assert made.stat().st_nlink == 2 and not made.stat().st_mode & 0o222
+    toy.change_param("temperature: ", "temperature: 1")
+    toy.ran()
+    toy.pipeline()
+    assert toy.ran() == ["distill"] and made.read_text() != before and made.stat().st_nlink == 2
+    toy.change_param("temperature: 1", "temperature: ")
+    toy.pipeline()
+    assert toy.ran() == [] and made.read_text() == before
+    assert "all as they were written" in toy.run(sys.executable, "-m", "flows.cli", "verify").stdout
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("shared")
 def test_a_result_that_is_damaged_everywhere_is_made_again_in_the_same_run(toy: Toy) -> None:
     """Bits flipped in the workspace and in DVC's cache, of which DVC sees nothing."""
     assert "up to date" in toy.run("dvc", "status").stdout  # DVC has seen all files as they lie here
