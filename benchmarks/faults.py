@@ -232,7 +232,7 @@ def render(rows: list[dict[str, Any]]) -> str:
         "<!-- written by `python -m benchmarks.faults`; do not edit -->",
         "# What do kills do?",
         "",
-        f"{len(fell)} kills (and {len(rows) - len(fell)} that came too late), on {psutil.cpu_count()} CPU cores. After "
+        f"{len(fell)} kills, on {psutil.cpu_count()} CPU cores; {len(rows) - len(fell)} more came too late. After",
         f"{len(fell) - len(wrong)} of them the next run ended with the very same results and nobody's help.",
         "",
         table(rows).to_markdown(index=False, floatfmt=".0f"),

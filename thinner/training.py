@@ -49,6 +49,7 @@ class Batch:
     index: Int[np.ndarray, " batch"]  # image numbers in the store
     view: Int[np.ndarray, " batch"]
     targets: Float[Tensor, "batch classes"] | None = None  # in place of labels after mixup or cutmix
+    labelled: bool | None = None  # whether all have a label, where that is known without asking the device
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Batches:
         batch = views.normalise(pixels, list(self.mean), list(self.std))
         if self.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        return Batch(batch, self._sent(self.labels[index]), index, view)
+        labels = self.labels[index]
+        return Batch(batch, self._sent(labels), index, view, labelled=bool((labels >= 0).all()))
 
     def _sent(self, numbers: npt.NDArray[np.int64]) -> Tensor:
         return views.send(torch.from_numpy(numbers), self.device)
@@ -300,7 +302,9 @@ def mix(batch: Batch, *, mixup: float, cutmix: float, classes: int, seed: int, s
 
     Rows without a label are not mixed with others' labels: a batch that has any stays as it is.
     """
-    if (mixup == 0 and cutmix == 0) or bool((batch.labels < 0).any()):
+    if mixup == 0 and cutmix == 0:
+        return batch
+    if not (batch.labelled if batch.labelled is not None else bool((batch.labels >= 0).all())):
         return batch
     from torchvision.transforms import v2
 
