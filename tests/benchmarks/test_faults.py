@@ -49,4 +49,4 @@ def test_the_page_is_what_the_numbers_give() -> None:
         rows = json.loads(faults.RESULTS.read_text())
         text = faults.PAGE.read_text()
         fell = [row for row in rows if row["ended"] != "too late"]
-        assert f"{len(fell)} kills (and {len(rows) - len(fell)} that came too late)" in text
+        assert f"\n{len(fell)} kills, " in text and f"; {len(rows) - len(fell)} more came too late." in text
