@@ -3,6 +3,7 @@
     python -m benchmarks.quantization                        # a table, as in docs/quantization.md
     python -m benchmarks.quantization --check                # and exit code 1 where a must falls short
     python -m benchmarks.quantization lite0 --seeds 0        # parts by name
+    python -m benchmarks.quantization --quick                # less trained: minutes a part
     python -m benchmarks.quantization --json FILE            # and the numbers
     python -m benchmarks.quantization --nncf PYTHON          # beside NNCF, of an environment of its own that has it
 
@@ -21,7 +22,8 @@ images and bound; it runs in the environment whose Python is named:
 
     python -m venv .nncf && .nncf/bin/pip install nncf onnx onnxruntime openvino
 
-What was done lies in `--work` (.thinner/quantization) and is not done again. A part takes 3 to 15 minutes of one core.
+What was done lies in `--work` (.thinner/quantization) and is not done again, nor are the numbers of other choices
+(`--set`) told apart there: give those a folder of their own.
 """
 
 from __future__ import annotations
@@ -72,6 +74,13 @@ PARTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("distill",),
     ),
     "resnet8": ({}, ("distill", "prune")),
+}  # fmt: skip
+# --quick: a teacher of less, of fewer images, and short trainings
+QUICK = {
+    "finetune.training.epochs": 3, "data.unlabelled": 6_000,
+    "student.training.steps": 300, "student.training.validate_every": 100, "student.training.batch_size": 128,
+    "prune.training.steps": 150, "prune.training.validate_every": 50,
+    "quantize.training.steps": 150, "quantize.training.validate_every": 50, "quantize.training.batch_size": 64,
 }  # fmt: skip
 STAGES: dict[str, Callable[[Stage], None]] = {
     "prepare": prepare.prepare,
@@ -286,14 +295,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2", help="comma between them (0,1,2)")
     parser.add_argument("--work", type=Path, default=Path(".thinner/quantization"), help="folder for what is done")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of params.yaml")
+    parser.add_argument("--quick", action="store_true", help="less trained, for minutes a part")
     parser.add_argument("--nncf", metavar="PYTHON", help="Python of an environment that has NNCF")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a must falls short")
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"unknown part '{unknown[0]}'. Choose one of: {', '.join(PARTS)}")
-    changes = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in options.set)}
-    root, work = Path.cwd(), options.work.resolve()
+    given = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in options.set)}
+    changes = {**(QUICK if options.quick else {}), **given}
+    root, work = Path.cwd(), options.work.resolve() / ("quick" if options.quick else "whole")
     torch.set_num_threads(1)
     results = []
     for seed in (int(text) for text in options.seeds.split(",")):

@@ -42,6 +42,7 @@ from thinner.errors import UserError
 TARGET = "evaluate"
 FOLDER = Path(".thinner/seeds")
 KEPT = ("reports/metrics.json", "data/evaluate")  # what tasks.report.judge_runs reads, with params.yaml
+ALSO_KEPT = ("reports/quantize",)  # the same, where 8 bits were tried
 KEY = "key"
 
 
@@ -171,7 +172,7 @@ def evaluate(root: Path, seed: int, folder: Path, key: str, environment: dict[st
         kept = root / FOLDER / str(seed)
         partial = kept.with_name(f".partial-{seed}")
         shutil.rmtree(partial, ignore_errors=True)
-        for name in KEPT:
+        for name in (*KEPT, *(name for name in ALSO_KEPT if (folder / name).exists())):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
             copy(folder / name, partial / name)

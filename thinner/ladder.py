@@ -6,6 +6,7 @@ trained: the same graph learns. A rung is tried when those below do not hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ def float_sets(rows: Sequence[Mapping[str, Any]], max_float: float) -> list[list
     """Which layers stay in float, in growing sets of 1, 2, 4, ... and of as many as fit.
 
     ``rows``: of sensitivity.csv (``layer``, ``weights``, ``divergence``). Layers come by what their 8 bits change, the
-    most first; one with which more than ``max_float`` of all weights (a ratio) would be in float is left out.
+    most first, as long as they are at most ``max_float`` of all layers (a ratio, rounded up); one with which more than
+    that of all weights would be in float is left out.
     """
-    limit = max_float * sum(row["weights"] for row in rows)
+    limit, most = max_float * sum(row["weights"] for row in rows), math.ceil(max_float * len(rows))
     chosen: list[str] = []
     used = 0
     for row in sorted(rows, key=lambda row: -row["divergence"]):
-        if row["divergence"] > 0 and used + row["weights"] <= limit:
+        if len(chosen) < most and row["divergence"] > 0 and used + row["weights"] <= limit:
             chosen.append(row["layer"])
             used += row["weights"]
     counts = [2**power for power in range(len(chosen).bit_length()) if 2**power < len(chosen)]

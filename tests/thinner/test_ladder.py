@@ -39,9 +39,11 @@ LAYERS = [
 @pytest.mark.parametrize(
     ("max_float", "expected"),
     [
-        (0.0, [["d"]]),
-        (0.1, [["c"], ["c", "d"]]),
-        (0.3, [["c"], ["c", "d"], ["c", "d", "e", "a"]]),
+        (0.0, []),
+        (0.1, [["c"]]),  # of six layers one
+        (0.3, [["c"], ["c", "d"]]),
+        (0.5, [["c"], ["c", "d"], ["c", "d", "e"]]),
+        (0.7, [["b"], ["b", "d"]]),  # one of the others with weights would be too many
         (1.0, [["b"], ["b", "c"], ["b", "c", "d", "e"], ["b", "c", "d", "e", "a"]]),
     ],
 )
