@@ -5,11 +5,11 @@
     python -m benchmarks.self_training --seeds 10 --set self_train.method=fixmatch
 
 The default job's pictures (Fashion-MNIST) and network, with `LABELS` labels, drawn by the seed: 10 of each class. The
-stages prepare, finetune and self_train themselves run, one working folder per seed, with `CHANGES` of params.yaml. What
-is measured, on the 10,000 test images:
+stages prepare, finetune and self_train themselves run, one working folder per seed, with `CHANGES` of params.yaml.
+What is measured, on `TEST` of the 10,000 test images, the same for all seeds:
 
 - finetune: the plain teacher
-- self_train_control: trained on with labels alone: as many steps, each learns from as many images as one of self_train
+- self_train_control: trained on with labels alone: as many steps, each with as many images as one of self_train
 - self_train: trained on with pictures that have no labels
 
 Weights are chosen by the validation images, in all three alike. What would have been decided with fewer of those is
@@ -46,16 +46,20 @@ from thinner.config import Params
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {name: f"data/{decision.FOLDERS.get(name, name)}" for name in decision.NAMES}
 LABELS, SEEDS, MUST_POINTS = 100, (0, 1, 2, 3, 4), 3.0
-FEWER = (100, 200, 500, 1000, 2000)  # validation images
+TEST = 2_500  # test images that are looked at: all of them take longer than a training
+FEWER = (100, 200, 500)  # validation images
 CHANGES: dict[str, Any] = {
     "run.threads": 1,
     "data.root": str(ROOT / "data/raw"),
     "data.labelled": LABELS,
+    "data.validation": 500,
     "finetune.training.epochs": None,
-    "finetune.training.steps": 150,
-    "finetune.training.validate_every": 30,
+    "finetune.training.steps": 100,
+    "finetune.training.validate_every": 50,
     "finetune.training.batch_size": 32,
     "self_train.networks": ["finetune"],
+    "self_train.training.steps": 300,
+    "self_train.training.validate_every": 100,
 }
 
 
@@ -105,20 +109,22 @@ def _inside(folder: Path) -> Iterator[None]:
 def _answers() -> dict[str, Any]:
     kept = Path("answers.npz")
     data = store.open_store("data/prepared")
+    some = np.sort(np.random.default_rng(0).permutation(data.splits["test"])[:TEST])
+    index = {"test": some, "validation": data.splits["validation"]}
     if not kept.exists():
         found = {}
         for name, place in NETWORKS.items():
             loaded = checkpoint.load(place)
             model = loaded.model.to(memory_format=torch.channels_last)
-            for split in ("test", "validation"):
-                logits = training.logits_of(model, data.images, data.splits[split], loaded.spec["preprocessing"])
+            for split, numbers in index.items():
+                logits = training.logits_of(model, data.images, numbers, loaded.spec["preprocessing"])
                 found[f"{split}.{name}"] = logits.argmax(1).numpy()
         np.savez(kept, allow_pickle=False, **found)
     with np.load(kept, allow_pickle=False) as file:
         found = {key: file[key] for key in file.files}
     return {
-        split: {name: found[f"{split}.{name}"] for name in NETWORKS} | {"labels": data.labels[data.splits[split]]}
-        for split in ("test", "validation")
+        split: {name: found[f"{split}.{name}"] for name in NETWORKS} | {"labels": data.labels[index[split]]}
+        for split in index
     }
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from flows.console import console, networks_table, print_verdicts, results_table
 from tasks import candidates as made
 from tasks.lineage import Node
-from thinner import candidates, json_files, shipping
+from thinner import candidates, decision, json_files, shipping
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.words import duration, percent, si
@@ -67,8 +67,15 @@ def stages(root: Path, nodes: Sequence[Node], states: Mapping[str, str], took: M
 
 def _made(root: Path, node: Node) -> str:
     """What the stage's result is, in a few words; a file that cannot be read only makes it fewer."""
-    known = {"prepare": _splits, "teach": _outputs, "quantize": _ladder, "export": _exports, "evaluate": _measured,
-             "report": _claims}  # fmt: skip
+    known = {
+        "prepare": _splits,
+        "self_train": _self_trained,
+        "teach": _outputs,
+        "quantize": _ladder,
+        "export": _exports,
+        "evaluate": _measured,
+        "report": _claims,
+    }
     with contextlib.suppress(OSError, UserError, ValueError, KeyError, TypeError):
         return known.get(node.name.partition("@")[0], _network)(root, root / node.outs[0])
     return ", ".join(node.outs)
@@ -94,6 +101,12 @@ def _network(root: Path, folder: Path) -> str:
     else:
         said = f"round {target['round']}, {si(target['size'])} {target['unit']}"
     return f"{folder.relative_to(root)}: {said}, {size}"
+
+
+def _self_trained(root: Path, folder: Path) -> str:
+    found = decision.read(folder) or {}
+    teaches = "it teaches" if found["chosen"] == decision.LEARNER else "not shown better: finetune teaches"
+    return f"{_network(root, folder)}; {teaches}"
 
 
 def _place(root: Path, name: str) -> Path | None:

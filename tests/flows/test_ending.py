@@ -100,6 +100,26 @@ def test_each_stage_says_what_it_took_and_what_it_made(root: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "said"), [("self_train", "it teaches"), ("finetune", "not shown better: finetune teaches")]
+)
+def test_self_training_says_who_teaches(root: Path, chosen: str, said: str) -> None:
+    folder = root / "data/self_train/finetune"
+    folder.mkdir(parents=True)
+    (folder / "model.json").write_text(json.dumps({"val_accuracy": 0.785}))
+    (folder / "model.safetensors").write_bytes(bytes(161_072))
+    compared = dict.fromkeys(("effect", "low", "high", "p_value"), 0.1)
+    found = {
+        "chosen": chosen, "metric": "accuracy", "images": 500,
+        "accuracy": dict.fromkeys(("finetune", "self_train", "self_train_control"), 0.7),
+        "against": {"finetune": compared, "self_train_control": compared},
+    }  # fmt: skip
+    (folder / "decision.json").write_text(json.dumps(found))
+    nodes = [node("self_train@finetune", "data/self_train/finetune")]
+    (end,) = ending.stages(root, nodes, {"self_train@finetune": "Completed"}, {})
+    assert end.made == f"data/self_train/finetune: right on 78.5 % of the validation images, 161 kB; {said}"
+
+
 def test_a_stage_that_did_not_end_well_made_nothing_and_a_damaged_file_ends_nothing(root: Path) -> None:
     (root / "data/finetune/model.json").write_text("{")
     states = {"finetune": "Completed", "prune": "Failed", "export": "NotReady", "evaluate": "TimedOut"}
