@@ -59,7 +59,7 @@ def fold(source: str | Path, path: str | Path) -> None:
 
 
 def layers_of(folded: str | Path) -> list[Layer]:
-    """What ``quantise`` can leave in float, in the order of the graph."""
+    """What ``quantise`` can leave in float, in the order of the graph; no name has a space in it."""
     graph = onnx.load(folded).graph
     sizes = {item.name: int(np.prod(item.dims)) for item in graph.initializer}
     found, counts = [], dict.fromkeys(_COMPUTES, 0)
@@ -69,7 +69,7 @@ def layers_of(folded: str | Path) -> list[Layer]:
         counts[node.op_type] += 1
         own = [name for name in node.input if sizes.get(name, 0) > 1]
         named = next((name.removesuffix(end) for name in own for end in _SUFFIXES if name.endswith(end)), "")
-        name = named or f"{node.op_type} {counts[node.op_type]}"
+        name = named or f"{node.op_type}-{counts[node.op_type]}"
         found.append(Layer(node.name, name, node.op_type, sum(sizes[name] for name in own)))
     return found
 
