@@ -146,11 +146,29 @@ def quantise(
             calibration_cache_path=ranges,
             nodes_to_quantize=list(only),
             nodes_to_exclude=list(leave),
+            # else a ReLU before a rounding is left to that, and who reads what is not rounded would miss it
+            extra_options={"QDQKeepRemovableActivations": True} if leave else {},
         )
         model = onnx.load(target)
+        _read_unrounded(model.graph, set(leave))
         if float_logits:
             _keep_logits(model.graph)
         save_onnx(model, path, metadata)
+
+
+def _read_unrounded(graph: onnx.GraphProto, leave: set[str]) -> None:
+    """Have the nodes that stay in float read what is not rounded.
+
+    Not only because nothing else would be float: between two roundings ONNX Runtime (1.19 and later) puts a float
+    layer's weights into 8 bits by itself when it loads the file, with one scale for all channels.
+    """
+    made = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        for place, name in enumerate(node.input) if node.name in leave else ():
+            last = made.get(name)
+            rounding = made.get(last.input[0]) if last is not None and last.op_type == "DequantizeLinear" else None
+            if rounding is not None:
+                node.input[place] = rounding.input[0]
 
 
 def _keep_logits(graph: onnx.GraphProto) -> None:
