@@ -59,7 +59,7 @@ def fold(source: str | Path, path: str | Path) -> None:
 
 
 def layers_of(folded: str | Path) -> list[Layer]:
-    """What ``quantise`` can leave in float, in the order of the graph."""
+    """What ``quantise`` can leave in float, in the order of the graph; no name has a space in it."""
     graph = onnx.load(folded).graph
     sizes = {item.name: int(np.prod(item.dims)) for item in graph.initializer}
     found, counts = [], dict.fromkeys(_COMPUTES, 0)
@@ -69,7 +69,7 @@ def layers_of(folded: str | Path) -> list[Layer]:
         counts[node.op_type] += 1
         own = [name for name in node.input if sizes.get(name, 0) > 1]
         named = next((name.removesuffix(end) for name in own for end in _SUFFIXES if name.endswith(end)), "")
-        name = named or f"{node.op_type} {counts[node.op_type]}"
+        name = named or f"{node.op_type}-{counts[node.op_type]}"
         found.append(Layer(node.name, name, node.op_type, sum(sizes[name] for name in own)))
     return found
 
@@ -146,11 +146,29 @@ def quantise(
             calibration_cache_path=ranges,
             nodes_to_quantize=list(only),
             nodes_to_exclude=list(leave),
+            # else a ReLU before a rounding is left to that, and who reads what is not rounded would miss it
+            extra_options={"QDQKeepRemovableActivations": True} if leave else {},
         )
         model = onnx.load(target)
+        _read_unrounded(model.graph, set(leave))
         if float_logits:
             _keep_logits(model.graph)
         save_onnx(model, path, metadata)
+
+
+def _read_unrounded(graph: onnx.GraphProto, leave: set[str]) -> None:
+    """Have the nodes that stay in float read what is not rounded.
+
+    Not only because nothing else would be float: between two roundings ONNX Runtime (1.19 and later) puts a float
+    layer's weights into 8 bits by itself when it loads the file, with one scale for all channels.
+    """
+    made = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        for place, name in enumerate(node.input) if node.name in leave else ():
+            last = made.get(name)
+            rounding = made.get(last.input[0]) if last is not None and last.op_type == "DequantizeLinear" else None
+            if rounding is not None:
+                node.input[place] = rounding.input[0]
 
 
 def _keep_logits(graph: onnx.GraphProto) -> None:

@@ -18,6 +18,7 @@ from tasks.stage import Stage
 from tasks.teach import teach
 from tests.prepared import write_prepared
 from thinner import checkpoint, models, predict, shipping, store, training
+from thinner import ladder as ladder_file
 from thinner.config import Params
 from thinner.fake_quantization import FakeQuantised
 
@@ -26,6 +27,7 @@ CLASSES = ("dark", "medium", "bright")
 PREPROCESSING = {"image_size": 12, "channels": 1, "mean": [0.5], "std": [0.25]}
 NETWORK = {"name": "resnet8", "classes": 3, "channels": 1, "width": 8, "stem_stride": 1}
 VALIDATION = 300
+judged = ladder_file.judged
 
 
 def learned(images, labels):
@@ -165,6 +167,16 @@ def test_training_in_8_bits_brings_it_back_and_what_was_trained_is_what_runs(pro
     assert (trained.argmax(1) == theirs.argmax(1)).mean() >= 0.99
     assert np.abs(trained - theirs).max() < 0.05 * np.ptp(theirs)
     assert "differ by 0.0e+00 from those trained" in capsys.readouterr().out
+
+
+def test_training_starts_where_the_rung_below_ended(project, monkeypatch):
+    monkeypatch.setattr(ladder_file, "judged", lambda drop: {**judged(drop), "holds": False})
+    ladder, found = run(max_float=0.25)
+    assert found["rung"] in ("mixed", "trained") and not found["met"]
+    mixed, trained = ladder[ladder["rung"] == "mixed"].iloc[-1], ladder.iloc[-1]
+    assert trained["rung"] == "trained"
+    assert trained["float_names"] == mixed["float_names"] and mixed["float_layers"] == 4  # of 13 layers a quarter
+    assert ladder["chosen"].to_numpy().nonzero()[0].tolist() == [ladder.iloc[1:]["loss_high"].idxmin()]
 
 
 def test_a_training_that_was_stopped_ends_with_the_same_file(project, monkeypatch):
