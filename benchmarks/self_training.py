@@ -12,8 +12,10 @@ What is measured, on `TEST` of the 10,000 test images, the same for all seeds:
 - self_train_control: trained on with labels alone: as many steps, each with as many images as one of self_train
 - self_train: trained on with pictures that have no labels
 
-Weights are chosen by the validation images, in all three alike. What would have been decided with fewer of those is
-computed from the same answers.
+Weights are chosen by 500 validation images, in all three alike. What would have been decided with fewer of those is
+computed from the same answers. `CHANGES` and the values in params.yaml were tuned on seed 10, on validation images.
+
+What was run is kept by its parameters, not by the code: after a change of code give another --work.
 
 Needs the default job's data (data/raw).
 """
