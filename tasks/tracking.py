@@ -742,6 +742,9 @@ def main(arguments: list[str]) -> int:
         elif arguments[0] == "end":
             _end(arguments[1], arguments[2])
         else:
+            if tracking_uri().startswith("sqlite"):  # opened while the stages still end: it takes a second
+                with contextlib.suppress(UserError):
+                    connect()
             stages = json.loads(sys.stdin.read() or "{}")  # nothing: whoever asked has died meanwhile
             close_pipeline_run(arguments[1], arguments[2], stages)
             if unsent.is_any():
