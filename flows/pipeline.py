@@ -572,7 +572,8 @@ def _bring_up_to_date(
     if not stale and PREFECT_API_URL.value() is None:
         # No server is there to be told, and starting one takes twice as long as all the rest.
         if _open_note(root).exists():
-            _mend_record(root)
+            with contextlib.suppress(UserError), only_run(root):  # of a run that is at work it is none of our business
+                _mend_record(root)
         _ended.update({node.name: "Cached" for node in nodes})
     else:
         server.leave_dead()

@@ -105,10 +105,12 @@ def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, s
     changed = []
     for key, value in values.items():
         place, last = _find(params, key, whose)
+        if not isinstance(place, list | dict):
+            raise UserError(f"{whose}: '{key}' is no key of params.yaml: {key.rpartition('.')[0]} is {_flat(place)}")
         if not isinstance(place, dict):
             raise UserError(f"{whose}: '{key}' lies in a list. Give the whole list: {key.rpartition('.')[0]}=[...]")
         before = place.get(last)
-        if before != value:
+        if before != value or isinstance(before, bool) != isinstance(value, bool):
             changed.append(f"{key}: {_flat(before)} -> {_flat(value)}")
             place[last] = _styled(value)
     for key, text in (why or {}).items():

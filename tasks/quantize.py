@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +18,7 @@ import torch
 
 from tasks import learning, lessons
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, drop, export, ladder, predict, profiling, quantization, store, training, views
+from thinner import checkpoint, drop, export, ladder, predict, profiling, quantization, store, training, views, whole
 from thinner.config import Params
 from thinner.fake_quantization import FakeQuantised
 from thinner.mapped import take
@@ -67,8 +65,7 @@ class Climb:
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.section = stage, stage.params.quantize
-        # helpers of data-parallel training climb along, and would write into each other's files
-        self.work = stage.resume / (f"climb-{socket.gethostname()}-{os.getpid()}" if stage.helper else "climb")
+        self.work = stage.resume / "climb"
         self.data = store.open_store(learning.PREPARED)
         self.source = checkpoint.load(f"data/{self.section.source}")
         self.preprocessing = self.source.spec["preprocessing"]
@@ -136,17 +133,19 @@ class Climb:
         params, plan, data = self.stage.params, self.section.training, self.data
         quantised = onnx.load(below.folder / "model.onnx")
         try:
+            taught = self._lessons(params)
             network = FakeQuantised(quantised, onnx.load(self.folded))
         except quantization.QuantiseError as error:
             self.say(f"trained: {error}; left out")
             return
-        fabric = learning.fabric_of(params)
+        # one process: each would have to climb alike, by an ONNX Runtime of its own
+        fabric = training.make_fabric(params.run.device, 1, params.run.precision)
         network.to(fabric.device)
         batches = learning.batches_of(
             self.stage, data, learning.training_pool(data), self.preprocessing, params.student.augment,
             plan.batch_size, fabric, number_of_views=params.teach.views,
         )  # fmt: skip
-        lesson = lessons.lesson(self._lessons(params), data, network, len(batches), fabric.device)
+        lesson = lessons.lesson(taught, data, network, len(batches), fabric.device)
         resume = self.stage.resume / "trained"
         resume.mkdir(exist_ok=True)
         self.history = learning.learn(
@@ -237,7 +236,7 @@ class Climb:
     def _sensitivity(self, method: str) -> list[dict[str, Any]]:
         """Measured once, also when the stage was stopped in between."""
         file = self.work / f"sensitivity-{method}.csv"
-        known = pd.read_csv(file).to_dict("records") if file.is_file() else []
+        known = pd.read_csv(file).to_dict("records") if file.is_file() else []  # whole: it is replaced, not rewritten
         self.sensitivity = [{str(key): value for key, value in row.items()} for row in known]
         session = export.open_session(self.float.folder / "model.onnx", torch.get_num_threads())
         expected = export.run_session(session, self.inputs)
@@ -247,7 +246,7 @@ class Climb:
                 self.folded, self._ranges(method), left, self.inputs, expected, torch.get_num_threads()
             ):
                 self.sensitivity.append(row)
-                _write_csv(file, self.sensitivity)
+                whole.write(file, lambda partial: _write_csv(partial, self.sensitivity))
                 bar.update(len(self.sensitivity))
         return self.sensitivity
 
@@ -258,8 +257,7 @@ class Climb:
             return params
         if not kept:
             raise quantization.QuantiseError(
-                "quantize.rungs: trained needs a loss of distill.losses that compares logits. Add {name: kd, weight: "
-                "1.0} there, or take trained out"
+                "no loss of distill.losses compares logits. To train in 8 bits add {name: kd, weight: 1.0} there"
             )
         self.say(f"trained with {', '.join(part.name for part in kept)}; losses that compare layers are left out")
         return params.model_copy(update={"distill": params.distill.model_copy(update={"losses": kept})})
@@ -281,6 +279,11 @@ class Climb:
         )
 
     # --- which one ---
+
+    @property
+    def rungs(self) -> list[str]:
+        """Those that were tried."""
+        return list(dict.fromkeys(attempt.row["rung"] for attempt in self.tried))
 
     @property
     def chosen(self) -> Attempt:
@@ -329,7 +332,7 @@ def _write(stage: Stage, climb: Climb | None) -> None:
             pd.DataFrame(climb.history).astype({"step": int}).to_csv(folder / "history.csv", index=False)
         lost = climb._drop(chosen.row)
         lines = ladder.describe(
-            str(section.candidate), section.source, chosen.row, section.rungs, lost, len(climb.layers)
+            str(section.candidate), section.source, chosen.row, climb.rungs, lost, len(climb.layers)
         )
         reached = {
             "candidate": section.candidate,

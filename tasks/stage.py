@@ -317,8 +317,8 @@ def _help(name: str, body: Callable[[Stage], None]) -> int:
     from thinner.config import load_params
 
     _die_with_parents()
-    params = load_params()
     try:
+        params = load_params()
         if params.run.processes == 1:
             raise UserError(
                 f"{name}: this is a further process of data-parallel training by its environment (NODE_RANK, RANK or "

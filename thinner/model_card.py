@@ -212,7 +212,7 @@ def _claims(facts: Facts) -> list[str]:
 def _source(facts: Facts) -> str:
     """Where a folder lies on its maker's machine is nobody's business; what it is called may be."""
     kind, _, place = facts.params.data.source.partition(":")
-    return facts.params.data.source if kind == "torchvision" else f"{kind}:{PurePath(place).name}"
+    return facts.params.data.source if kind == "torchvision" else f"{kind}:{PurePath(place).name or 'of its maker'}"
 
 
 def _data(facts: Facts) -> list[str]:

@@ -109,7 +109,10 @@ def read_results(
         params=params,
         verdicts=verdicts,
         targets=read_targets(reports),
-        self_training=decision.read(reports / decision.FOLDERS[decision.LEARNER]),
+        # DVC leaves there what a stage made that params.yaml names no longer
+        self_training=decision.read(reports / decision.FOLDERS[decision.LEARNER])
+        if (params.get("self_train") or {}).get("networks")
+        else None,
         integrity=_read(reports / "prepare.json", _INTEGRITY, "Make it again: dvc repro prepare"),
         reliability=_table(reports / "evaluate" / "reliability.csv"),
         risk_coverage=_table(reports / "evaluate" / "risk_coverage.csv"),

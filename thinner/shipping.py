@@ -19,6 +19,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 _EXPORTS = ("_onnx_int8", "_onnx", "_pt2", "_int8")
+_EIGHT_BITS = "_int8"
 _ABOUT_ANSWERS = ("beats", "within", "agrees", "answers")  # kinds of claims; the others are about sizes and speed
 
 
@@ -36,7 +37,8 @@ def targets_of(candidate: str, targets: Rows) -> list[Mapping[str, Any]]:
 
 
 def _target(file: Path) -> dict[str, Any]:
-    again = f"Make it again: dvc repro {file.parts[-2]}"
+    name = file.parts[-2]
+    again = f"Make it again: dvc repro {f'prune_also@{name}' if file.parts[-3] == 'prune_also' else name}"
     found = json_files.read_object(file, again)
     if wrong := lacking(found, _TARGET | (_JUDGED if "within_bound" in found else {})):
         raise DamagedError(f"{file}: {wrong}. {again}")
@@ -151,13 +153,27 @@ def open_points(shipped: str, verdicts: Rows, targets: Rows) -> list[str]:
     lines += [f"{v['outcome']}: {v['claim']}" for v in verdicts if v["outcome"] != "proven"]
     if not verdicts:
         return [*lines, "no claims were made (docs/claims.md has the grammar)"]
-    if not any(v["kind"] in _ABOUT_ANSWERS and _names(v["claim"], network) for v in verdicts):
+    about = [v for v in verdicts if v["kind"] in _ABOUT_ANSWERS]
+    if not any(_is_about(v, shipped) for v in about):
         lines.append(f"no claim is about how {network} answers, such as its accuracy (docs/claims.md has the grammar)")
+    # 8 bits are another network than the one they were made of; the ladder has judged its own
+    judged = any(_first(v) == shipped for v in about) or any(target["candidate"] == shipped for target in own)
+    if shipped.endswith(_EIGHT_BITS) and not judged:
+        lines.append(f"no claim is about how {shipped} answers: claim that it agrees with {network}")
     return lines
 
 
-def _names(claim: str, network: str) -> bool:
-    return any(network_of(word) == network for word in claim.split())
+def _first(verdict: Mapping[str, Any]) -> str:
+    """Whom a claim is about: the name that it begins with."""
+    return str(verdict["claim"]).split()[0]
+
+
+def _is_about(verdict: Mapping[str, Any], shipped: str) -> bool:
+    """Whether a claim is about the answers of the network that ``shipped`` is, compared with another network's or
+    counted. An export in floats is the network; one in 8 bits is not."""
+    first, *others = str(verdict["claim"]).split()
+    same = first == shipped or (network_of(first) == network_of(shipped) and not first.endswith(_EIGHT_BITS))
+    return same and not any(network_of(word) == network_of(shipped) for word in others)
 
 
 def ship_line(measured: Metrics, shipped: str, verdicts: Rows, targets: Rows) -> str:

@@ -153,17 +153,17 @@ class Batches:
         return views.send(torch.from_numpy(numbers), self.device)
 
 
-_there: dict[tuple[int, torch.device], Tensor] = {}
+_there: dict[tuple[int, torch.device], tuple[npt.NDArray[np.uint8], Tensor]] = {}  # whose key holds while it is kept
 
 
 def on_device(images: npt.NDArray[np.uint8], device: torch.device) -> views.Stored | None:
     """All ``images`` on a CUDA ``device``, once in this process, where they take no more than a quarter of its memory:
-    then no batch has to be read and copied. None elsewhere. ``images`` are to outlive the process's training."""
+    then no batch has to be read and copied. None elsewhere."""
     if device.type != "cuda" or images.nbytes > torch.cuda.get_device_properties(device).total_memory / 4:
         return None
     if (id(images), device) not in _there:
-        _there[id(images), device] = torch.from_numpy(np.array(images)).to(device)
-    return _there[id(images), device]
+        _there[id(images), device] = images, torch.from_numpy(np.array(images)).to(device)
+    return _there[id(images), device][1]
 
 
 _permutations: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}
@@ -475,8 +475,11 @@ def fit(
 @contextlib.contextmanager
 def synchronised(model: nn.Module, fabric: Fabric) -> Iterator[None]:
     """Inside, batch norms normalise by the whole batch, of which each process has a share: PyTorch's SyncBatchNorm,
-    which is for CUDA devices. Raises TrainingError on others."""
-    if fabric.world_size > 1 and fabric.device.type != "cuda":
+    which is for CUDA devices. Raises TrainingError on others. Alone, a process has the whole batch."""
+    if fabric.world_size == 1:
+        yield
+        return
+    if fabric.device.type != "cuda":
         raise TrainingError(
             f"run.sync_batch_norm: true, but PyTorch has that for CUDA devices, and this is {fabric.device.type}. "
             "Set it to false"
@@ -491,7 +494,11 @@ def _with_synchronised_norms(model: nn.Module) -> Iterator[None]:
     # timm's, since its own norms have an activation inside, which PyTorch's would drop
     from timm.layers.norm_act import convert_sync_batchnorm
 
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    norms = {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and "train" not in vars(m)  # a frozen one is not trained
+    }
     for name, norm in norms.items():
         shared = convert_sync_batchnorm(norm)
         shared._forward_hooks, shared._forward_pre_hooks = norm._forward_hooks, norm._forward_pre_hooks

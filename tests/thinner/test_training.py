@@ -627,7 +627,7 @@ def test_synchronised_norms_share_their_tensors_and_hooks_and_go_again(name):
     plain = copy.deepcopy(model).train()
     state, seen = model.state_dict(), plain(x)
     heard.clear()
-    with training.synchronised(model, training.make_fabric("cpu", 1, "fp32")):
+    with training._with_synchronised_norms(model):
         assert all(isinstance(model.get_submodule(path), nn.SyncBatchNorm) for path in norms) and norms
         assert list(model.state_dict()) == list(state)
         torch.testing.assert_close(model.train()(x), seen)  # alone it is the plain one, activations and all
@@ -635,6 +635,22 @@ def test_synchronised_norms_share_their_tensors_and_hooks_and_go_again(name):
     assert heard == [first]
     assert all(model.get_submodule(path) is norm and not norm.training for path, norm in norms.items())
     assert all(torch.equal(tensor, plain.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+def test_frozen_norms_stay_frozen_and_one_process_is_left_as_it_is():
+    from thinner import models
+
+    model = models.create({"name": "resnet8", "classes": 2, "channels": 3, "width": 8, "stem_stride": 1})
+    models.freeze(model, 2)
+    frozen = {name: m.running_mean.clone() for name, m in model.named_modules() if "train" in vars(m)
+              and isinstance(m, nn.BatchNorm2d)}  # fmt: skip
+    assert frozen
+    with training._with_synchronised_norms(model):
+        model.train()(torch.randn(4, 3, 16, 16))
+        assert any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+    assert all(torch.equal(model.get_submodule(name).running_mean, mean) for name, mean in frozen.items())
+    with training.synchronised(model, training.make_fabric("cpu", 1, "fp32")):
+        assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
 
 
 def test_norms_are_not_synchronised_where_pytorch_cannot():
