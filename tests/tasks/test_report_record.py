@@ -44,7 +44,7 @@ def test_report_reads_which_runs_made_the_stages_and_what_they_took(
     # in the order of dvc.yaml, and without the one that is still running
     assert list(found) == [
         "prepare", "finetune", "scratch", "teach", "distill", "prune", "small", "prune_also@finetune",
-        "export", "evaluate",
+        "quantize", "export", "evaluate",
     ]  # fmt: skip
     info = tracking.connect()[0].get_run(made.run_id).info
     assert found["distill"] == {
@@ -53,7 +53,7 @@ def test_report_reads_which_runs_made_the_stages_and_what_they_took(
         "commit": "c0ffee",
         "dirty": False,
     }
-    assert [run for name, run in found.items() if name != "distill"] == [None] * 9
+    assert [run for name, run in found.items() if name != "distill"] == [None] * 10
     # a file that is missing is no reason to give up the record, and a record that has gone meanwhile stops nothing
     stage.record.artifact(tmp_path / "missing.csv")
     assert _runs(stage) == found

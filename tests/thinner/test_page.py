@@ -37,7 +37,7 @@ def test_weights_set_to_zero_are_counted_where_channels_are_not_removed(results:
 
 @pytest.mark.parametrize("shipped", ["prune", "prune_onnx_int8"])
 def test_what_is_to_be_shipped_is_named_below_the_headline_and_marked(results: Results, shipped: str) -> None:
-    verdicts = [{"claim": f"prune beats network_{n} on accuracy", "kind": "beats", "outcome": outcome, "numbers": ""} for n, outcome in enumerate(
+    verdicts = [{"claim": f"{shipped} beats network_{n} on accuracy", "kind": "beats", "outcome": outcome, "numbers": ""} for n, outcome in enumerate(
         ("proven", "proven", "proven")
     )]  # fmt: skip
     told = replace(

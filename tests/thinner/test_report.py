@@ -11,7 +11,7 @@ from thinner.results import Results
 
 
 def test_a_readme_shows_the_networks_and_only_what_is_not_proven() -> None:
-    proven = {"claim": "distill beats prune on accuracy", "kind": "beats", "outcome": "proven", "numbers": "+9 points"}
+    proven = {"claim": "prune beats scratch on accuracy", "kind": "beats", "outcome": "proven", "numbers": "+9 points"}
     open_ = {"claim": "prune beats distill on accuracy", "kind": "beats", "outcome": "refuted", "numbers": "-9 points"}
     text = render_readme(METRICS, ENVIRONMENT, "prune", [proven])
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from thinner import shipping
 
 PROVEN = {"claim": "prune beats scratch on accuracy", "outcome": "proven", "kind": "beats"}
@@ -56,9 +58,10 @@ def test_where_a_claim_is_open_nothing_is_and_the_best_networks_are_named_with_t
 
 
 def test_a_missed_target_no_claims_and_what_was_not_evaluated_are_not_to_ship() -> None:
-    assert shipping.open_points("prune_onnx_int8", [PROVEN], [MISSED]) == ["prune missed its target"]
+    agrees = {"claim": "prune_onnx_int8 agrees with prune on 98 % of images", "outcome": "proven", "kind": "agrees"}
+    assert shipping.open_points("prune_onnx_int8", [PROVEN, agrees], [MISSED]) == ["prune missed its target"]
     other = {**MISSED, "candidate": "prune_finetune"}
-    assert shipping.open_points("prune_onnx_int8", [PROVEN], [other]) == []
+    assert shipping.open_points("prune_onnx_int8", [PROVEN, agrees], [other]) == []
     its_own = {**PROVEN, "claim": "prune_finetune_onnx agrees with finetune on 90 % of images", "kind": "agrees"}
     assert shipping.open_points("prune_finetune_pt2", [its_own], [other]) == ["prune_finetune missed its target"]
     assert shipping.open_points("prune", [], [MET]) == ["no claims were made (docs/claims.md has the grammar)"]
@@ -81,6 +84,33 @@ def test_claims_that_say_nothing_of_the_answers_do_not_make_a_network_ready() ->
     said = "no claim is about how prune answers, such as its accuracy (docs/claims.md has the grammar)"
     assert shipping.open_points("prune", [small, other], [MET]) == [said]
     assert shipping.open_points("prune_onnx", [small, other, PROVEN], [MET]) == []
+
+
+@pytest.mark.parametrize(
+    ("claim", "shipped", "ready"),
+    [
+        ("prune is within 1 points of distill on accuracy", "prune", True),
+        ("prune_onnx is within 1 points of distill on accuracy", "prune", True),  # the same network in floats
+        ("prune answers 60 % of images with at least 98 % accuracy", "prune_pt2", True),
+        ("prune_onnx agrees with prune on 98 % of images", "prune", False),  # says of the export that it is one
+        ("scratch is within 50 points of prune on accuracy", "prune", False),  # is about scratch
+        ("prune_int8 is within 1 points of distill on accuracy", "prune", False),  # 8 bits are another network
+        ("prune is within 1 points of distill on accuracy", "prune_onnx_int8", False),
+        ("prune_onnx_int8 is within 1 points of distill on accuracy", "prune_onnx_int8", True),
+    ],
+)
+def test_a_claim_has_to_be_about_what_is_shipped(claim: str, shipped: str, ready: bool) -> None:
+    kind = "answers" if "answers" in claim else "agrees" if "agrees" in claim else "within"
+    verdict = {"claim": claim, "outcome": "proven", "kind": kind}
+    assert (shipping.open_points(shipped, [verdict], [MET]) == []) == ready
+
+
+def test_8_bits_that_the_ladder_has_judged_need_no_claim_of_their_own() -> None:
+    held = {"candidate": "prune_int8", "met": True, "lines": ["8 bits hold."], "rung": "static"}
+    assert shipping.open_points("prune_int8", [PROVEN], [MET, held]) == []
+    assert shipping.open_points("prune_int8", [PROVEN], [MET]) == [
+        "no claim is about how prune_int8 answers: claim that it agrees with prune"
+    ]
 
 
 def test_targets_are_read_from_every_pruning_stage_and_a_missed_one_is_told_first(tmp_path: Any) -> None:
