@@ -46,7 +46,7 @@ SMALL = {
     "finetune.augment.flip": False,
     "student.width": 16, "student.stem_stride": 1, "student.image_size": 8, "student.training.steps": 60,
     "student.training.validate_every": 15, "student.training.batch_size": 64, "teach.batch_size": 100,
-    "prune.rounds": 2, "prune.round_to": 8, "prune.training.steps": 20, "prune.training.validate_every": 10, "prune.training.lr": 0.005,
+    "prune.tolerance": 0.5, "prune.rounds": 2, "prune.round_to": 8, "prune.training.steps": 20, "prune.training.validate_every": 10, "prune.training.lr": 0.005,
     "prune.training.batch_size": 64, "export.calibration_images": 32, "evaluate.latency_repeats": 10,
     "quantize.max_drop": 10.0, "quantize.images": 64, "quantize.training.steps": 10,
     "quantize.training.validate_every": 5, "quantize.training.batch_size": 64,
