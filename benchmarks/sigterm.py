@@ -72,6 +72,8 @@ def trial(folder: Path, stage: str, who: str, wait: float) -> dict[str, Any]:
         )  # fmt: skip
         learning = _learning(folder, stage, process)
         time.sleep(wait)
+        if process.poll() is not None:  # it has ended: too late
+            return trial(folder, stage, who, wait / 2)
         signalled, began = time.time(), time.monotonic()
         process.send_signal(signal.SIGTERM)
         while (alive := processes(folder)) and time.monotonic() - began < 120:
