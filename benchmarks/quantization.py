@@ -35,7 +35,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,27 +116,18 @@ def make(params: Params, stages: tuple[str, ...]) -> None:
             STAGES[name](Stage(name, params))
 
 
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def run_part(root: Path, work: Path, part: str, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The ladder of one network with one seed, tested; from `result.json` where it was done."""
     base, folder = work / f"seed{seed}", work / f"seed{seed}-{part}"
     kept = folder / "result.json"
     if kept.is_file():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
-    with inside(base):
+    for place in (base, folder):
+        place.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(base):
         make(params_of(root, None, seed, changes), ("prepare", "finetune", "teach"))
     start = time.monotonic()
-    with inside(folder):
+    with contextlib.chdir(folder):
         Path("data").mkdir(exist_ok=True)
         for name in ("prepared", "finetune", "teach"):
             if not (link := Path("data", name)).exists():
@@ -204,7 +195,8 @@ def beside_nncf(
     kept = folder / "nncf.json"
     if kept.is_file():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
-    with inside(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(folder):
         params = params_of(root, part, seed, changes)
         data = store.open_store("data/prepared")
         preprocessing = checkpoint.read_spec(attempts() / "float")["preprocessing"]

@@ -26,10 +26,9 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def measure(params: Params, work: Path) -> dict[str, Any]:
     values = params.model_dump_json(include={"run", "data", "imbalance", "finetune", "self_train"})
     folder = work / hashlib.sha256(values.encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    with _inside(folder):
+    with contextlib.chdir(folder):
         seconds: dict[str, float] = {}
         for name, body, made in (
             ("prepare", prepare, "data/prepared/info.json"),
@@ -96,16 +95,6 @@ def measure(params: Params, work: Path) -> dict[str, Any]:
                 body(Stage(name, params))
                 seconds[name] = time.perf_counter() - start
         return {**_answers(), "seconds": seconds, "decision": decision.read(Path(NETWORKS[decision.LEARNER]))}
-
-
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def _answers() -> dict[str, Any]:
