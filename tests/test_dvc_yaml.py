@@ -244,4 +244,5 @@ def test_dvc_sees_a_byte_of_a_weights_file_and_of_a_network_of_ones_own(tmp_path
     assert changed() == {"finetune", "scratch", "distill"}
     run("dvc", "commit", "--force", "--quiet")
     (tmp_path / "nets/mine.py").write_text("# code")
-    assert changed() == {"finetune", "scratch", "teach", "distill", "prune", "small", "export", "evaluate"}
+    builders = {"finetune", "scratch", "teach", "distill", "prune", "small", "quantize", "export", "evaluate"}
+    assert changed() == builders

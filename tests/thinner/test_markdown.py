@@ -7,8 +7,8 @@ from thinner.results import Results
 
 
 def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:
-    verdict = {"claim": "distill beats prune on accuracy", "kind": "beats", "outcome": "proven", "numbers": "+9 points"}
-    assert "| **proven** | distill beats prune on accuracy | +9 points |" in render_markdown(
+    verdict = {"claim": "prune beats scratch on accuracy", "kind": "beats", "outcome": "proven", "numbers": "+9 points"}
+    assert "| **proven** | prune beats scratch on accuracy | +9 points |" in render_markdown(
         METRICS, ENVIRONMENT, "prune", [verdict]
     )
     lines = render_markdown(METRICS, ENVIRONMENT, "prune", [verdict]).splitlines()
