@@ -7,10 +7,10 @@ once, and ends as it would have ended.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import logging
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -18,13 +18,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_HOME,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     temporary_settings,
 )
@@ -35,10 +38,13 @@ from tasks import processes, tracking
 from thinner.errors import UserError, one_line
 
 GOODBYE_SECONDS = 5.0  # for Prefect's last words to a server that is not there
+STARTS = 3  # of a server of the run's own, where it ends while it starts
+_STARTS_ANEW = 3  # the exit status at which Prefect starts its server once more
 _watches: list[subprocess.Popen[bytes]] = []
 _url: str | None = None  # of the server that the flow at work has
 _state: State | None = None  # what the flow has come to
 _gone = threading.Event()
+_begun = threading.Event()
 _hurry = contextlib.ExitStack()  # never closed: what is entered holds until the process ends
 
 
@@ -99,6 +105,7 @@ def remember() -> None:
     global _url  # noqa: PLW0603 - a process has one flow at a time
     with get_client(sync_client=True) as client:
         _url = str(client.api_url)
+    _begun.set()
 
 
 def decided(state: State) -> State:
@@ -134,27 +141,64 @@ def outlived(flow: Callable[[], State]) -> State:
     global _url, _state  # noqa: PLW0603
     _url = _state = None
     _gone.clear()
+    _begun.clear()
+    threading.Thread(target=_mind_the_start, name="Prefect's server starts", daemon=True).start()
     try:
         state = flow()
     except Exception as error:
         if _own_word() is None:
-            if isinstance(error, RuntimeError) and "ephemeral Prefect API server" in str(error):
+            if _own() and not _begun.is_set() and isinstance(error, (RuntimeError, httpx.TransportError)):
+                _gone.set()
+                leave(2)  # or Prefect would start one more, for its last words
                 raise _not_started(error) from error
             raise
+    finally:
+        _begun.set()
     return _own_word() or state
 
 
-def _not_started(error: RuntimeError) -> UserError:
+def _mind_the_start() -> None:
+    """Until the flow begins: a server that ends while it starts is started again, at once, and that ``STARTS`` times.
+
+    Prefect starts one again at one exit status only, and then for ever; at any other it waits for its whole timeout.
+    """
+    seen: list[subprocess.Popen[bytes]] = []
+    while not _begun.wait(0.05):
+        own = _own()
+        process = own.server_process if own and own.running else None
+        if process is None:
+            continue
+        if process not in seen:
+            seen.append(process)
+        code = process.poll()
+        if code is not None and len(seen) < STARTS:
+            process.returncode = _STARTS_ANEW
+        elif code is not None:
+            process.poll = functools.partial(_give_up, process, code)
+            return
+
+
+def _own() -> Any:
+    """Prefect's object for the server of the run's own, once there is one; to import its class takes a second."""
+    kind = getattr(sys.modules.get("prefect.server.api.server"), "SubprocessASGIServer", None)  # half imported: none
+    return kind and kind._instances.get(None)
+
+
+def _give_up(process: Any, code: int) -> int:
+    """In place of one look at the server's process, in the loop that waits for it."""
+    del process.poll
+    raise RuntimeError(f"It ended {STARTS} times while it started, at last with exit status {code}")
+
+
+def _not_started(error: Exception) -> UserError:
     key = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
     seconds = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
-    said = one_line(str(error).partition("stderr:")[2])[-300:].strip()
-    ended = re.search(r"exited with code (-?\d+)", str(error))
+    if isinstance(error, RuntimeError) and "Timed out" in str(error):
+        why = f"Prefect's server did not start within {seconds} s; nothing has run"
+        return UserError(f"{why}. Give it more time ({key}={max(300, 2 * seconds)}), or do without it: dvc repro")
     return UserError(
-        f"Prefect's server did not start within {seconds} s"
-        + (f" (it ended with {ended[1]})" if ended else "")
-        + "; nothing has run"
-        + (f". Its last words: {said}" if said else "")
-        + f". Give it more time ({key}={max(300, 2 * seconds)}), or do without it: dvc repro"
+        f"Prefect's server did not start; nothing has run. {one_line(str(error)) or type(error).__name__}. What it "
+        f"said stands above; its files are in {PREFECT_HOME.value()}. Without it: dvc repro"
     )
 
 

@@ -483,6 +483,35 @@ def test_a_prefect_server_that_does_not_start_in_time_is_one_line_and_leaves_no_
 
 
 @pytest.mark.integration
+def test_a_prefect_server_that_is_killed_while_it_starts_is_started_again(toy: Toy) -> None:
+    toy.change_param("temperature: ", "temperature: 1")
+    process = toy.start(sys.executable, "-m", "flows.pipeline")
+    killed: list[psutil.Process] = []
+    for _ in range(server.STARTS - 1):
+        eventually(lambda: set(_servers(toy)) - set(killed))
+        (own, *_) = set(_servers(toy)) - set(killed)
+        own.kill()
+        killed.append(own)
+    output, _ = process.communicate(timeout=server.STARTS * 60)  # Prefect's own patience alone is 120 s
+    assert process.returncode == 0 and "Traceback" not in output, output
+    assert toy.ran() == ["distill"]
+    assert [run.info.status for run in _runs(toy)[:2]] == ["FINISHED", "FINISHED"]
+
+
+@pytest.mark.integration
+def test_a_prefect_server_that_cannot_start_is_one_line_and_no_endless_loop(toy: Toy) -> None:
+    toy.change_param("temperature: ", "temperature: 1")
+    (toy.root / ".prefect").mkdir(exist_ok=True)
+    (toy.root / ".prefect/prefect.db").write_bytes(b"not a database" * 1000)
+    done = toy.pipeline(check=False)  # Prefect alone starts it for ever
+    assert done.returncode == 2
+    assert "Prefect's server did not start; nothing has run. It ended 3 times while it started" in done.stdout
+    assert str(toy.root / ".prefect") in done.stdout and "dvc repro" in done.stdout
+    assert toy.ran() == []
+    eventually(lambda: not _servers(toy))
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_a_run_whose_prefect_server_goes_in_its_midst_ends_as_it_would_have(toy: Toy, number: signal.Signals) -> None:
     toy.change_param("temperature: ", "temperature: 1")
