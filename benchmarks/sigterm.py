@@ -72,7 +72,8 @@ def trial(folder: Path, stage: str, who: str, wait: float) -> dict[str, Any]:
         )  # fmt: skip
         learning = _learning(folder, stage, process)
         time.sleep(wait)
-        if process.poll() is not None:  # it has ended: too late
+        if not _learns(folder, stage):  # it has ended, or is about to: too late
+            process.wait()
             return trial(folder, stage, who, wait / 2)
         signalled, began = time.time(), time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -111,10 +112,15 @@ def _forget(folder: Path, stage: str) -> None:
     shutil.rmtree(folder / ".dvc" / "cache" / "runs", ignore_errors=True)
 
 
+def _learns(folder: Path, stage: str) -> bool:
+    """Whether the stage has a folder for its states, which goes when its result is there."""
+    return any((folder / ".thinner" / "resume").glob(f"{stage}-*"))
+
+
 def _learning(folder: Path, stage: str, process: subprocess.Popen[bytes]) -> float:
     """Wait until the stage has a folder for its states; the time then."""
     give_up = time.monotonic() + START
-    while not any((folder / ".thinner" / "resume").glob(f"{stage}-*")):
+    while not _learns(folder, stage):
         if process.poll() is not None or time.monotonic() > give_up:
             raise UserError(f"{stage} did not begin to learn:\n{(folder / 'trial.log').read_text()[-1000:]}")
         time.sleep(0.1)
