@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from tasks.bundle import make_bundle
-from tasks.candidates import made
+from tasks.record.candidates import made
 from thinner.config import load_params
+from thinner.data.store import open_store
 from thinner.predict import open_candidate
-from thinner.store import open_store
 
 # runs in the bundle's folder, with its environment: decodes files, and keeps logits
 PROGRAM = """

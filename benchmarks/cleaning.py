@@ -76,8 +76,8 @@ KINDS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
 
 def pictures(name: str, count: int, rng: np.random.Generator) -> Any:
     """``count`` pictures of the training part of a set, as `prepare` stores them."""
-    from thinner.sources import Part, list_source
-    from thinner.store import decode
+    from thinner.data.sources import Part, list_source
+    from thinner.data.store import decode
 
     source, root, side, channels = SETS[name]
     listing = list_source(source, root, lambda line: None)
@@ -130,7 +130,7 @@ def judge(pairs: set[tuple[int, int]], planted: dict[int, tuple[int, str]]) -> d
 
 
 def near_duplicates(name: str, pool: int, copies: int, page: Path | None) -> dict[str, Any]:
-    from thinner import duplicates
+    from thinner.data import duplicates
 
     rng = np.random.default_rng(0)
     images, planted = plant(pictures(name, pool, rng), copies, rng)
@@ -144,7 +144,7 @@ def near_duplicates(name: str, pool: int, copies: int, page: Path | None) -> dic
 
 
 def _natural_page(name: str, images: Any, pairs: list[Any]) -> str:
-    from thinner.pictures_page import Card, Section, render
+    from thinner.evidence.pictures_page import Card, Section, render
 
     cards = [
         Card([(images[i], [str(i)]) for i in (pair.first, pair.second)], f"{pair.similarity:.4f} {pair.how}")
@@ -156,10 +156,10 @@ def _natural_page(name: str, images: Any, pairs: list[Any]) -> str:
 def suspect_labels(seed: int) -> dict[str, Any]:
     """How many of the flipped labels are among the first suspects, of the pictures that ``seed`` draws."""
     from flows.data import pretrained
-    from thinner import suspects
     from thinner.config import load_params
-    from thinner.sources import list_source
-    from thinner.store import decode, split
+    from thinner.data.sources import list_source
+    from thinner.data.store import decode, split
+    from thinner.learn import suspects
 
     params = load_params()
     source, root, side, channels = SETS["fashion"]

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.environment import repository_root, set_environment
-from tasks.stage import keep_memory
+from tasks.machine import keep_memory
 
 RESULTS, PAGE = Path("benchmarks/coverage.json"), Path("docs/networks.md")
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
@@ -101,7 +101,7 @@ def family_of(name: str) -> Family:
 
 def networks() -> list[str]:
     """Every classifier of torchvision, and the ones of timm and of our own above."""
-    from thinner import models
+    from thinner.networks import models
 
     classifiers = [name for name in models.names() if name.startswith("torchvision:")]
     return [*classifiers, *(f"timm:{name}" for name in TIMM), *OURS]
@@ -109,8 +109,8 @@ def networks() -> list[str]:
 
 def parameters(name: str) -> int:
     """Of the network with ``CLASSES`` outputs; nothing is allocated."""
-    from thinner import models
-    from thinner.profiling import count_params
+    from thinner.measure.profiling import count_params
+    from thinner.networks import models
 
     return count_params(models.skeleton({"name": name, "classes": CLASSES, "channels": 3}))
 
@@ -123,9 +123,10 @@ def examine(name: str, size: int, folder: Path) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from thinner import checkpoint, models, pruning
+    from thinner.compress import pruning
     from thinner.errors import UserError
-    from thinner.profiling import count_macs, count_params
+    from thinner.measure.profiling import count_macs, count_params
+    from thinner.networks import checkpoint, models
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -181,7 +182,7 @@ def train_step(model: Any, x: Any) -> bool:
     import torch
     import torch.nn.functional as F
 
-    from thinner import models
+    from thinner.networks import models
 
     model.train()
     before = models.head_of(model)[1].weight.detach().clone()
@@ -197,8 +198,8 @@ def onnx_difference(model: Any, x: Any, logits: Any, folder: Path) -> float:
     """Largest difference between the logits of ONNX Runtime and ``logits``, relative to the largest logit."""
     import numpy as np
 
-    from thinner import export
     from thinner.config import load_params
+    from thinner.networks import export
 
     export.export_onnx(model, folder / "model.onnx", tuple(x.shape[1:]), {}, load_params().export.opset)
     got = export.run_session(export.open_session(folder / "model.onnx"), x)
@@ -210,7 +211,7 @@ def load_again(folder: Path) -> dict[str, bool]:
     import numpy as np
     import torch
 
-    from thinner import checkpoint
+    from thinner.networks import checkpoint
 
     torch.set_num_threads(1)
     same = {}
@@ -231,9 +232,9 @@ PRELOADED = [
     "timm",
     "onnxscript",
     "onnxruntime",
-    "thinner.pruning",
-    "thinner.checkpoint",
-    "thinner.export",
+    "thinner.compress.pruning",
+    "thinner.networks.checkpoint",
+    "thinner.networks.export",
 ]
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.distillation --json FILE   # and the numbers
     python -m benchmarks.distillation --check       # exits with 1 where a must falls short
 
-Four ways to run the same training step (`thinner.training.fit`, the student's optimiser and batch size):
+Four ways to run the same training step (`thinner.learn.training.fit`, the student's optimiser and batch size):
 
 - limit: one fixed batch, and the teacher's logits for it, in memory: nothing to load, nothing to look up
 - cached: what `distill` does: views of stored images, the teacher's logits from the teach stage's file
@@ -12,8 +12,8 @@ Four ways to run the same training step (`thinner.training.fit`, the student's o
 - live: the same views, and the teacher asked in every step
 
 They take turns in shuffled order; a ratio is taken within each round and then averaged over rounds, with a 95 %
-interval (`thinner.statistics.speed_ratio`). Images are random numbers in a memory-mapped file: what they show makes
-no difference to the time. The teacher's weights are random as well.
+interval (`thinner.evidence.statistics.speed_ratio`). Images are random numbers in a memory-mapped file: what they
+show makes no difference to the time. The teacher's weights are random as well.
 
 Then memory: the resident size of a process after one epoch with cached signals, for 7,000 images and for 70,000 (of
 64 px, so that the larger set is 290 MB). Training reads every image and should keep none.
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.environment import repository_root, set_environment
-from tasks.stage import keep_memory, set_up_torch, thread_count
+from tasks.machine import keep_memory, set_up_torch, thread_count
 from thinner.config import load_params
 from thinner.errors import UserError
 
@@ -102,7 +102,7 @@ def generate(job: Job, folder: Path) -> tuple[Any, Any, Any]:
     """Memory-mapped images, labels and opened signals, all random, written to ``folder``."""
     import numpy as np
 
-    from thinner import signals
+    from thinner.learn import signals
 
     rng = np.random.default_rng(0)
     shape = (job.images, job.stored_size, job.stored_size, job.student["channels"])
@@ -123,7 +123,9 @@ def measure(job: Job, rounds: int, folder: Path, params: Any, student: Any = Non
     import numpy as np
     import torch
 
-    from thinner import losses, models, signals, training, views
+    from thinner.data import views
+    from thinner.learn import losses, signals, training
+    from thinner.networks import models
 
     images, labels, cache = generate(job, folder)
     channels, pool = job.student["channels"], np.arange(job.images)
@@ -210,7 +212,9 @@ def resident(job: Job, folder: Path) -> int:
     import psutil
     import torch
 
-    from thinner import losses, models, training, views
+    from thinner.data import views
+    from thinner.learn import losses, training
+    from thinner.networks import models
 
     params = load_params()
     set_up_torch(params.run)
@@ -253,7 +257,7 @@ def measure_memory(job: Job, few: int = FEW_IMAGES) -> dict[str, Any]:
 def judge(job: Job, times: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
-    from thinner.statistics import speed_ratio
+    from thinner.evidence.statistics import speed_ratio
 
     def ratio(way: str, of: str) -> dict[str, float]:
         found = speed_ratio(times[way] * 1e3, times[of] * 1e3)

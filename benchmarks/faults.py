@@ -53,7 +53,7 @@ VICTIMS = {
     "stage": "program.py",
     "dvc": "-m dvc",
     "flow": "flows.pipeline",
-    "record": "tasks.tracking",
+    "record": "tasks.record.pipeline_run",
     "server": "prefect.server.api",
 }
 RUNNERS = {"flow": ["-m", "flows.pipeline"], "dvc": ["-m", "dvc", "repro"]}

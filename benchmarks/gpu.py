@@ -6,9 +6,9 @@
     python -m benchmarks.gpu --parts resnet50 teach   # some parts
     python -m benchmarks.gpu --device cpu --quick     # tiny sizes, to see that every line runs; says nothing of speed
 
-What is timed is what the stages run: a store that thinner.store wrote, batches of tasks.learning, the steps of
-tasks.lessons, ``thinner.training.fit``, and the stage teach. Pixels are random, weights too: what pictures show makes
-no difference to the time.
+What is timed is what the stages run: a store that thinner.data.store wrote, batches of tasks.learning, the steps of
+tasks.lessons, ``thinner.learn.training.fit``, and the stage teach. Pixels are random, weights too: what pictures show
+makes no difference to the time.
 
 - resnet50, student, mobilenet: a training step with the real data path, against the same step on one held batch
 - teach: images a second of the stage teach, against the same network on one held batch
@@ -16,8 +16,8 @@ no difference to the time.
 - deterministic, compile: the step on one held batch, each of the two off and on
 
 The ways of a part take turns in shuffled order. A ratio is taken within each round and averaged over rounds, with a
-95 % interval (``thinner.statistics.speed_ratio``). The clock runs between two steps in the midst of ``fit``, each after
-the device has done what it was given. A part that fails costs one line; the others run.
+95 % interval (``thinner.evidence.statistics.speed_ratio``). The clock runs between two steps in the midst of ``fit``,
+each after the device has done what it was given. A part that fails costs one line; the others run.
 
 docs/gpu.md says what each row means, and what a machine needs.
 """
@@ -41,7 +41,8 @@ from typing import Any
 
 from benchmarks.distillation import parser_of
 from tasks.environment import repository_root, set_environment
-from tasks.stage import Stage, keep_memory, set_up_torch
+from tasks.machine import keep_memory, set_up_torch
+from tasks.stage import Stage
 from thinner.errors import UserError, one_line
 
 LIMIT_SECONDS = 480.0  # of the whole run: what has not begun by then does not
@@ -138,7 +139,7 @@ class Bench:
     def params(self, job: Job, store: str, **changes: Any) -> Any:
         """params.yaml with ``job`` as the student, ResNet-50 as the teacher, in bfloat16; and ``changes``, whose names
         are "section__key"."""
-        from thinner.config import Params
+        from thinner.params import Params
 
         raw = copy.deepcopy(self.raw)
         free: dict[str, Any] = {"width": None, "stem_stride": None, "weights": None, "mean": MEAN, "std": STD}
@@ -160,7 +161,7 @@ class Bench:
     @contextlib.contextmanager
     def store(self, name: str) -> Iterator[Any]:
         """The store ``name``, opened, with its folder as the current one: stages name their paths from there."""
-        from thinner import store
+        from thinner.data import store
 
         root = self.folder / name
         if not (root / "data/prepared/info.json").exists():
@@ -186,7 +187,7 @@ def write_random_store(folder: Path, images: int, classes: int, size: int) -> No
     import numpy as np
     from PIL import Image
 
-    from thinner import sources, store
+    from thinner.data import sources, store
 
     parts = np.full(images, sources.Part.TRAIN, dtype=np.int8)
     parts[-16:-8], parts[-8:] = sources.Part.VALIDATION, sources.Part.TEST
@@ -220,7 +221,7 @@ class Way:
 
 def seconds_a_step(bench: Bench, way: Way, fabric: Any, steps: int, number: int) -> float:
     """Of ``fit``, over ``steps`` steps in its midst. ``number``: of the round, for other batches in each."""
-    from thinner import training
+    from thinner.learn import training
 
     marks: list[float] = []
     edge = 1 if bench.quick else EDGE
@@ -243,8 +244,8 @@ def seconds_a_step(bench: Bench, way: Way, fabric: Any, steps: int, number: int)
 def fit(
     bench: Bench, model: Any, batches: Any, step: Callable[..., Any], fabric: Any, steps: int, compiled: bool = False
 ) -> None:
-    """``thinner.training.fit``, which validates nothing and keeps no state."""
-    from thinner import training
+    """``thinner.learn.training.fit``, which validates nothing and keeps no state."""
+    from thinner.learn import training
 
     training.fit(
         model,
@@ -300,7 +301,7 @@ def time_steps(bench: Bench, title: str, ways: Mapping[str, Way], fabric: Any, s
 
 def ratio(name: str, times: Mapping[str, Any], way: str, of: str, least: float | None = None) -> Row:
     """How many times as fast as ``of`` the way is."""
-    from thinner.statistics import speed_ratio
+    from thinner.evidence.statistics import speed_ratio
 
     found = speed_ratio(times[way] * 1e3, times[of] * 1e3)
     return Row(name, found.effect, "times", found.low, found.high, least)
@@ -337,7 +338,7 @@ def open_job(bench: Bench, job: Job, data: Any, store: str) -> tuple[Any, Any, A
 
 def new_network(params: Any, section: Any, data: Any, fabric: Any) -> Any:
     from tasks import learning
-    from thinner import models
+    from thinner.networks import models
 
     model = models.create(learning.network_of(section, len(data.classes)))
     return model.to(fabric.device, memory_format=learning.memory_format_of(params))
@@ -347,8 +348,8 @@ def train(bench: Bench, title: str, job: Job, store: str) -> list[Row]:
     """A step with the real data path, against the same step on one held batch."""
     import torch
 
-    from thinner import training
-    from thinner.profiling import count_macs, count_params
+    from thinner.learn import training
+    from thinner.measure.profiling import count_macs, count_params
 
     cuda = bench.device.type == "cuda"
     with bench.store(store) as data:
@@ -433,7 +434,7 @@ class Watched(Stage):
 def save_teacher(params: Any, data: Any, fabric: Any) -> Any:
     """A teacher as the stage finetune leaves one, of random weights; returns its network on the device."""
     from tasks import learning
-    from thinner import checkpoint
+    from thinner.networks import checkpoint
 
     model = new_network(params, params.finetune, data, fabric)
     network = learning.network_of(params.finetune, len(data.classes))
@@ -609,7 +610,7 @@ def _two(bench: Bench) -> tuple[tuple[str, Job, str], ...]:
 
 
 def held_way(model: Any, batches: Any) -> Way:
-    from thinner import training
+    from thinner.learn import training
 
     held = batches(0)
     return Way(model, lambda number: held, training.supervised_step())
@@ -723,7 +724,7 @@ def open_bench(options: Any, folder: Path) -> Bench:
     """Raises UserError where this is not the repository's root, or the device is not there."""
     set_environment()  # before torch is imported, which reads some of it once
     keep_memory()
-    from thinner import yaml_files
+    from thinner.files import yaml_files
 
     raw = yaml_files.read(repository_root() / "params.yaml")
     import torch

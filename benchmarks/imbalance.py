@@ -29,8 +29,12 @@ import torch
 from numpy.typing import NDArray
 
 from tasks import learning
-from thinner import imbalance, models, scores, sources, store, training, views
-from thinner.config import Imbalance, load_params
+from thinner.config import load_params
+from thinner.data import sources, store, views
+from thinner.learn import imbalance, training
+from thinner.measure import scores
+from thinner.networks import models
+from thinner.params import Imbalance
 
 LARGEST, FACTOR = 1000, 50
 STEPS, BATCH, EVERY = 400, 64, 100

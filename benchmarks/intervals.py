@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinner.scores import score
-from thinner.statistics import (
+from thinner.evidence.statistics import (
     Estimate,
     Evidence,
     accuracy_difference,
@@ -35,6 +34,7 @@ from thinner.statistics import (
     speed_ratio,
     worst_class_difference,
 )
+from thinner.measure.scores import score
 
 COVERAGE, FALSE_PROVEN = (0.93, 0.97), 0.05
 RESAMPLES = 600  # a stage takes 20,000; the noise that fewer add is part of what is measured

@@ -6,8 +6,8 @@
 
 Distil then prune trains the student in `distill` and what each round of `prune` leaves of it; prune then distil trains
 what is left of the teacher. Teacher and signals are the same in both and are left out. For each of these networks, cut
-as `prune` cuts it, steps of training with cached signals (`thinner.training.fit`) take turns over several rounds; a
-round's cost of an order is the sum of seconds per step times the steps that the study gives it.
+as `prune` cuts it, steps of training with cached signals (`thinner.learn.training.fit`) take turns over several rounds;
+a round's cost of an order is the sum of seconds per step times the steps that the study gives it.
 
 Both must end with the same multiply-adds within 10 %, and cost the same within 15 %: then the study's table compares
 accuracies and nothing else.
@@ -26,8 +26,8 @@ from typing import Any
 from benchmarks import distillation
 from flows.sweep import load_study, overridden
 from tasks.environment import repository_root
-from thinner.config import Params
 from thinner.errors import UserError
+from thinner.params import Params
 
 STUDY = Path("studies/order.yaml")
 MOST_MACS = 1.10  # of the smaller end's
@@ -53,7 +53,7 @@ def trainings(params: Params) -> list[Training]:
     """
     from tasks.learning import memory_format_of
     from tasks.prune import way_of
-    from thinner.rounds import PruningPlan
+    from thinner.compress.rounds import PruningPlan
 
     plan, name = params.prune.training, params.prune.source
     steps = _steps(plan.steps)
@@ -84,7 +84,7 @@ def _steps(steps: int | None) -> int:
 def _network(params: Params, name: str) -> tuple[Any, tuple[int, int, int]]:
     import torch
 
-    from thinner import checkpoint, models
+    from thinner.networks import checkpoint, models
 
     folder = Path("data") / name
     if (folder / "model.json").exists():
@@ -129,8 +129,8 @@ def judge(orders: Mapping[str, list[Training]], times: Mapping[str, list[Any]]) 
     """Seconds and multiply-adds of each order; how often the baseline's cost goes into the other's."""
     import numpy as np
 
-    from thinner.profiling import count_macs
-    from thinner.statistics import speed_ratio
+    from thinner.evidence.statistics import speed_ratio
+    from thinner.measure.profiling import count_macs
 
     found: dict[str, Any] = {"orders": {}}
     costs = []

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import distillation
-from tasks.stage import thread_count
+from tasks.machine import thread_count
 from thinner.errors import UserError
 
 RESULTS, PAGE = Path("benchmarks/peers.json"), Path("docs/peers.md")
@@ -155,7 +155,7 @@ class Bench:
     @property
     def policy(self) -> Any:
         """As usual for these images: moved by up to four pixels, and mirrored."""
-        from thinner import views
+        from thinner.data import views
 
         return views.Policy(flip=True, translation=0.125)
 
@@ -166,14 +166,14 @@ class Bench:
         """With the same weights each time."""
         import torch
 
-        from thinner import models
+        from thinner.networks import models
 
         torch.manual_seed(SEED)
         return models.create(self.network(name)).to(self.fabric.device, memory_format=torch.channels_last)
 
     def batches(self, start: int = 0) -> Callable[[int], Any]:
         """Batch number ``step`` of the one stream that all trainings are given, from batch ``start`` on."""
-        from thinner import training
+        from thinner.learn import training
 
         made = training.Batches(
             self.data.images, self.data.labels, self.pool, self.budget.batch_size, SEED, 32, MEAN, STD, self.policy,
@@ -183,7 +183,7 @@ class Bench:
 
     def accuracy(self, model: Any) -> float:
         """On the validation split, 0 to 1."""
-        from thinner import training
+        from thinner.learn import training
 
         index = self.data.splits["validation"]
         found = training.validation(
@@ -192,7 +192,7 @@ class Bench:
         return float(found["val_accuracy"])
 
     def save(self, folder: Path, model: Any, name: str) -> None:
-        from thinner import checkpoint
+        from thinner.networks import checkpoint
 
         spec = {
             "stage": "peers", "network": self.network(name), "classes": list(self.data.classes),
@@ -203,14 +203,14 @@ class Bench:
     def load(self, name: str) -> Any:
         import torch
 
-        from thinner import checkpoint
+        from thinner.networks import checkpoint
 
         model = checkpoint.load(self.folder / name).model
         return model.to(self.fabric.device, memory_format=torch.channels_last)
 
     def fit(self, model: Any, step: Any, steps: int, lr: float, resume: Path, start: int = 0) -> None:
         """Our loop: goes on after its last validation where it was stopped, and keeps the best weights."""
-        from thinner import training
+        from thinner.learn import training
 
         resume.mkdir(parents=True, exist_ok=True)
         training.fit(
@@ -234,7 +234,7 @@ class Bench:
         self, model: Any, loss_of: Callable[[Any, Any], Any], steps: int, lr: float, regularize: Any = None
     ) -> None:
         """The peers' loop: the same optimiser, rates and batches, and the last weights."""
-        from thinner import training
+        from thinner.learn import training
 
         optimizer = training.make_optimizer(model, "sgd", lr=lr, weight_decay=5e-4)
         model.train()
@@ -270,7 +270,7 @@ def unit(bench: Bench, name: str, work: Callable[[Path], Any]) -> dict[str, Any]
 
 
 def facts(bench: Bench, model: Any) -> dict[str, Any]:
-    from thinner.profiling import count_macs, count_params
+    from thinner.measure.profiling import count_macs, count_params
 
     return {
         "validation": bench.accuracy(model),
@@ -280,7 +280,7 @@ def facts(bench: Bench, model: Any) -> dict[str, Any]:
 
 
 def train_source(bench: Bench, folder: Path) -> dict[str, Any]:
-    from thinner import training
+    from thinner.learn import training
 
     model = bench.create(bench.budget.source)
     budget = bench.budget
@@ -292,7 +292,7 @@ def train_source(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def write_signals(bench: Bench, folder: Path) -> None:
     """The source's logits for every training image and view, as the stage ``teach`` writes them."""
-    from thinner import signals
+    from thinner.learn import signals
 
     work = folder / "resume"
     work.mkdir(exist_ok=True)
@@ -313,7 +313,7 @@ def write_signals(bench: Bench, folder: Path) -> None:
 
 def lesson(bench: Bench, parts: Any) -> Any:
     """A step of ``training.fit`` with the cached signals."""
-    from thinner import losses, signals
+    from thinner.learn import losses, signals
 
     loss, cache = losses.combine(parts), signals.open_signals(bench.folder / "signals")
     per_epoch = max(1, len(bench.pool) // bench.budget.batch_size)
@@ -332,8 +332,8 @@ def prune_ours(bench: Bench, folder: Path, how: Mapping[str, Any]) -> dict[str, 
     """Cut and recover in rounds, each with its share of the steps, as the stage ``prune`` does."""
     import torch
 
-    from thinner import pruning
-    from thinner.profiling import count_macs
+    from thinner.compress import pruning
+    from thinner.measure.profiling import count_macs
 
     budget, shape = bench.budget, (3, 32, 32)
     model = bench.load("source").cpu()
@@ -377,8 +377,9 @@ def prune_peer(bench: Bench, folder: Path, together: bool, sparsity_steps: int) 
     import torch.nn.functional as F
     import torch_pruning as tp
 
-    from thinner import architectures, models
-    from thinner.profiling import count_macs
+    from thinner.compress import architectures
+    from thinner.measure.profiling import count_macs
+    from thinner.networks import models
 
     budget = bench.budget
     model = bench.load("source")
@@ -430,7 +431,7 @@ def distill_ours(bench: Bench, folder: Path, name: str) -> dict[str, Any]:
 
 def scratch(bench: Bench, folder: Path) -> dict[str, Any]:
     """The same student, start, steps and views, with labels and no teacher."""
-    from thinner import training
+    from thinner.learn import training
 
     model = bench.create(bench.budget.student)
     budget = bench.budget
@@ -503,8 +504,8 @@ def macs_say(pair: Pair) -> float:
 
     No loop that computes the same can gain more than this, but for what loading and memory layouts cost.
     """
-    from thinner import models
-    from thinner.profiling import count_macs
+    from thinner.measure.profiling import count_macs
+    from thinner.networks import models
 
     teacher = count_macs(models.skeleton(pair.teacher), (3, pair.teacher_size, pair.teacher_size))
     return 1 + teacher / (3 * count_macs(models.skeleton(pair.student), (3, 32, 32)))
@@ -540,7 +541,8 @@ def _our_epoch(bench: Bench, pair: Pair) -> Callable[[], None]:
     import numpy as np
     import torch
 
-    from thinner import losses, models, signals, training
+    from thinner.learn import losses, signals, training
+    from thinner.networks import models
 
     device = bench.fabric.device
     pool = bench.pool[: bench.budget.speed_images]
@@ -584,7 +586,7 @@ def _torchdistill_epoch(bench: Bench, pair: Pair, workers: int) -> Callable[[], 
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    from thinner import models
+    from thinner.networks import models
 
     logging.getLogger("torchdistill").setLevel(logging.WARNING)
     logging.getLogger().setLevel(logging.WARNING)  # it logs to the root
@@ -660,8 +662,8 @@ def measure_latency(bench: Bench, names: list[str]) -> dict[str, dict[str, list[
     """Milliseconds in ONNX Runtime on one thread, {batch: {network: samples}}, all networks of a batch in turns."""
     import torch
 
-    from thinner import checkpoint, export
-    from thinner import profiling as clock
+    from thinner.measure import profiling as clock
+    from thinner.networks import checkpoint, export
 
     work = bench.folder / "latency" / "resume"
     work.mkdir(parents=True, exist_ok=True)
@@ -689,7 +691,7 @@ def right_on_test(bench: Bench, name: str) -> dict[str, Any]:
     """Which images of the test split the network has right: 0 and 1, as text."""
     import torch
 
-    from thinner import training
+    from thinner.learn import training
 
     index = bench.data.splits["test"]
     logits = training.logits_of(
@@ -703,7 +705,7 @@ def compare(rights: Mapping[str, str], candidate: str, reference: str) -> dict[s
     """Accuracy of ``candidate`` less that of ``reference`` on the same images, with Tango's 95 % interval."""
     import numpy as np
 
-    from thinner.statistics import accuracy_difference
+    from thinner.evidence.statistics import accuracy_difference
 
     ours, theirs = (np.array([each == "1" for each in rights[name]]) for name in (candidate, reference))
     found = accuracy_difference(ours, theirs, margin=MARGIN)
@@ -758,7 +760,7 @@ def judge_speed(times: Mapping[str, list[float]]) -> dict[str, Any]:
     """Seconds of the median epoch of each way; how many times as fast ours is as the faster of torchdistill's."""
     import numpy as np
 
-    from thinner.statistics import speed_ratio
+    from thinner.evidence.statistics import speed_ratio
 
     medians = {way: float(np.median(seconds)) for way, seconds in times.items()}
     other = min((way for way in medians if way != "thinner"), key=lambda way: medians[way])
@@ -770,7 +772,7 @@ def judge_latency(samples: Mapping[str, list[float]]) -> dict[str, Any]:
     """Median ms of each network; how many times as fast it is as the source."""
     import numpy as np
 
-    from thinner.statistics import speed_ratio
+    from thinner.evidence.statistics import speed_ratio
 
     found = {}
     for name, times in samples.items():
@@ -845,7 +847,8 @@ def run(bench: Bench, params: Any, command: Sequence[str]) -> dict[str, dict[str
 
 def open_bench(params: Any, budget: Budget, pictures: Path, folder: Path) -> Bench:
     """The work folder, with the pictures decoded into it. Raises UserError where it belongs to another run."""
-    from thinner import sources, store, training
+    from thinner.data import sources, store
+    from thinner.learn import training
 
     if not (pictures / "train").is_dir() or not (pictures / "test").is_dir():
         raise UserError(

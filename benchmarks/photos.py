@@ -15,8 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from thinner import whole
 from thinner.errors import UserError
+from thinner.files import whole
 
 CLASSES = ("airplane", "bird", "cat", "truck")
 LABELLED, UNLABELLED, TEST = 300, 500, 100  # of each class

@@ -53,7 +53,7 @@ def stopwatch() -> Iterator[dict[str, float]]:
     """Seconds spent in tracing, scoring and cutting, while the block runs."""
     import torch_pruning as tp
 
-    from thinner import pruning
+    from thinner.compress import pruning
 
     spent = dict.fromkeys(PARTS[:-1], 0.0)
     places: list[tuple[str, Any, str]] = [
@@ -89,7 +89,8 @@ def measure_step(network: dict[str, Any], size: int, rounds: int) -> dict[str, A
     import torch
     import torch.nn.functional as F
 
-    from thinner import models, pruning
+    from thinner.compress import pruning
+    from thinner.networks import models
 
     torch.manual_seed(0)
     model = models.create(network).eval()
@@ -132,8 +133,9 @@ def students(params: Any) -> tuple[str, dict[float, Any]]:
     """(where the weights are from, {share of the MACs asked for: network}), 1.0 being the student as it is."""
     import torch
 
-    from thinner import checkpoint, models, pruning
-    from thinner.profiling import count_macs
+    from thinner.compress import pruning
+    from thinner.measure.profiling import count_macs
+    from thinner.networks import checkpoint, models
 
     section = params.student
     if Path("data/distill/model.json").exists():
@@ -161,7 +163,7 @@ def measure_recovery(params: Any, student: Any, rounds: int, folder: Path) -> di
 
 
 def judge_recovery(times: dict[str, Any]) -> dict[str, Any]:
-    from thinner.statistics import speed_ratio
+    from thinner.evidence.statistics import speed_ratio
 
     found = speed_ratio(times["plain"] * 1e3, times["cached"] * 1e3)  # how often plain goes into cached
     return {
@@ -175,8 +177,8 @@ def measure_speed(params: Any, networks: dict[Any, Any], shape: tuple[int, int, 
 
     import torch
 
-    from thinner import export
-    from thinner.profiling import measure_latency, pinned_threads
+    from thinner.measure.profiling import measure_latency, pinned_threads
+    from thinner.networks import export
 
     kept = torch.channels_last if params.run.channels_last else torch.contiguous_format
     found: dict[str, Any] = {}
@@ -205,7 +207,7 @@ def judge_speed(samples: dict[str, Any], macs_left: dict[Any, float]) -> dict[st
     """Times as fast as the student that was not pruned, with a 95 % interval, beside what its MACs promise."""
     import numpy as np
 
-    from thinner.statistics import speed_ratio
+    from thinner.evidence.statistics import speed_ratio
 
     found: dict[str, Any] = {}
     for place, by_share in samples.items():
@@ -224,8 +226,8 @@ def of_widths(student: Any, shape: tuple[int, int, int]) -> dict[Any, Any]:
     """The student (1.0), and by what its widths are multiples of what is left of it at half of its MACs or less."""
     import torch
 
-    from thinner import pruning
-    from thinner.profiling import count_macs
+    from thinner.compress import pruning
+    from thinner.measure.profiling import count_macs
 
     macs, example = count_macs(student, shape) // 2, torch.zeros(1, *shape)
     return {1.0: student} | {
@@ -238,7 +240,7 @@ def of_widths(student: Any, shape: tuple[int, int, int]) -> dict[Any, Any]:
 
 
 def measure_all(params: Any, rounds: int, repeats: int) -> dict[str, Any]:
-    from thinner.profiling import count_macs
+    from thinner.measure.profiling import count_macs
 
     results: dict[str, Any] = {"step": {}}
     for name, network, size in NETWORKS:

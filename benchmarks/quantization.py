@@ -46,10 +46,13 @@ import yaml
 
 from tasks import distill, finetune, prepare, prune, quantize, teach
 from tasks.stage import Stage
-from thinner import checkpoint, drop, predict, store, views
-from thinner.config import Params
-from thinner.fake_quantization import FakeQuantised
-from thinner.training import logits_of
+from thinner import predict
+from thinner.compress.fake_quantization import FakeQuantised
+from thinner.data import store, views
+from thinner.evidence import drop
+from thinner.learn.training import logits_of
+from thinner.networks import checkpoint
+from thinner.params import Params
 
 VALIDATION = 8_000
 MOST_POINTS = 0.5  # that the ladder may lose on the test images

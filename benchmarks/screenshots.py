@@ -26,8 +26,8 @@ from typing import Any
 from urllib.parse import quote
 
 from benchmarks.browser import Browser, BrowserError
-from tasks import tracking
 from tasks.environment import home_root
+from tasks.record import mlflow_client
 from thinner.errors import UserError
 
 STAGES = ("scratch", "distill", "prune")
@@ -133,7 +133,7 @@ def copy_store(source: Path, folder: Path) -> str:
 def take(store: str, out: Path, folder: Path) -> list[Path]:
     """Take the pictures of this store's newest runs."""
     os.environ["MLFLOW_TRACKING_URI"] = store
-    client, experiment = tracking.connect()
+    client, experiment = mlflow_client.connect()
     pipelines = client.search_runs(
         [experiment],
         "tags.stage = 'pipeline' and attributes.status = 'FINISHED'",
@@ -146,7 +146,7 @@ def take(store: str, out: Path, folder: Path) -> list[Path]:
             "Change a number in params.yaml, then: thinner run"
         )
     tags = pipelines[0].data.tags
-    stages = [tags[name] for stage in STAGES if (name := tracking.tag_of("stage", stage)) in tags]
+    stages = [tags[name] for stage in STAGES if (name := mlflow_client.tag_of("stage", stage)) in tags]
     with serving(store, folder) as url, Browser(folder, width=1400, height=1250) as browser:
         chosen = [run.info.run_id for run in pipelines]
         for title, values in compare(browser, url, experiment, chosen, only(chosen)).items():

@@ -38,11 +38,15 @@ import yaml
 from numpy.typing import NDArray
 
 from tasks.finetune import finetune
+from tasks.machine import set_up_torch
 from tasks.prepare import prepare
 from tasks.self_train import self_train
-from tasks.stage import Stage, set_up_torch
-from thinner import checkpoint, decision, self_training, statistics, store, training
-from thinner.config import Params
+from tasks.stage import Stage
+from thinner.data import store
+from thinner.evidence import decision, statistics
+from thinner.learn import self_training, training
+from thinner.networks import checkpoint
+from thinner.params import Params
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {name: f"data/{decision.FOLDERS.get(name, name)}" for name in decision.NAMES}

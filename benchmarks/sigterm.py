@@ -32,8 +32,8 @@ import yaml
 
 from benchmarks.clones import clone_environment, make_clone
 from tasks.environment import repository_root
-from thinner import whole
 from thinner.errors import UserError
+from thinner.files import whole
 
 ENDS, LOST = 10.0, 30.0
 STAGES = ("finetune", "scratch", "teach", "distill", "prune", "small")

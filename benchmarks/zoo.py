@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
-from thinner.profiling import count_macs, count_params
+from thinner.measure.profiling import count_macs, count_params
 
 
 @dataclass(frozen=True)

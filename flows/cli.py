@@ -18,9 +18,9 @@ from flows import data, device
 from flows.console import busy, console, few, print_comparison, print_verdicts
 from tasks import integrity, lineage
 from tasks.environment import repository_root, set_environment
-from thinner import shipping
 from thinner.config import load_params
 from thinner.errors import UserError
+from thinner.evidence import shipping
 
 app = typer.Typer(
     name="thinner",
@@ -262,12 +262,13 @@ def verify() -> None:
 @_for_people
 def sync() -> None:
     """Send what MLflow's server missed while it was away; the next run does that, too."""
-    from tasks import tracking
+    from tasks.record import mlflow_client
 
     repository_root()
     set_environment()
-    sent = tracking.sync()
-    console.print(f"{sent} runs that {tracking.shown_uri()} had missed are in it now" if sent else "Nothing to send")
+    sent = mlflow_client.sync()
+    there = mlflow_client.shown_uri()
+    console.print(f"{sent} runs that {there} had missed are in it now" if sent else "Nothing to send")
 
 
 @app.command()
@@ -384,7 +385,7 @@ def compare(
     """Show runs side by side, as MLflow's compare page does, and test whether their accuracies differ."""
     repository_root()
     set_environment()
-    from tasks.compare import compare as lay_side_by_side
+    from tasks.record.compare import compare as lay_side_by_side
 
     print_comparison(lay_side_by_side(runs or []), everything)
 
@@ -395,7 +396,7 @@ def models() -> None:
     """List what is in the model registry: which version is champion, which is challenger, and why."""
     repository_root()
     set_environment()
-    from tasks import registry
+    from tasks.record import registry
 
     params = load_params()
     found = registry.versions(params)
@@ -421,7 +422,7 @@ def promote(
     """Make the new network champion if all claims hold and it is not worse than the old one, else exit with 1."""
     root = repository_root()
     set_environment()
-    from tasks import registry
+    from tasks.record import registry
 
     params = load_params()
     _print_decision(registry.promote(root, params, other_images=other_images, again=again))
@@ -434,7 +435,7 @@ def rollback(why: Annotated[str, typer.Argument(help="The reason, which is writt
     """Make the champion before this one champion again."""
     repository_root()
     set_environment()
-    from tasks import registry
+    from tasks.record import registry
 
     _print_decision(registry.rollback(load_params(), why))
 
@@ -518,7 +519,7 @@ def predict(
     root = repository_root()
     files = find_pictures(images)
     folder = candidate_folder(root, candidate)
-    from thinner import operating
+    from thinner.measure import operating
     from thinner.network import Prediction, UnreadablePictureError, load
 
     network = load(folder)
@@ -598,7 +599,7 @@ def find_pictures(paths: list[Path]) -> list[Path]:
 def _inside(folder: Path) -> list[Path]:
     """The pictures below ``folder``, as prepare looks for them: hidden files are none, links to folders are not
     followed."""
-    from thinner.sources import EXTENSIONS, kinds
+    from thinner.data.sources import EXTENSIONS, kinds
 
     pictures: list[Path] = []
     others: list[str] = []
@@ -633,7 +634,7 @@ def candidate_folder(root: Path, name: str) -> Path:
     Raises:
         UserError: it has not been made; names those that have.
     """
-    from tasks import candidates
+    from tasks.record import candidates
 
     made = candidates.made(root)
     if name not in made:

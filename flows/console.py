@@ -19,9 +19,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from tasks.stage import bar_columns
-from thinner import candidates
-from thinner.shipping import latency_batches
+from tasks.progress import bar_columns
+from thinner.evidence import candidates
+from thinner.evidence.shipping import latency_batches
 from thinner.words import number, with_thousands
 
 _UNHEARD = ("prefect.events", "prefect._internal")  # a server that does not answer: flows.server says it once

@@ -15,13 +15,14 @@ from rich.table import Table
 
 from flows.console import console
 from tasks.environment import repository_root
-from thinner.config import Params, load_params
+from thinner.config import load_params
 from thinner.errors import UserError, one_line
+from thinner.params import Params
 
 if TYPE_CHECKING:
-    from thinner.cleaning import Change
-    from thinner.duplicates import Pair
-    from thinner.store import Store
+    from thinner.data.cleaning import Change
+    from thinner.data.duplicates import Pair
+    from thinner.data.store import Store
 
 PREPARED = Path("data/prepared")
 DUPLICATES, SUSPECTS = Path("reports/duplicates.csv"), Path("reports/suspects.csv")
@@ -48,8 +49,8 @@ def duplicates() -> None:
     """Find near-duplicates in data/prepared, leaks between splits first: reports/duplicates.csv and .html."""
     root = repository_root()
     params = load_params()
-    from thinner import duplicates as near
-    from thinner.store import open_store
+    from thinner.data import duplicates as near
+    from thinner.data.store import open_store
 
     store = open_store(PREPARED)
     names = _names(len(store.labels))
@@ -131,7 +132,7 @@ def _write_pairs(
 def _pairs_page(
     pairs: Sequence[Pair], leaks: dict[Leak, int], store: Store, names: Sequence[str], home: Sequence[str]
 ) -> str:
-    from thinner.pictures_page import Card, Section, render
+    from thinner.evidence.pictures_page import Card, Section, render
 
     def card(pair: Pair) -> Card:
         ends = sorted((pair.first, pair.second), key=lambda i: _SPLITS.index(home[i]))
@@ -172,9 +173,9 @@ def suspects(
     params = load_params()
     import numpy as np
 
-    from thinner import suspects as wrong
-    from thinner.pictures_page import Card, Section, render
-    from thinner.store import open_store
+    from thinner.data.store import open_store
+    from thinner.evidence.pictures_page import Card, Section, render
+    from thinner.learn import suspects as wrong
 
     store = open_store(PREPARED)
     names, home = _names(len(store.labels)), _homes(store)
@@ -223,7 +224,7 @@ def pretrained(params: Params, classes: int) -> tuple[Any, dict[str, Any]]:
             "timm:tf_efficientnet_lite0"
         )
     from tasks.learning import network_of, preprocessing_of
-    from thinner import models
+    from thinner.networks import models
 
     network = network_of(params.finetune, classes)
     model = models.create(network)
@@ -245,9 +246,9 @@ def apply(
     root = repository_root()
     data = load_params().data
     from flows import recipes
-    from thinner import cleaning
-    from thinner.sources import list_source
-    from thinner.whole import write as write_whole
+    from thinner.data import cleaning
+    from thinner.data.sources import list_source
+    from thinner.files.whole import write as write_whole
 
     rows = cleaning.read(file, undecided=True)
     if not rows:
@@ -313,7 +314,7 @@ def _set_up(params: Params) -> str:
     """Threads and seeds as a stage has them; returns the device for torch."""
     import torch  # noqa: F401 - set_up_torch does nothing before it is there
 
-    from tasks.stage import set_up_torch
+    from tasks.machine import set_up_torch
     from thinner.predict import choose_device
 
     set_up_torch(params.run)
@@ -331,7 +332,7 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    from thinner.cleaning import safe
+    from thinner.data.cleaning import safe
 
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as text:

@@ -16,11 +16,12 @@ import numpy as np
 from rich.table import Table
 
 from flows.console import console, networks_table, print_verdicts, results_table
-from tasks import candidates as made
 from tasks.lineage import Node
-from thinner import candidates, decision, json_files, shipping
+from tasks.record import candidates as made
 from thinner.config import load_params
 from thinner.errors import UserError
+from thinner.evidence import candidates, decision, shipping
+from thinner.files import json_files
 from thinner.words import duration, percent, si
 
 MARK = "thinner run"  # "made_by" of the file that --json writes: another one is not overwritten

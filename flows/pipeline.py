@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -319,7 +318,7 @@ def _before_first_stage() -> dict[str, str]:
         )
 
     check = None if os.environ.get(CHECKED) == digest else start("tasks.check")
-    record = start("tasks.tracking", "open")
+    record = start("tasks.record.pipeline_run", "open")
     check_error = check.communicate()[1] if check else ""
     run_id, record_error = record.communicate()
     if check and check.returncode:
@@ -339,7 +338,7 @@ def _open_note(root: Path) -> Path:
 
 def _mend_record(root: Path) -> None:
     """A flow that was killed behind its last stage left a run that seems to run, and no further one that would look."""
-    command = [sys.executable, "-m", "tasks.tracking", "mend"]
+    command = [sys.executable, "-m", "tasks.record.pipeline_run", "mend"]
     if not subprocess.run(command, env=child_environment(), capture_output=True, check=False).returncode:
         _open_note(root).unlink(missing_ok=True)
 
@@ -348,7 +347,7 @@ def _start_closing(environment: Mapping[str, str], status: str) -> subprocess.Po
     """A process that will close MLflow's run of this flow once it is told how the stages ended. Importing MLflow takes
     it seconds."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tasks.tracking", "close", environment[PARENT], status],
+        [sys.executable, "-m", "tasks.record.pipeline_run", "close", environment[PARENT], status],
         env=child_environment(**{UNSENT: environment[UNSENT]}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -478,21 +477,9 @@ def stoppable(words: str, seconds: float = 30.0) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def only_one(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock in ``path``, or raise UserError; the kernel drops it when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(refusal) from None
-        yield
-
-
 def only_run(root: Path) -> contextlib.AbstractContextManager[None]:
     """One pipeline run per working copy."""
-    return only_one(
+    return processes.only_one(
         root / ".thinner" / "locks" / "pipeline.lock",
         "another run of the pipeline is at work in this folder. Wait for it, or stop it with Ctrl-C there",
     )

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from flows.console import busy, console, few
 from tasks import forecast, lineage
-from tasks.stage import thread_count
-from thinner.config import Params
+from tasks.machine import thread_count
+from thinner.params import Params
 from thinner.words import si
 
 

@@ -22,9 +22,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
-from thinner import yaml_files
-from thinner.config import ParamsError, Section, load_params
+from thinner.config import ParamsError, load_params
 from thinner.errors import UserError, one_line
+from thinner.files import yaml_files
+from thinner.params import Section
 
 FOLDER = "recipes"
 _Model = TypeVar("_Model", bound=Section)

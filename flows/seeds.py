@@ -35,9 +35,10 @@ from flows.worktrees import (
     write_params,
 )
 from tasks import lineage
-from thinner import shipping, words
-from thinner.config import Params
+from thinner import layout, words
 from thinner.errors import UserError
+from thinner.evidence import shipping
+from thinner.params import Params
 
 TARGET = "evaluate"
 FOLDER = Path(".thinner/seeds")
@@ -101,7 +102,7 @@ def render(params: Params, folders: Mapping[int, Path], verdicts: Mapping[str, A
         "| network | " + " | ".join(f"seed {seed}" for seed in folders) + " | mean | multiply-adds |",
         "|---|" + "---:|" * (len(folders) + 2),
     ]
-    for name in params.networks:
+    for name in layout.networks(params):
         rows = [of[name] for of in measured.values() if name in of]
         if len(rows) < len(folders):
             continue
@@ -113,7 +114,9 @@ def render(params: Params, folders: Mapping[int, Path], verdicts: Mapping[str, A
             + f" | {statistics.mean(accuracies):.2f} | {' to '.join(dict.fromkeys((sizes[0], sizes[-1])))} |"
         )
     note = "`small` is cut to at most the size of `prune`: where widths come in multiples it can be smaller."
-    return "\n".join([*lines, "", *([note] if "small" in params.networks else []), f"Of commit {commit[:12]}.", ""])
+    return "\n".join(
+        [*lines, "", *([note] if "small" in layout.networks(params) else []), f"Of commit {commit[:12]}.", ""]
+    )
 
 
 def find_keys(root: Path, seeds: Sequence[int]) -> dict[int, str]:

@@ -22,7 +22,7 @@ import psutil
 
 from tasks import processes
 from tasks.environment import child_environment, repository_root, set_environment
-from tasks.tracking import tracking_uri
+from tasks.record.mlflow_client import tracking_uri
 from thinner.errors import UserError
 
 HOST = "127.0.0.1"

@@ -34,7 +34,8 @@ from prefect.settings import (
 
 from flows import OWN_SERVER, console
 from flows.watch import MARK
-from tasks import processes, tracking
+from tasks import processes
+from tasks.record import mlflow_client
 from thinner.errors import UserError, one_line
 
 GOODBYE_SECONDS = 5.0  # for Prefect's last words to a server that is not there
@@ -59,7 +60,7 @@ def leave_dead() -> None:
     why = None if url is None else why_dead(str(url))
     if why is None:
         return
-    words = f"Prefect's server at {tracking.without_passwords(str(url))} does not answer ({why})"
+    words = f"Prefect's server at {mlflow_client.without_passwords(str(url))} does not answer ({why})"
     if "PREFECT_API_URL" not in os.environ:
         raise UserError(f"{words}. Start it, or take PREFECT_API_URL out of the profile: prefect config view")
     console.console.print(f"{words}. This run has a server of its own", style="yellow", markup=False)
@@ -70,7 +71,7 @@ def leave_dead() -> None:
 
 
 def why_dead(url: str, seconds: float = 5.0) -> str | None:
-    bare = tracking.without_passwords(url, "")  # urllib would take it for a part of the host's name
+    bare = mlflow_client.without_passwords(url, "")  # urllib would take it for a part of the host's name
     if not bare.lower().startswith(("http://", "https://")):
         return "its address has to begin with http:// or https://"
     try:

@@ -30,7 +30,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, model_validator
 
 from flows import console, recipes, server
-from flows.pipeline import only_one, select
+from flows.pipeline import select
 from flows.worktrees import (
     Worktrees,
     cancelled,
@@ -43,10 +43,11 @@ from flows.worktrees import (
     with_values,
     write_params,
 )
-from tasks import lineage
+from tasks import lineage, processes
 from tasks.environment import repository_root, set_environment
-from thinner.config import ParamsError, Section, load_params
+from thinner.config import ParamsError, load_params
 from thinner.errors import UserError
+from thinner.params import Section
 
 # step: of the best validation, or the chosen round of prune. macs: multiply-adds per image of the network; share: of
 # those of the network that was pruned, of prune only
@@ -230,7 +231,8 @@ def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:
 
 def _macs(folder: Path) -> dict[str, int]:
     """Of the checkpoint in ``folder``, if there is one."""
-    from thinner import checkpoint, profiling  # torch takes seconds, and most of what this program does needs none
+    from thinner.measure import profiling  # torch takes seconds, and most of what this program does needs none
+    from thinner.networks import checkpoint  # torch takes seconds, and most of what this program does needs none
 
     try:
         made = checkpoint.load(folder)
@@ -323,10 +325,11 @@ def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -
     folder = root / ".thinner" / "sweeps" / path.stem
     count = min(workers, len(runs))
     # what reads results, now: while runs go on for hours, a person edits the tree, and modules of two ages do not fit
-    for name in ("checkpoint", "profiling", "study"):
+    for name in ("networks.checkpoint", "measure.profiling", "evidence.study"):
         importlib.import_module(f"thinner.{name}")
 
-    with only_one(folder / "lock", "this study is running already. Wait for it, or stop it with Ctrl-C there"):
+    busy = "this study is running already. Wait for it, or stop it with Ctrl-C there"
+    with processes.only_one(folder / "lock", busy):
         sources = {(run.params["data"]["root"], run.params["data"]["source"]) for run in runs}
         trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)], sources)
         state = conduct(root, f"study {path.stem}", count, trees, sweep, study, runs, results)
@@ -343,7 +346,7 @@ def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -
 
 def write_report(path: Path, root: Path) -> None:
     """`docs/studies/NAME.md` and `.svg` out of the CSV, and the table on the terminal."""
-    from thinner import study as studies
+    from thinner.evidence import study as studies
 
     study = load_study(path, root)
     place = root / FOLDER / path.stem
@@ -364,7 +367,7 @@ def write_report(path: Path, root: Path) -> None:
 
 
 def render(study: Study, path: Path, rows: pd.DataFrame, summary: pd.DataFrame) -> str:
-    from thinner import study as studies
+    from thinner.evidence import study as studies
 
     second = studies.summarise(rows, study.rival) if study.rival else None
     both = f"`{study.baseline}`" + (f" and to `{study.rival}`" if study.rival else "")

@@ -27,11 +27,11 @@ from flows import console, server
 from flows.pipeline import kill_group, start_dvc, stoppable
 from tasks import lineage, processes
 from tasks.environment import CHECKED, FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
+from tasks.record.mlflow_client import VARIANT, tracking_uri
 from tasks.stage import params_digest
-from tasks.tracking import VARIANT, tracking_uri
-from thinner import yaml_files
 from thinner.config import load_params
 from thinner.errors import UserError
+from thinner.files import yaml_files
 
 # What a person keeps outside of git and stages read: worktrees see the repository's own.
 OUTSIDE = ("data/teachers", "data/weights")
@@ -176,7 +176,7 @@ def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..
 def _tracking(root: Path, *arguments: str, **environment: str) -> str:
     env = child_environment(**{FLOW: processes.mark()}, **environment)
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.tracking", *arguments],
+        [sys.executable, "-m", "tasks.record.pipeline_run", *arguments],
         cwd=root, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     if done.returncode:

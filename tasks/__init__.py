@@ -6,7 +6,7 @@ stage that ``dvc repro`` starts is then like one that the flow starts.
 
 import os
 
-from tasks.environment import TORCH
+from tasks.machine import TORCH
 
 for _name, _value in TORCH.items():
     os.environ.setdefault(_name, _value)

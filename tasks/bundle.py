@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from tasks import candidates, lineage, tracking
-from thinner import bundle as bundling
-from thinner import json_files, operating, shipping, whole
-from thinner.config import Params
+from tasks import lineage
+from tasks.record import candidates, mlflow_client
+from thinner.data.store import open_store
 from thinner.errors import UserError
-from thinner.model_card import Facts, render
-from thinner.store import open_store
+from thinner.evidence import shipping
+from thinner.files import json_files, whole
+from thinner.measure import operating
+from thinner.params import Params
+from thinner.ship import bundle as bundling
+from thinner.ship.model_card import Facts, render
 
 PICTURES = 16  # golden ones, of the validation split
 
@@ -85,8 +88,8 @@ def make_bundle(
             golden_difference=difference,
             tolerance=tolerance,
             points=known,
-            commit=tracking.commit(),
-            changed=tracking.origin().get("git.dirty") == "true",
+            commit=mlflow_client.commit(),
+            changed=mlflow_client.origin().get("git.dirty") == "true",
             outdated=outdated,
             hashes=_hashes(root, folder, source, model, store.sha256),
             **_reports(root, candidate),

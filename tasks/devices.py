@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tasks import candidates
-from thinner import devices, whole
+from tasks.record import candidates
 from thinner.errors import UserError
+from thinner.files import whole
+from thinner.measure import devices
 from thinner.predict import weights_sha256
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tasks import learning, lessons, teachers
 from tasks.stage import Stage, run_stage
-from thinner import store
+from thinner.data import store
 
 
 def distill(stage: Stage) -> None:

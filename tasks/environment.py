@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from tasks.machine import TORCH
 from thinner.errors import UserError
 
 # Between the flow and the stage programs it starts.
@@ -34,18 +35,6 @@ MLFLOW_PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-
-TORCH = {
-    # Stages run side by side, each with a thread per core. OpenMP's threads wait by spinning, which then takes the core
-    # from a thread that has work (measured beside a busy process: 11 images/s of training, 76 without spinning); but
-    # with no spinning at all each small layer pays for waking up (on a free machine: 117 images/s; like this 147).
-    "GOMP_SPINCOUNT": "5000",
-    # cuBLAS is deterministic only with a fixed workspace, and reads this once, before its first call.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # An operator that Apple's GPU lacks runs on the CPU instead of stopping the stage.
-    "PYTORCH_ENABLE_MPS_FALLBACK": "1",
-}
-
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from tasks.stage import Stage, run_stage
-from thinner import corruptions, metrics, operating, scores, statistics
-from thinner.hardware import describe_machine
-from thinner.memory import measure_memory
-from thinner.predict import Candidate, choose_device, open_candidate, predict_logits, weights_sha256
-from thinner.profiling import (
+from thinner import layout
+from thinner.data import corruptions
+from thinner.data.store import Store, open_store
+from thinner.evidence import statistics
+from thinner.measure import metrics, operating, scores
+from thinner.measure.hardware import describe_machine
+from thinner.measure.memory import measure_memory
+from thinner.measure.profiling import (
     count_macs,
     count_params,
     file_bytes,
@@ -29,7 +32,7 @@ from thinner.profiling import (
     pinned_threads,
     summarise_latency,
 )
-from thinner.store import Store, open_store
+from thinner.predict import Candidate, choose_device, open_candidate, predict_logits, weights_sha256
 
 TEACHER, SMALLEST = "finetune", "prune"
 
@@ -37,8 +40,8 @@ TEACHER, SMALLEST = "finetune", "prune"
 def evaluate(stage: Stage) -> None:
     run, section = stage.params.run, stage.params.evaluate
     store = open_store("data/prepared")
-    names = stage.params.candidate_names
-    places = {name: Path(stage.params.folder_of(name)) for name in names}
+    names = layout.candidate_names(stage.params)
+    places = {name: Path(layout.folder_of(stage.params, name)) for name in names}
     device = choose_device(run.device)
     threads = torch.get_num_threads()  # run.threads, which run_stage has set
     candidates = {name: open_candidate(path, device, threads, run.channels_last) for name, path in places.items()}
@@ -179,8 +182,8 @@ def _as_trained(
             continue
         import onnx  # here, because most runs have no such candidate
 
-        from thinner.fake_quantization import FakeQuantised
-        from thinner.training import logits_of
+        from thinner.compress.fake_quantization import FakeQuantised
+        from thinner.learn.training import logits_of
 
         network = FakeQuantised(onnx.load(places[name] / "model.onnx"))
         trained = logits_of(network, store.images, store.splits["test"], spec["preprocessing"]).numpy()

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, views
-from thinner.export import add_preprocessing, check_parity, export_onnx, export_pt2
-from thinner.quantization import quantise_onnx
-from thinner.store import open_store
+from thinner import layout
+from thinner.compress.quantization import quantise_onnx
+from thinner.data import views
+from thinner.data.store import open_store
+from thinner.networks import checkpoint
+from thinner.networks.export import add_preprocessing, check_parity, export_onnx, export_pt2
 
 CALIBRATION_BATCH = 64  # bounds memory; ranges are smallest and largest values, so it changes no result
 
@@ -38,7 +40,7 @@ def export(stage: Stage) -> None:
 def _formats(stage: Stage, folder: Path, source: str, images: Any) -> Iterator[str]:
     """Write ``source`` in every format below ``folder``, and yield the name of each as it is done."""
     section = stage.params.export
-    loaded = checkpoint.load(stage.params.networks[source])
+    loaded = checkpoint.load(layout.networks(stage.params)[source])
     preprocessing = loaded.spec["preprocessing"]
     inputs = views.preprocess(images, preprocessing).numpy()
     metadata = {"classes": loaded.spec["classes"], "preprocessing": preprocessing}

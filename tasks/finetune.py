@@ -7,7 +7,8 @@ from torch import nn
 
 from tasks import learning
 from tasks.stage import Stage, run_stage
-from thinner import models, store
+from thinner.data import store
+from thinner.networks import models
 
 
 def finetune(stage: Stage) -> None:

@@ -25,13 +25,19 @@ import numpy as np
 import torch
 
 from tasks import learning
+from tasks.machine import thread_count
 from tasks.prune import plan_steps, way_of
 from tasks.small import size_of
-from tasks.stage import thread_count
-from thinner import checkpoint, corruptions, criteria, decision, models, profiling, rounds, store, training
-from thinner.config import Augmentation, Budget, Network, Params
-from thinner.sources import Listing, list_source
-from thinner.target import Target
+from thinner import layout
+from thinner.compress import criteria, rounds
+from thinner.compress.target import Target
+from thinner.data import corruptions, store
+from thinner.data.sources import Listing, list_source
+from thinner.evidence import decision
+from thinner.learn import training
+from thinner.measure import profiling
+from thinner.networks import checkpoint, models
+from thinner.params import Augmentation, Budget, Network, Params
 
 _TIMED, _WARM = 5, 2  # steps
 _ENOUGH_SECONDS = 3.0  # of timed steps, where each takes long
@@ -483,7 +489,7 @@ class _Job:
         threads = thread_count(params.run.threads)
         seconds = 0.0
         cases = len(corruptions.CORRUPTIONS) * len(corruptions.SEVERITIES) if section.corruptions else 0
-        for name in params.candidate_names:
+        for name in layout.candidate_names(params):
             network, wants = self._of(name)
             look = self.clock.look_seconds(params, name, network, learning.preprocessing_of(wants))
             look *= _ONNX if "_onnx" in name or name.endswith("_int8") else 1.0
@@ -493,7 +499,7 @@ class _Job:
                 max(5e-4, look * batch * slower) for batch in section.latency_batches
             )
             seconds += _FORKED * self.start
-        words = f"{len(params.candidate_names)} candidates on {self.counts.test:,} test images, and their speed"
+        words = f"{len(layout.candidate_names(params))} candidates on {self.counts.test:,} test images, and their speed"
         return Cost("evaluate", self._beside(seconds), 0, words)
 
 

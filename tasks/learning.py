@@ -15,8 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from tasks.stage import Stage
-from thinner import checkpoint, imbalance, models, own, scores, store, training, views, weights, whole
-from thinner.config import Augmentation, Budget, Network, Params
+from thinner.data import store, views
+from thinner.files import whole
+from thinner.learn import imbalance, training
+from thinner.measure import scores
+from thinner.networks import checkpoint, models, own, weights
+from thinner.params import Augmentation, Budget, Network, Params
 
 PREPARED = "data/prepared"
 EARLY = "early"  # in a training stage's folder: the weights after keep_step steps, for prune.rewind

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from tasks import teachers
 from tasks.learning import balance_of, policy_of, preprocessing_of
-from thinner import losses, models, signals, store, training, views
-from thinner.config import Params
+from thinner.data import store, views
+from thinner.learn import losses, signals, training
+from thinner.networks import models
+from thinner.params import Params
 
 TEACH = "data/teach"
 

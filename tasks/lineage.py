@@ -85,7 +85,7 @@ def check_data(root: str, source: str) -> None:
 
     DVC would wait for ever for a FIFO, and has no words for a name that is not UTF-8 or a link to nothing.
     """
-    from thinner import sources  # NumPy and Pillow are not needed to ask for help
+    from thinner.data import sources  # NumPy and Pillow are not needed to ask for help
 
     sources.check_files(root, source)
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from tasks.stage import Stage, run_stage, thread_count
-from thinner import cleaning
-from thinner.sources import list_source
-from thinner.store import SPLITS, open_store, write_store
+from tasks.machine import thread_count
+from tasks.stage import Stage, run_stage
+from thinner.data import cleaning
+from thinner.data.sources import list_source
+from thinner.data.store import SPLITS, open_store, write_store
 
-BLACK = 16  # 4095, the most that 12 bits hold, as thinner.store scales 16 bits to 8
+BLACK = 16  # 4095, the most that 12 bits hold, as thinner.data.store scales 16 bits to 8
 
 
 def prepare(stage: Stage) -> None:

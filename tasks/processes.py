@@ -1,13 +1,49 @@
-"""Which process is which. Numbers of processes are used again, so the moment of its start goes with each."""
+"""Which process is which, and locks between them. Numbers of processes are used again, so the moment of its start goes
+with each."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from thinner.errors import UserError
+
+
+@contextlib.contextmanager
+def only_one(path: Path, refusal: str | None = None, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock in ``path``; the kernel drops it when the process ends, however it ends.
+
+    Args:
+        refusal: what to say where another process still holds it after ``patience`` seconds, with ``{pid}`` for its
+            number; None waits as long as it takes
+
+    Raises:
+        UserError: ``refusal``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    give_up = time.monotonic() + patience
+    with path.open("a+") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if refusal is None else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    lock.seek(0)
+                    raise UserError(str(refusal).format(pid=lock.read().strip())) from None
+                time.sleep(0.2)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def started(pid: int) -> float:

@@ -19,9 +19,13 @@ from torch import Tensor, nn
 
 from tasks import learning, lessons, teachers
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, criteria, drop, masks, pruning, rounds, store, target, training, views
-from thinner.config import Params
-from thinner.mapped import take
+from thinner.compress import criteria, masks, pruning, rounds, target
+from thinner.data import store, views
+from thinner.evidence import drop
+from thinner.files.mapped import take
+from thinner.learn import training
+from thinner.networks import checkpoint
+from thinner.params import Params
 
 
 def prune(stage: Stage) -> None:

@@ -18,10 +18,17 @@ import torch
 
 from tasks import learning, lessons
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, drop, export, ladder, predict, profiling, quantization, store, training, views, whole
-from thinner.config import Params
-from thinner.fake_quantization import FakeQuantised
-from thinner.mapped import take
+from thinner import predict
+from thinner.compress import quantization
+from thinner.compress.fake_quantization import FakeQuantised
+from thinner.data import store, views
+from thinner.evidence import drop, ladder
+from thinner.files import whole
+from thinner.files.mapped import take
+from thinner.learn import training
+from thinner.measure import profiling
+from thinner.networks import checkpoint, export
+from thinner.params import Params
 
 BATCH = 64  # images at once while ranges are found
 _SAME = 0.99  # share of images: roundings that fall the other way are rare, another network is not

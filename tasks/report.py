@@ -12,15 +12,16 @@ import pandas as pd
 import yaml
 
 from tasks import lineage
+from tasks.record.stage_run import flatten
 from tasks.stage import Stage, run_stage
-from tasks.tracking import flatten
-from thinner import devices, operating, shipping, statistics
 from thinner.config import load_params
+from thinner.data.store import open_store
 from thinner.errors import UserError
-from thinner.markdown import render_pull_request
-from thinner.page import render_figures, render_html
-from thinner.results import read_results
-from thinner.store import open_store
+from thinner.evidence import shipping, statistics
+from thinner.evidence.markdown import render_pull_request
+from thinner.evidence.page import render_figures, render_html
+from thinner.evidence.results import read_results
+from thinner.measure import devices, operating
 
 OUTCOMES = ("proven", "refuted", "not shown")
 # What runs of one params.yaml may differ in: threads are the machine's and change rounding only; the rest is read after

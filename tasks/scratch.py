@@ -2,7 +2,7 @@
 
 from tasks import learning
 from tasks.stage import Stage, run_stage
-from thinner import store
+from thinner.data import store
 
 
 def scratch(stage: Stage) -> None:

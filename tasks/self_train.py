@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 from tasks import learning
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, decision, models, self_training, shipping, store, training
+from thinner.data import store
 from thinner.errors import UserError
+from thinner.evidence import decision, shipping
+from thinner.learn import self_training, training
+from thinner.networks import checkpoint, models
 
 CONTROL = "control"  # in the stage's folders, and before the names of its metrics
 

@@ -15,9 +15,12 @@ from torch import nn
 from tasks import learning
 from tasks.prune import plan_of, plan_steps, shape_of
 from tasks.stage import Stage, run_stage
-from thinner import checkpoint, masks, profiling, store
-from thinner.config import Params
-from thinner.target import Target
+from thinner.compress import masks
+from thinner.compress.target import Target
+from thinner.data import store
+from thinner.measure import profiling
+from thinner.networks import checkpoint
+from thinner.params import Params
 
 
 def small(stage: Stage) -> None:

@@ -19,11 +19,8 @@ Exit codes: 0 done, 1 something that a person can mend (printed as one message),
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -36,17 +33,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from tasks import integrity, lineage, processes, tracking
-from tasks.environment import CHECKED, FLOW, PROGRESS, repository_root, set_environment
-from tasks.tracking import Recorder
+from tasks import integrity, lineage, processes
+from tasks.environment import CHECKED, FLOW, repository_root, set_environment
+from tasks.machine import keep_memory, set_up_torch
+from tasks.progress import Progress, Silence
+from tasks.record import stage_run
+from tasks.record.stage_run import Recorder
 from thinner.errors import DamagedError, UserError
 
 if TYPE_CHECKING:
-    from thinner.config import Params, Run
+    from thinner.params import Params
 
 INPUTS = "THINNER_INPUTS"  # the hash of the inputs, for the helper processes of data-parallel training
 _LAST_WORDS_SECONDS = 8.0  # to save a state and mark the run, when who started the stage has died
@@ -132,107 +132,6 @@ class Stage:
             bar.close()
 
 
-class Progress:
-    """How far a stage is. On a terminal a bar; read by the flow (THINNER_PROGRESS=json) one `::progress
-    {json}` line each quarter of a second; anywhere else a plain line each five seconds. May be nested:
-    rounds around epochs."""
-
-    _live: ClassVar[Any] = None  # rich shows one live display at a time, so nested bars share it
-    _open: ClassVar[int] = 0
-
-    def __init__(self, stage: str, description: str, total: float) -> None:
-        self._stage, self._description, self._total = stage, description, total
-        self._done: float = 0
-        self._numbers: dict[str, float] = {}
-        self._start = self._shown = time.monotonic()
-        self._bar: Any = None
-        self._json = os.environ.get("THINNER_PROGRESS") == "json"
-        self._every = 0.25 if self._json else 0.1 if sys.stdout.isatty() else 5.0
-        if self._every == 0.1:
-            if Progress._live is None:
-                from rich.progress import Progress as Bars
-
-                Progress._live = Bars(*bar_columns())
-                Progress._live.start()
-            self._bar = Progress._live.add_task(description, total=total, numbers="")
-        elif self._json:
-            self._show()  # at once, so that a bar stands while the first step compiles or warms up
-        Progress._open += 1
-
-    def update(self, done: float, **numbers: float) -> None:
-        """`done` of `total`, in the caller's unit; numbers stay shown until they are given anew."""
-        self._done = done
-        self._numbers.update({name: float(value) for name, value in numbers.items()})
-        if time.monotonic() - self._shown >= self._every:
-            self._show()
-
-    def close(self) -> None:
-        self._show(last=True)
-        Progress._open -= 1
-        if Progress._live is not None and Progress._open == 0:
-            Progress._live.stop()
-            Progress._live = None
-
-    def _show(self, last: bool = False) -> None:
-        self._shown = time.monotonic()
-        if self._bar is not None:
-            Progress._live.update(self._bar, completed=self._done, numbers=numbers_text(self._numbers))
-        elif self._json:
-            event = {
-                "stage": self._stage,
-                "description": self._description,
-                "done": self._done,
-                "total": self._total,
-                "numbers": self._numbers,
-                "last": last,
-            }
-            print(PROGRESS + json.dumps(event), flush=True)
-        else:
-            print(
-                progress_text(self._description, self._done, self._total, self._numbers, self._shown - self._start),
-                flush=True,
-            )
-
-
-class Silence:
-    """The progress of a helper process: its first process shows the bar of all."""
-
-    def update(self, done: float, **numbers: float) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def numbers_text(numbers: dict[str, float]) -> str:
-    """`loss 0.412  val_accuracy 0.873`: four significant digits, names as they were given."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-
-
-def progress_text(description: str, done: float, total: float, numbers: dict[str, float], seconds: float) -> str:
-    """The plain form of a bar: `distill  45 %  loss 0.41  val_accuracy 0.86  1:02 left`."""
-    share = min(1.0, done / total) if total else 1.0
-    left = f"{_clock(seconds / share - seconds)} left" if 0.01 <= share < 1 else ""
-    return "  ".join(part for part in (description, f"{share:4.0%}", numbers_text(numbers), left) if part)
-
-
-def bar_columns() -> list[Any]:
-    """The columns of a live bar, the same under `dvc repro` and under the flow."""
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    return [
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    ]
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -265,7 +164,7 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
             inputs = lineage.inputs(root, name)
             _mend_inputs(root, name, inputs)
             device = set_up_torch(params.run)
-            recorder = tracking.start_stage_run(name, inputs.params, inputs.hash, inputs.upstream, device)
+            recorder = stage_run.start(name, inputs.params, inputs.hash, inputs.upstream, device)
             stage = Stage(name, params, recorder, inputs.hash)
             os.environ[INPUTS] = inputs.hash
             body(stage)
@@ -334,59 +233,6 @@ def _help(name: str, body: Callable[[Stage], None]) -> int:
     return 0
 
 
-def set_up_torch(run: Run) -> str:
-    """Threads, seeds and determinism for this process, in this one place. Returns the device's name for the
-    record.
-
-    Does nothing but name the machine's processor when the stage does not use torch: importing it costs
-    seconds. Warnings only, because a few operators have no deterministic form on a GPU; on the CPU all that we
-    use have one.
-    """
-    if "torch" not in sys.modules:
-        return "cpu"
-    import torch
-
-    torch.set_num_threads(thread_count(run.threads))
-    torch.manual_seed(run.seed)  # for whatever takes no generator, such as the initial weights of a layer
-    if run.compile:
-        torch.use_deterministic_algorithms(True, warn_only=True)  # tells the compiler as well, which takes seconds
-    else:
-        torch.set_deterministic_debug_mode("warn")
-    torch.backends.cudnn.benchmark = False
-    # NVIDIA's 19 bits in place of 32, in convolutions and in products of matrices alike; PyTorch has it in one of them
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = run.precision == "tf32"
-    if run.device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda: {torch.cuda.get_device_name()}"
-    if run.device in ("auto", "mps") and torch.backends.mps.is_available():
-        return "mps"
-    return f"cpu: {torch.get_num_threads()} threads"
-
-
-def thread_count(threads: str | int) -> int:
-    """`auto` is every core that this process may use, which in a container is fewer than the machine has."""
-    if isinstance(threads, int):
-        return threads
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def keep_memory() -> None:
-    """Have glibc keep big blocks instead of giving each back to the kernel, before torch takes the first one.
-
-    Measured: inference at batch 256 spent half of its time in page faults; 520 -> 1,118 images/s with this.
-    `mallopt` instead of MALLOC_* variables, because those are read before Python starts. Other C libraries
-    have no such call, or one with other numbers: there it is left alone.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.gnu_get_libc_version  # noqa: B018 - only glibc has it
-        for parameter in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            libc.mallopt(parameter, 2**31 - 1)
-
-
 def _checked_params() -> Params:
     """The parameters; checked to the depth that needs torch, unless the flow has just done that for this
     very file."""
@@ -402,29 +248,10 @@ def params_digest(root: Path = Path()) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
 
 
-@contextlib.contextmanager
-def _only_one(name: str) -> Iterator[None]:
-    """Hold the stage's lock. The kernel drops it when the process ends, however it ends."""
-    path = WORK / "locks" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as lock:
-        give_up = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    lock.seek(0)
-                    raise UserError(
-                        f"already running in this folder (process {lock.read().strip()}). "
-                        "Wait for it to end, or stop it"
-                    ) from None
-                time.sleep(0.2)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
+def _only_one(name: str) -> contextlib.AbstractContextManager[None]:
+    """Hold the stage's lock."""
+    refusal = "already running in this folder (process {pid}). Wait for it to end, or stop it"
+    return processes.only_one(WORK / "locks" / f"{name}.lock", refusal, LOCK_SECONDS)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

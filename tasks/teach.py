@@ -4,7 +4,8 @@ import torch
 
 from tasks import learning, teachers
 from tasks.stage import Stage, run_stage
-from thinner import signals, store, training
+from thinner.data import store
+from thinner.learn import signals, training
 
 TEACH = "data/teach"
 

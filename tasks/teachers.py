@@ -13,9 +13,14 @@ import torch
 from scipy import stats
 
 from tasks import learning
-from thinner import checkpoint, decision, scores, signals, store, training, views, whole
-from thinner.config import Params
+from thinner.data import store, views
 from thinner.errors import UserError
+from thinner.evidence import decision
+from thinner.files import whole
+from thinner.learn import signals, training
+from thinner.measure import scores
+from thinner.networks import checkpoint
+from thinner.params import Params
 
 
 def plain_or_self_trained(params: Params) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thinner.results import Environment, Results
+from thinner.evidence.results import Environment, Results
 
 CLASSES = ["bag", "</script><b>coat", "boot"]
 LABELS = np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 0])

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from thinner.config import Augmentation, Params, Training, load_params
+from thinner.config import load_params
+from thinner.params import Augmentation, Params, Training
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -172,7 +173,7 @@ def known(path: str, page: Path) -> bool:
     return "/" not in path and any(
         f'"{path}"' in file.read_text() or f"/{path}" in file.read_text()
         for package in ("thinner", "tasks", "flows")
-        for file in (ROOT / package).glob("*.py")
+        for file in (ROOT / package).rglob("*.py")
     )
 
 
@@ -273,7 +274,7 @@ def test_params_page_names_every_choice() -> None:
 
 
 def test_params_page_names_every_criterion() -> None:
-    from thinner.criteria import CRITERIA
+    from thinner.compress.criteria import CRITERIA
 
     pruning = (ROOT / "docs" / "pruning.md").read_text()
     for name in CRITERIA:
@@ -290,7 +291,7 @@ def merged(base: Any, changes: Any) -> Any:
 
 @every_page
 def test_examples_of_params_are_accepted(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thinner import losses
+    from thinner.learn import losses
 
     run_examples(page, monkeypatch)
     monkeypatch.chdir(tmp_path)
@@ -324,7 +325,8 @@ def test_imports_in_examples_exist(page: Path) -> None:
 
 def run_examples(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Do to `thinner` what the blocks in docs/extend.md say, each in the module it was written for."""
-    from thinner import criteria, losses
+    from thinner.compress import criteria
+    from thinner.learn import losses
 
     if page.name != "extend.md":
         return
@@ -343,7 +345,7 @@ def test_the_loss_of_the_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     import torch.nn.functional as F
 
-    from thinner import losses
+    from thinner.learn import losses
 
     run_examples(ROOT / "docs" / "extend.md", monkeypatch)
     generator = torch.Generator().manual_seed(0)
@@ -363,7 +365,7 @@ def test_the_criterion_of_the_example_works(monkeypatch: pytest.MonkeyPatch) -> 
     import torch
     from torch import nn
 
-    from thinner import pruning
+    from thinner.compress import pruning
 
     run_examples(ROOT / "docs" / "extend.md", monkeypatch)
     # one hidden layer of 64 channels; half of the MACs means half of them: those whose largest weight is 1 to 32,
@@ -394,7 +396,7 @@ def committed_reports(folder: Path) -> Path | None:
 
 
 def test_the_results_in_readme_are_those_of_the_reports(tmp_path: Path) -> None:
-    from thinner.report import BEGIN, END, main
+    from thinner.evidence.report import BEGIN, END, main
 
     readme = ROOT / "README.md"
     text = readme.read_text()
@@ -410,7 +412,7 @@ def test_the_results_in_readme_are_those_of_the_reports(tmp_path: Path) -> None:
         return
     given = ["--readme", str(readme), "--check", "--reports"]
     assert any(main([*given, str(place)]) == 0 for place in places), (
-        "README's results are not those in reports/. Run: python -m thinner.report --readme README.md"
+        "README's results are not those in reports/. Run: python -m thinner.evidence.report --readme README.md"
     )
 
 
@@ -431,7 +433,7 @@ def test_pre_commit_downloads_nothing() -> None:
 def test_the_example_of_logits_from_elsewhere_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    from thinner import signals
+    from thinner.learn import signals
 
     (tmp_path / "data" / "teachers").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -446,7 +448,7 @@ def test_the_example_of_logits_from_elsewhere_is_read_again(tmp_path: Path, monk
 def test_the_example_of_a_network_of_ones_own_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from thinner import models
+    from thinner.networks import models
 
     (block,) = fences(ROOT / "docs" / "weights.md", "python")
     examples = [yaml.safe_load(text) for text in fences(ROOT / "docs" / "weights.md", "yaml")]

@@ -15,8 +15,8 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks import first_hour
 from tests.copies import commit_all, copy_project
-from thinner import sources
 from thinner.config import load_params
+from thinner.data import sources
 
 SIDE, LABELLED, UNLABELLED, ASKED = 160, 24, 8, 4
 SHARES = {"share_wrong": 0.1, "share_twins": 0.1}

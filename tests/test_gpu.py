@@ -21,7 +21,11 @@ import pytest
 import torch
 from torch import nn
 
-from thinner import checkpoint, criteria, losses, masks, models, predict, pruning, training, views
+from thinner import predict
+from thinner.compress import criteria, masks, pruning
+from thinner.data import views
+from thinner.learn import losses, training
+from thinner.networks import checkpoint, models
 
 DEVICE = os.environ.get("THINNER_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else None)
 NONE = "no CUDA device is to be seen (THINNER_TEST_DEVICE=cpu runs the bodies without one)"
@@ -322,8 +326,8 @@ def test_a_candidate_answers_as_on_the_cpu(device, kind, layout, tmp_path):
     }  # fmt: skip
     checkpoint.save(tmp_path / "checkpoint", model, spec)
     if kind == "pt2":
-        pytest.importorskip("onnxruntime", reason="thinner.export needs it")
-        from thinner import export
+        pytest.importorskip("onnxruntime", reason="thinner.networks.export needs it")
+        from thinner.networks import export
 
         (tmp_path / "pt2").mkdir()
         export.export_pt2(model, tmp_path / "pt2" / "model.pt2", (3, 16, 16), {})

@@ -1,11 +1,15 @@
 """Imports point down only: flows -> tasks -> thinner; each tool is spoken to in one place."""
 
 import ast
+import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import thinner
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(p for package in ("thinner", "tasks", "flows") for p in (ROOT / package).rglob("*.py"))
@@ -15,30 +19,25 @@ FORBIDDEN = {
     "tasks": {"flows", "prefect"},
     "flows": {"mlflow", "dvc"},
 }
-ONLY = {
-    "dvc": {"tasks/lineage.py"},
-    # runs; candidates as runs and models; the registry; and what is copied into each model
-    "mlflow": {
-        "tasks/mlflow_db.py",
-        "tasks/tracking.py",
-        "tasks/unsent.py",
-        "tasks/candidates.py",
-        "tasks/registry.py",
-        "tasks/served.py",
-    },
-}
-# from the numbers to README's table: each imports from those before it only
-REPORTING = [
-    "candidates",
-    "results",
-    "answers",
-    "comparisons",
-    "charts",
-    "prediction_charts",
-    "glossary",
-    "page",
-    "markdown",
-    "report",
+ONLY = {"dvc": "tasks/lineage.py", "mlflow": "tasks/record/"}  # each tool is spoken to in one place
+# The rooms of thinner, and the modules that stand alone: each imports from those before it, and from its own room.
+ORDER = [
+    "errors",
+    "words",
+    "files",
+    "data",
+    "networks",
+    "predict",
+    "measure",
+    "evidence",
+    "learn",
+    "compress",
+    "params",
+    "layout",
+    "checks",
+    "config",
+    "ship",
+    "network",
 ]
 
 
@@ -61,50 +60,57 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", sorted(ONLY))
-def test_each_tool_is_talked_to_in_few_places(tool: str) -> None:
-    assert {str(p.relative_to(ROOT)) for p in MODULES if tool in imported(p)} == ONLY[tool]
+def test_each_tool_is_talked_to_in_one_place(tool: str) -> None:
+    places = [str(path.relative_to(ROOT)) for path in MODULES if tool in imported(path)]
+    assert places and all(place.startswith(ONLY[tool]) for place in places)
 
 
-def test_leaves_of_thinner_import_no_module_above_them() -> None:
-    above = {"config", "checks", "training", "checkpoint", "predict", *REPORTING}
-    leaves = {
-        "sources",
-        "store",
-        "views",
-        "models",
-        "losses",
-        "criteria",
-        "pruning",
-        "corruptions",
-        "masks",
-        "profiling",
-        "metrics",
-        "statistics",
-        "scores",
-        "imbalance",
-        "export",
-    }
-    for path in (ROOT / "thinner").glob("*.py"):
-        if path.stem in leaves:
-            names = {
-                f"{node.module}.{alias.name}"
-                for node in ast.walk(ast.parse(path.read_text()))
-                if isinstance(node, ast.ImportFrom)
-                for alias in node.names
-            }
-            assert not {name.split(".")[1] for name in names if name.startswith("thinner.")} & above, path
+NAMES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
 
 
-def test_what_makes_the_page_imports_one_way() -> None:
-    for place, name in enumerate(REPORTING):
-        nodes = ast.walk(ast.parse((ROOT / "thinner" / f"{name}.py").read_text()))
-        names = {
-            word
-            for node in nodes
-            if isinstance(node, ast.ImportFrom)
-            for word in (str(node.module).removeprefix("thinner."), *(alias.name for alias in node.names))
-        }
-        assert not names & set(REPORTING[place:]), name
+def ours(path: Path) -> set[str]:
+    """Our own modules that the file imports, wherever in the file; but for those that only a type checker reads."""
+    nodes: list[ast.AST] = [ast.parse(path.read_text())]
+    found: set[str] = set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & set(NAMES)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("thinner.") and "__init__" not in name])
+def test_a_room_imports_from_those_before_it(name: str) -> None:
+    def place(module: str) -> int:
+        return ORDER.index(module.split(".")[1])
+
+    wrong = {other for other in ours(NAMES[name]) if other.startswith("thinner.") and place(other) > place(name)}
+    assert not wrong, f"{name} stands before {wrong} in ORDER"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    tuple(graphlib.TopologicalSorter({name: ours(path) - {name} for name, path in NAMES.items()}).static_order())
+
+
+def test_every_room_and_every_module_has_its_place() -> None:
+    paths = (ROOT / "thinner").rglob("*.py")
+    there = {path.relative_to(ROOT / "thinner").parts[0].removesuffix(".py") for path in paths}
+    assert there - {"__init__"} == set(ORDER)
+    for room in (name for name in ORDER if (ROOT / "thinner" / name).is_dir()):
+        (body,) = ast.parse((ROOT / "thinner" / room / "__init__.py").read_text()).body
+        assert isinstance(body, ast.Expr), f"{room}/__init__.py says what is in the room, and does nothing"
+
+
+def test_what_peoples_own_code_takes_is_there_by_its_short_name() -> None:
+    stub = (ROOT / "thinner" / "__init__.pyi").read_text()
+    for name, room in thinner._MODULES.items():
+        assert getattr(thinner, name) is importlib.import_module(f"thinner.{room}.{name}")
+        assert f"from thinner.{room} import {name} as {name}" in stub
 
 
 @pytest.mark.parametrize("package", ["thinner", "tasks"])
@@ -117,7 +123,7 @@ def test_importing_a_package_does_nothing(package: str) -> None:
         if isinstance(node, ast.FunctionDef) and (package, node.name) == ("thinner", "__getattr__")
     ]
     # and what OpenMP reads when torch is imported, which changes no result
-    early = ["import os", "from tasks.environment import TORCH"]
+    early = ["import os", "from tasks.machine import TORCH"]
     early += ["for _name, _value in TORCH.items():\n    os.environ.setdefault(_name, _value)"]
     lazy += [node for node in body if package == "tasks" and ast.unparse(node) in early]
     assert all(isinstance(node, ast.Expr | ast.Assign) for node in body if node not in lazy)

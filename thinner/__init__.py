@@ -9,9 +9,26 @@ The names below are all that is public. They are imported when they are asked fo
 """
 
 __all__ = ["Network", "Prediction", "UnreadablePictureError", "UserError", "load"]
+# what people's own code takes from here (docs/extend.md), and the room where each lies: `from thinner import losses`
+_MODULES = {
+    "checkpoint": "networks",
+    "criteria": "compress",
+    "export": "networks",
+    "losses": "learn",
+    "masks": "compress",
+    "models": "networks",
+    "signals": "learn",
+    "store": "data",
+    "training": "learn",
+    "views": "data",
+}
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        from importlib import import_module
+
+        return import_module(f"thinner.{_MODULES[name]}.{name}")
     if name not in __all__:  # a module, which Python imports itself; or a slip of the pen
         raise AttributeError(f"module 'thinner' has no attribute '{name}'. It has {', '.join(__all__)}")
     from thinner import network

@@ -20,13 +20,17 @@ import yaml
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from thinner import architectures, checkpoint, criteria, drop, losses, masks, models, own, pruning, training
-from thinner import weights as published
+from thinner import layout
+from thinner.compress import architectures, criteria, masks, pruning
 from thinner.errors import UserError
-from thinner.profiling import count_macs, count_params
+from thinner.evidence import drop
+from thinner.learn import losses, training
+from thinner.measure.profiling import count_macs, count_params
+from thinner.networks import checkpoint, models, own
+from thinner.networks import weights as published
 
 if TYPE_CHECKING:
-    from thinner.config import LossPart, Network, Params
+    from thinner.params import LossPart, Network, Params
 
 _CLASSES = 10  # a stand-in where the data are not prepared yet; nothing here depends on the number
 _IMAGES = 64  # the same, for the memory of crd
@@ -570,11 +574,12 @@ def _labelled(params: Params) -> int | None:
 
 
 def _claims(params: Params) -> Iterator[str]:
-    from thinner import operating, statistics
+    from thinner.evidence import statistics
+    from thinner.measure import operating
 
     for number, text in enumerate(params.claims):
         try:
-            claim = statistics.parse_claim(text, params.candidate_names)
+            claim = statistics.parse_claim(text, layout.candidate_names(params))
         except UserError as error:
             yield f"claims[{number}]:\n" + textwrap.indent(str(error), "    ")
             continue
@@ -592,14 +597,14 @@ def _claims(params: Params) -> Iterator[str]:
                 f"Give it {statistics.FEWEST_ROUNDS} or more"
             )
         if claim.runtime == "onnxruntime":
-            exported = [name for name in params.candidate_names if name not in params.networks]
+            exported = [name for name in layout.candidate_names(params) if name not in layout.networks(params)]
             for name in (claim.candidate, claim.reference):
                 if name not in exported and f"{name}_onnx" not in exported:
                     yield f"claims[{number}]: '{name}' is not exported to ONNX. Add it to export.candidates"
 
 
 def _source(source: str, root: str) -> Iterator[str]:
-    from thinner import sources
+    from thinner.data import sources
 
     kind, _, name = source.partition(":")
     try:

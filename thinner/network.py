@@ -24,11 +24,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from scipy.special import softmax
 
-from thinner import checkpoint, decision, operating, sources, store
 from thinner.config import load_params
+from thinner.data import sources, store
 from thinner.errors import UserError, one_line
+from thinner.evidence import decision
+from thinner.evidence.shipping import find_temperature
+from thinner.measure import operating
+from thinner.networks import checkpoint
 from thinner.predict import Candidate, open_candidate
-from thinner.shipping import find_temperature
 
 # an array: [height, width] or [height, width, 3], uint8, 0 is black
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray

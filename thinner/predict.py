@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
-from thinner import checkpoint, metrics, views
+from thinner.data import views
 from thinner.errors import UserError, one_line
+from thinner.networks import checkpoint
 
 Images = UInt8[np.ndarray, "images height width channels"]
 Runtime = Literal["pytorch", "onnxruntime"]
@@ -61,7 +62,7 @@ def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, ch
     if (folder / "model.onnx").is_file():
         return _open_onnx(folder, threads)
     if (folder / "model.pt2").is_file():
-        from thinner import export
+        from thinner.networks import export
 
         checkpoint.check_file(folder / "model.pt2")
         # without eval(): a program has no modes, it was exported in that one
@@ -126,7 +127,7 @@ def _torch_candidate(
 
 def _open_onnx(folder: Path, threads: int) -> Candidate:
     # imported here because onnx and its runtime cost a second that PyTorch candidates need not pay
-    from thinner import export
+    from thinner.networks import export
 
     checkpoint.check_file(folder / "model.onnx")
     session = export.open_session(folder / "model.onnx", threads)
@@ -188,5 +189,6 @@ def predict(
                 f"{len(classes)} classes. Take the two files of one folder"
             )
         label = classes[int(logits[0].argmax())]
-        predictions.append(Prediction(label, float(metrics.confidences(logits / temperature)[0])))
+        calibrated = torch.from_numpy(logits).double() / temperature
+        predictions.append(Prediction(label, float(calibrated.softmax(dim=1).max())))
     return predictions

@@ -25,8 +25,9 @@ sys.meta_path[:] = [Lacking if finder is importlib.machinery.PathFinder else fin
 """
 IMPORTS = f"""
 import importlib, pathlib
-for file in sorted(pathlib.Path("thinner").glob("*.py")):
-    importlib.import_module(f"thinner.{{file.stem}}")
+for file in sorted(pathlib.Path("thinner").rglob("*.py")):
+    if "bundled" not in file.parts:
+        importlib.import_module(".".join(file.with_suffix("").parts))
 for stage in ("prepare", "finetune", "scratch", "teach", "distill", "prune", "small", "export", "evaluate"):
     importlib.import_module(f"tasks.{{stage}}")
 import benchmarks.gpu

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import imbalance
-from thinner.config import Imbalance
+from thinner.params import Imbalance
 
 ROOT = Path(__file__).parents[2]
 

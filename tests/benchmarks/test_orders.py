@@ -13,10 +13,11 @@ from benchmarks import distillation, orders
 from benchmarks.orders import Training
 from flows.sweep import Study, overridden
 from tests.benchmarks.test_distillation import NETWORK, TINY
-from thinner import models
-from thinner.config import Params, load_params
+from thinner.config import load_params
 from thinner.errors import UserError
-from thinner.profiling import count_macs
+from thinner.measure.profiling import count_macs
+from thinner.networks import models
+from thinner.params import Params
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,7 +77,7 @@ def test_every_network_takes_its_turn_in_each_round(monkeypatch):
     [(200, 1.0, True), (240, 1.0, False), (160, 1.0, False), (200, 1.2, False)],
 )
 def test_the_verdict_follows_from_seconds_steps_and_macs(monkeypatch, second_ms, macs_of_second, holds):
-    monkeypatch.setattr("thinner.profiling.count_macs", lambda model, shape: model)
+    monkeypatch.setattr("thinner.measure.profiling.count_macs", lambda model, shape: model)
     first = [Training("student", 3_000_000, (1, 8, 8), 100, 4), Training("round 1", 1_000_000, (1, 8, 8), 50, 4)]
     second = [Training("teacher's", int(1_000_000 * macs_of_second), (1, 8, 8), 100, 4)]
     noise = 1 + np.random.default_rng(0).normal(0, 1e-3, (3, 12))

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from benchmarks import peers
-from thinner import losses
 from thinner.config import load_params
 from thinner.errors import UserError
+from thinner.learn import losses
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def test_our_loss_and_torchdistills_are_one_function(name):
 
 def test_the_peers_loop_is_the_textbooks():
     """One parameter, two steps, by hand: Nesterov momentum 0.9, decay 5e-4, the rates of the one cycle."""
-    from thinner import training
+    from thinner.learn import training
 
     class Line(torch.nn.Module):
         def __init__(self):
@@ -122,7 +122,7 @@ def test_the_faster_way_to_run_torchdistill_is_the_one_that_counts():
 
 
 def test_intervals_are_tangos():
-    from thinner.statistics import score_difference
+    from thinner.evidence.statistics import score_difference
 
     found = peers.compare({"a": "1110100000", "b": "1101000000"}, "a", "b")
     low, high, _ = score_difference(2, 1, 10, peers.MARGIN)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import photos
-from thinner.sources import Part, list_source
+from thinner.data.sources import Part, list_source
 
 
 def folder(root: Path, train: int, test: int) -> Path:

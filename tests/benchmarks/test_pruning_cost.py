@@ -9,9 +9,9 @@ import torch_pruning as tp
 
 from benchmarks import distillation, pruning
 from tests.benchmarks.test_distillation import NETWORK, TINY
-from thinner import models
+from thinner.compress.pruning import cut
 from thinner.config import load_params
-from thinner.pruning import cut
+from thinner.networks import models
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 

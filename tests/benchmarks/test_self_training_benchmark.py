@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import self_training as benchmark
-from thinner.config import Params
+from thinner.params import Params
 
 CLASSES = 3
 

@@ -6,7 +6,7 @@ import pytest
 from torchvision import models
 
 from benchmarks import zoo
-from thinner.profiling import count_params
+from thinner.measure.profiling import count_params
 
 
 @pytest.mark.parametrize("name", ["regnet_x_400mf", "shufflenet_v2_x0_5", "googlenet", "squeezenet1_1"])

@@ -20,8 +20,9 @@ from flows import cli, console, serve
 from tasks import processes
 from tasks.report import judge_runs
 from tests.toy import PROJECT
-from thinner import checkpoint, models, shipping
 from thinner.errors import UserError
+from thinner.evidence import shipping
+from thinner.networks import checkpoint, models
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
 

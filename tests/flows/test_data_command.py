@@ -19,7 +19,7 @@ from tasks.prepare import prepare
 from tasks.stage import Stage
 from tests.toy import PROJECT
 from thinner.config import load_params
-from thinner.store import open_store
+from thinner.data.store import open_store
 
 runner = CliRunner()
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}

@@ -275,7 +275,7 @@ def test_the_shipped_studies_are_right(path: Path, monkeypatch: pytest.MonkeyPat
     study = sweep.load_study(path, ROOT)
     report = ROOT / "docs" / "studies" / f"{path.stem}.md"
     if report.exists():  # what is committed is what the numbers give
-        from thinner.study import summarise
+        from thinner.evidence.study import summarise
 
         rows = sweep.Results(report.with_suffix(".csv"), study).frame()
         assert report.read_text() == sweep.render(study, path.relative_to(ROOT), rows, summarise(rows, study.baseline))

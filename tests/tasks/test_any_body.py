@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from thinner import checkpoint, models
+from thinner.networks import checkpoint, models
 
 with warnings.catch_warnings():  # MLflow looks at the class's hints, and would rather see no Any
     warnings.filterwarnings("ignore", "(?s).*Any type hint is inferred", UserWarning)
-    from tasks import served
+    from tasks.record import served
 
 NETWORK = {"name": "resnet8", "width": 4, "stem_stride": 2, "classes": 2, "channels": 1}
 SPEC = {

@@ -27,11 +27,13 @@ from flows import cli, recipes
 from tasks.bundle import make_bundle
 from tests.browser import Browser
 from tests.programs import load_program
-from thinner import bundle as bundling
-from thinner import checkpoint, export, models, operating, quantization
+from thinner.compress import quantization
 from thinner.config import load_params
 from thinner.errors import UserError
+from thinner.measure import operating
+from thinner.networks import checkpoint, export, models
 from thinner.predict import open_candidate
+from thinner.ship import bundle as bundling
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["cat", "dog|wolf", "Aal ü"]

@@ -1,4 +1,4 @@
-"""tasks/compare.py and what people see of it: two pipeline runs in a real store, in the terminal and in MLflow's own UI."""
+"""tasks/record/compare.py and what people see of it: two pipeline runs in a real store, in the terminal and in MLflow's own UI."""
 
 import io
 import shutil
@@ -10,24 +10,26 @@ from rich.console import Console
 
 from benchmarks import screenshots
 from flows import console
-from tasks import candidates, compare, prune, tracking
+from tasks import prune
+from tasks.record import candidates, compare, mlflow_client, pipeline_run, stage_run
 from tasks.scratch import scratch
 from tasks.stage import Stage
 from tests.browser import Browser, find_chromium
 from tests.tasks.test_registry import PARAMS, database, measure, project, thinner, write_candidate  # noqa: F401 - fixtures
 from tests.toy import PROJECT
-from thinner.config import Params, load_params
+from thinner.config import load_params
 from thinner.errors import UserError
+from thinner.params import Params
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own deprecations
 
 
 def pipeline(root: Path, monkeypatch: pytest.MonkeyPatch, stage_hash: str) -> str:
     """A pipeline run of which evaluate is the only stage; returns its id."""
-    parent = tracking.open_pipeline_run()
+    parent = pipeline_run.open_run()
     monkeypatch.setenv("THINNER_PARENT_RUN_ID", parent)
     measure(root, stage_hash)
-    tracking.close_pipeline_run(parent, "FINISHED", {"evaluate": {"state": "Completed", "hash": stage_hash}})
+    pipeline_run.close_run(parent, "FINISHED", {"evaluate": {"state": "Completed", "hash": stage_hash}})
     monkeypatch.delenv("THINNER_PARENT_RUN_ID")
     return parent
 
@@ -91,7 +93,7 @@ def test_runs_of_two_candidates_are_compared_whatever_they_are_called(two: tuple
 
 
 def test_runs_that_cannot_be_tested_say_why(two: tuple[str, str]) -> None:
-    client, _ = tracking.connect()
+    client, _ = mlflow_client.connect()
     client.set_tag(two[1], candidates.TEST, "others")
     found = compare.compare(list(two))
     assert not found.differences
@@ -112,10 +114,10 @@ def stages(two: tuple[str, str], project: Path, monkeypatch: pytest.MonkeyPatch)
     raw["student"] |= {"width": 4, "stem_stride": 1, "image_size": 10, "mean": [0.5], "std": [0.25]}
     raw["student"]["training"] |= {"steps": 4, "validate_every": 2, "batch_size": 8}
     params = Params.model_validate(raw)
-    recorder = tracking.start_stage_run("scratch", {}, "one", {}, "cpu")
+    recorder = stage_run.start("scratch", {}, "one", {}, "cpu")
     scratch(Stage("scratch", params, recorder))
     recorder.end("FINISHED")
-    pruned = tracking.start_stage_run("prune", {}, "one", {}, "cpu")
+    pruned = stage_run.start("prune", {}, "one", {}, "cpu")
     for before in (0, 4):
         prune._record_curve(Stage("prune", params, pruned), project / "reports" / "scratch" / "history.csv", before)
     pruned.end("FINISHED")
@@ -128,9 +130,9 @@ def test_mlflows_compare_page_shows_charts_of_two_runs_at_once(
     two: tuple[str, str], stages: tuple[str, str], tmp_path: Path
 ) -> None:
     find_chromium()
-    client, experiment = tracking.connect()
+    client, experiment = mlflow_client.connect()
     with (
-        screenshots.serving(tracking.tracking_uri(), tmp_path) as url,
+        screenshots.serving(mlflow_client.tracking_uri(), tmp_path) as url,
         Browser(tmp_path, width=1400, height=1400) as browser,
     ):
         # the chart that is there without another click: the shipped network's accuracy, by what differs

@@ -20,10 +20,13 @@ from tasks import devices as bringing
 from tasks.report import judge_runs
 from tests.programs import load_program
 from tests.tasks.test_bundle import make, network, write_project
-from thinner import bundle as bundling
-from thinner import candidates, checkpoint, devices, export, models, quantization, shipping
+from thinner.compress import quantization
 from thinner.errors import DamagedError, UserError
+from thinner.evidence import candidates, shipping
+from thinner.measure import devices
+from thinner.networks import checkpoint, export, models
 from thinner.predict import weights_sha256
+from thinner.ship import bundle as bundling
 
 CLAIM = "prune is faster than distill at batch 1 on pi5"
 

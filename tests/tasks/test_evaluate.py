@@ -21,14 +21,15 @@ from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.report import judge_runs, report
 from tasks.stage import Stage
-from thinner import checkpoint, models, operating
-from thinner import export as exporting
 from thinner.config import load_params
-from thinner.export import open_session
+from thinner.data.store import open_store
+from thinner.data.views import preprocess
+from thinner.measure import operating
+from thinner.measure.profiling import pinned_threads
+from thinner.networks import checkpoint, models
+from thinner.networks import export as exporting
+from thinner.networks.export import open_session
 from thinner.predict import open_candidate, predict, predict_logits
-from thinner.profiling import pinned_threads
-from thinner.store import open_store
-from thinner.views import preprocess
 
 CLASSES = ("dark", "medium", "bright")
 TEST = 30

@@ -9,7 +9,7 @@ import torch
 from tasks.export import export
 from tasks.stage import Stage
 from tests.tasks.test_evaluate import CLASSES, PREPROCESSING, SMALL, write_store
-from thinner import checkpoint, models
+from thinner.networks import checkpoint, models
 
 
 @pytest.fixture

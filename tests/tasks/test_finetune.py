@@ -13,8 +13,8 @@ from tasks import learning
 from tasks.finetune import finetune
 from tasks.stage import Stage
 from tests.prepared import write_prepared
-from thinner import checkpoint, models
-from thinner.config import Params
+from thinner.networks import checkpoint, models
+from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ("cat", "dog", "fox")

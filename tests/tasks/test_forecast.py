@@ -8,9 +8,9 @@ import yaml
 
 from tasks import forecast
 from tasks.forecast import Counts, makespan
-from thinner.config import Params
-from thinner.profiling import count_macs
-from thinner.sources import Listing, Part
+from thinner.data.sources import Listing, Part
+from thinner.measure.profiling import count_macs
+from thinner.params import Params
 
 PROJECT = Path(__file__).parents[2]
 

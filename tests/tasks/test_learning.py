@@ -10,8 +10,8 @@ import yaml
 
 from tasks import learning
 from tasks.stage import Stage
-from thinner import models
-from thinner.config import Params
+from thinner.networks import models
+from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 

@@ -13,10 +13,13 @@ from tasks import learning, lessons, teachers
 from tasks.stage import Stage
 from tasks.teach import teach
 from tests.prepared import write_prepared
-from thinner import checkpoint, models, store, training, whole
-from thinner.config import Params
+from thinner.data import store
 from thinner.errors import UserError
-from thinner.signals import SignalsError
+from thinner.files import whole
+from thinner.learn import training
+from thinner.learn.signals import SignalsError
+from thinner.networks import checkpoint, models
+from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ("cat", "dog", "fox")

@@ -12,9 +12,9 @@ from PIL import Image
 
 from tasks.prepare import dark, prepare
 from tasks.stage import Stage
-from thinner.config import Data, Params, Run
-from thinner.sources import DataError, list_source
-from thinner.store import open_store, write_store
+from thinner.data.sources import DataError, list_source
+from thinner.data.store import open_store, write_store
+from thinner.params import Data, Params, Run
 
 RUN = Run(
     seed=0, device="cpu", devices=1, nodes=1, precision="fp32", threads=2, channels_last=False, compile=False, sync_batch_norm=False

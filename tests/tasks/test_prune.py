@@ -13,17 +13,21 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from tasks import learning, tracking
+from tasks import learning
 from tasks import prune as stage_file
 from tasks.prune import prune
+from tasks.record import mlflow_client, stage_run
+from tasks.record.stage_run import Recorder
 from tasks.small import small
 from tasks.stage import Stage
 from tasks.teach import teach
-from tasks.tracking import Recorder
 from tests.prepared import write_prepared
-from thinner import checkpoint, models, pruning, rounds, store, verify
-from thinner.config import Params
-from thinner.profiling import count_macs, count_params
+from thinner.compress import pruning, rounds
+from thinner.data import store
+from thinner.measure import verify
+from thinner.measure.profiling import count_macs, count_params
+from thinner.networks import checkpoint, models
+from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ("cat", "dog", "fox")
@@ -197,7 +201,7 @@ def test_a_killed_stage_goes_on_after_its_last_round_and_ends_with_the_same_weig
     monkeypatch.setattr(
         learning, "learn", lambda stage, name, *a, **k: (learned.append(name), learn(stage, name, *a, **k))[1]
     )
-    recorder = tracking.start_stage_run("prune", {}, "hash", {}, "cpu")
+    recorder = stage_run.start("prune", {}, "hash", {}, "cpu")
     rounds, again = run(recorder)
     recorder.end("FINISHED")
     assert learned == ["prune 2/2"]
@@ -206,7 +210,7 @@ def test_a_killed_stage_goes_on_after_its_last_round_and_ends_with_the_same_weig
     # its run has both rounds' curves under the names of every training stage, one after the other, no step twice
     curve = pd.read_csv("reports/prune/history.csv")
     assert list(curve["step"]) == [3, 6]
-    client, _ = tracking.connect()
+    client, _ = mlflow_client.connect()
     for name, column in (("val/accuracy", "val_accuracy"), ("val/loss", "val_loss"), ("train/loss", "loss")):
         kept = [(m.step, m.value) for m in client.get_metric_history(recorder.run_id, name)]
         assert kept == list(zip(curve["step"], curve[column], strict=True)), name

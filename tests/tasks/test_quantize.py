@@ -17,10 +17,14 @@ from tasks.quantize import quantize
 from tasks.stage import Stage
 from tasks.teach import teach
 from tests.prepared import write_prepared
-from thinner import checkpoint, models, predict, shipping, store, training
-from thinner import ladder as ladder_file
-from thinner.config import Params
-from thinner.fake_quantization import FakeQuantised
+from thinner import predict
+from thinner.compress.fake_quantization import FakeQuantised
+from thinner.data import store
+from thinner.evidence import ladder as ladder_file
+from thinner.evidence import shipping
+from thinner.learn import training
+from thinner.networks import checkpoint, models
+from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ("dark", "medium", "bright")

@@ -1,4 +1,4 @@
-"""tasks/candidates.py and tasks/registry.py against a real SQLite store: real networks, measured by the real evaluate.
+"""tasks/record/candidates.py and tasks/record/registry.py against a real SQLite store: real networks, measured by the real evaluate.
 
 DVC is left out (tests/test_end_to_end.py has it): "up to date" is answered with yes.
 """
@@ -24,14 +24,16 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from flows import cli
-from tasks import candidates, lineage, registry, tracking
+from tasks import lineage
 from tasks.evaluate import evaluate
+from tasks.record import candidates, mlflow_client, registry, stage_run
 from tasks.stage import Stage
 from tests.tasks.test_evaluate import CLASSES, PREPROCESSING, SMALL, write_store
 from tests.toy import PROJECT
-from thinner import checkpoint, models
-from thinner.config import Ship, load_params
+from thinner.config import load_params
 from thinner.errors import UserError
+from thinner.networks import checkpoint, models
+from thinner.params import Ship
 from thinner.predict import open_candidate, predict_logits
 
 # MLflow and what it imports deprecate things of their own; SQLite's connections are closed by the garbage collector.
@@ -103,7 +105,7 @@ def project(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def measure(root: Path, stage_hash: str = "hash-e", outcome: str = "proven", record: bool = True) -> None:
     """Run evaluate, and write the verdict that report would."""
-    recorder = tracking.start_stage_run("evaluate", {}, stage_hash, {}, "cpu") if record else tracking.Recorder()
+    recorder = stage_run.start("evaluate", {}, stage_hash, {}, "cpu") if record else stage_run.Recorder()
     evaluate(Stage("evaluate", PARAMS, recorder))
     recorder.end("FINISHED")
     verdict = {"claim": PARAMS.claims[0], "kind": "beats", "outcome": outcome, "numbers": "+1 points"}
@@ -124,7 +126,7 @@ def test_each_candidate_is_a_run_with_the_same_metric_names_and_a_model_that_ans
     (project / "data" / "prune").rename(project / "elsewhere")
     (project / "data" / "prune").symlink_to(project / "elsewhere")  # as DVC may do
     measure(project)
-    client, experiment = tracking.connect()
+    client, experiment = mlflow_client.connect()
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
     assert set(runs) == {
         "evaluate",
@@ -194,7 +196,7 @@ def test_the_first_champion_has_to_pass_the_claims_alone_and_files_are_registere
     assert done.reason == "all 1 claims are proven; nothing was champion before"
     (row,) = registry.versions(PARAMS)
     assert (row["alias"], row["claims"]) == ("champion", "1 of 1 proven")
-    client, _ = tracking.connect()
+    client, _ = mlflow_client.connect()
     text = client.get_model_version(NAME, "1").description
     assert text.startswith("prune: accuracy 33.33%")
     assert text.index("not promoted: prune is not ready") < text.index("champion: all 1 claims are proven")
@@ -216,7 +218,7 @@ def test_a_challenger_that_is_worse_stays_one_and_rollback_brings_the_one_before
     better = registry.promote(project, GENEROUS)
     assert better.promoted
     assert "shown to be at most 60 points worse" in better.reason
-    client, _ = tracking.connect()
+    client, _ = mlflow_client.connect()
     assert client.get_model_version(NAME, "2").tags["champion.before"] == "1"
     assert [row["alias"] for row in registry.versions(PARAMS)] == ["champion", ""]
 
@@ -292,7 +294,7 @@ def test_rollback_skips_what_was_rolled_back_and_says_when_nothing_is_left(proje
         return decision.version
 
     def tags(version: str) -> dict[str, str]:
-        return tracking.connect()[0].get_model_version(NAME, version).tags
+        return mlflow_client.connect()[0].get_model_version(NAME, version).tags
 
     assert [promote(temperature) for temperature in (1.0, 2.0, 3.0)] == ["1", "2", "3"]
     assert promote(2.0) == "2"  # its files come back, and replace 3

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import lineage, tracking
+from tasks import lineage
+from tasks.record import mlflow_client, stage_run
 from tasks.report import _runs
 from tasks.stage import Stage
 from tests.toy import PROJECT
@@ -21,8 +22,8 @@ def test_report_reads_which_runs_made_the_stages_and_what_they_took(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "commit", lambda: "c0ffee")  # this folder is not under git
-    monkeypatch.setattr(tracking, "POWER", tmp_path / "power")
+    monkeypatch.setattr(mlflow_client, "commit", lambda: "c0ffee")  # this folder is not under git
+    monkeypatch.setattr(stage_run, "POWER", tmp_path / "power")
     counter = tmp_path / "power" / "intel-rapl:0"
     counter.mkdir(parents=True)
     (counter / "max_energy_range_uj").write_text("1000000000")
@@ -34,19 +35,19 @@ def test_report_reads_which_runs_made_the_stages_and_what_they_took(
     assert not (tmp_path / "mlflow.db").exists()
 
     hashes = lineage.locked_hashes(tmp_path)
-    made = tracking.start_stage_run("distill", {}, hashes["distill"], {}, "cpu")
-    other = tracking.start_stage_run("teach", {}, "of other inputs", {}, "cpu")
+    made = stage_run.start("distill", {}, hashes["distill"], {}, "cpu")
+    other = stage_run.start("teach", {}, "of other inputs", {}, "cpu")
     (counter / "energy_uj").write_text("45000000")
     for recorder in (made, other):
         recorder.end("FINISHED")
-    stage = Stage("report", params, tracking.start_stage_run("report", {}, hashes["report"], {}, "cpu"))
+    stage = Stage("report", params, stage_run.start("report", {}, hashes["report"], {}, "cpu"))
     found = _runs(stage)
     # in the order of dvc.yaml, and without the one that is still running
     assert list(found) == [
         "prepare", "finetune", "scratch", "teach", "distill", "prune", "small", "prune_also@finetune",
         "quantize", "export", "evaluate",
     ]  # fmt: skip
-    info = tracking.connect()[0].get_run(made.run_id).info
+    info = mlflow_client.connect()[0].get_run(made.run_id).info
     assert found["distill"] == {
         "seconds": (info.end_time - info.start_time) / 1000,
         "joules": 40.0,

@@ -15,9 +15,12 @@ from tasks.finetune import finetune
 from tasks.self_train import self_train
 from tasks.stage import Stage
 from tests.prepared import write_prepared
-from thinner import checkpoint, decision, self_training, store
-from thinner.config import Params
+from thinner.data import store
 from thinner.errors import UserError
+from thinner.evidence import decision
+from thinner.learn import self_training
+from thinner.networks import checkpoint
+from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ("down", "flat", "up")

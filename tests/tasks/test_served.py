@@ -1,4 +1,4 @@
-"""tasks/served.py: the pictures of a request, without a server."""
+"""tasks/record/served.py: the pictures of a request, without a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 with warnings.catch_warnings():  # MLflow looks at the class's hints, and would rather see no Any
     warnings.filterwarnings("ignore", "(?s).*Any type hint is inferred", UserWarning)
-    from tasks import served
+    from tasks.record import served
 
 SQUARE: dict[str, Any] = {"image_size": 8, "channels": 3, "fit": "crop", "max_pixels": 400}
 

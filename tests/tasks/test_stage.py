@@ -15,7 +15,9 @@ import pytest
 from tasks import processes
 from tasks import stage as module
 from tasks.lineage import Inputs
-from tasks.stage import Stage, numbers_text, progress_text, set_up_torch, thread_count
+from tasks.machine import set_up_torch, thread_count
+from tasks.progress import numbers_text, progress_text
+from tasks.stage import Stage
 from tests.toy import PROJECT, eventually
 from thinner.config import load_params
 from thinner.errors import UserError
@@ -139,10 +141,10 @@ def test_auto_threads_are_the_cores_of_this_process() -> None:
 
 
 def test_an_input_that_changed_meanwhile_fails_by_name_and_forgets_the_resume_folder(stage: Stage) -> None:
-    before = Inputs("a", {"data/teach": "1", "thinner/losses.py": "2"}, {"run.seed": 1}, (), {})
-    after = Inputs("b", {"data/teach": "1", "thinner/losses.py": "3"}, {"run.seed": 2}, (), {})
+    before = Inputs("a", {"data/teach": "1", "thinner/learn/losses.py": "2"}, {"run.seed": 1}, (), {})
+    after = Inputs("b", {"data/teach": "1", "thinner/learn/losses.py": "3"}, {"run.seed": 2}, (), {})
     folder = stage.resume
-    with pytest.raises(UserError, match=r"run\.seed, thinner/losses\.py.*dvc repro distill"):
+    with pytest.raises(UserError, match=r"run\.seed, thinner/learn/losses\.py.*dvc repro distill"):
         module._compare(stage, before, after)
     assert not folder.exists()
 

@@ -14,9 +14,11 @@ import yaml
 
 from tasks import learning, lessons, teachers
 from tasks.stage import Stage
-from thinner import models, store, training
-from thinner.config import Params
+from thinner.data import store
 from thinner.errors import UserError
+from thinner.learn import training
+from thinner.networks import models
+from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ["cat", "dog", "fox"]

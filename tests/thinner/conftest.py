@@ -21,7 +21,7 @@ from tests.measured import (
     SMALL,
     TEACHER,
 )
-from thinner.results import Results
+from thinner.evidence.results import Results
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""thinner.answers: the report's first screen, and what to take instead; worked out by hand on ten images."""
+"""thinner.evidence.answers: the report's first screen, and what to take instead; worked out by hand on ten images."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.measured import METRICS, SMALL, TEACHER, row, with_candidates
-from thinner.answers import alternatives, first_answers
-from thinner.results import Results
+from thinner.evidence.answers import alternatives, first_answers
+from thinner.evidence.results import Results
 
 PROVEN = [{"claim": "prune beats small on accuracy", "kind": "beats", "outcome": "proven", "numbers": ""}]
 WHAT = {"prune": "distill with channels removed"}

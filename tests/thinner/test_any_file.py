@@ -21,7 +21,11 @@ from PIL import Image
 
 from flows import console, serve
 from tasks import lockfile
-from thinner import checkpoint, export, mapped, models, results, shipping, signals, sources, store, weights, whole
+from thinner.data import sources, store
+from thinner.evidence import results, shipping
+from thinner.files import mapped, whole
+from thinner.learn import signals
+from thinner.networks import checkpoint, export, models, weights
 from thinner.predict import predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
@@ -155,7 +159,7 @@ def checkpoint_files() -> dict[str, bytes]:
     """By name; as the network is after pruning, so that there is a description of what was cut."""
     import tempfile
 
-    from thinner import pruning
+    from thinner.compress import pruning
 
     with tempfile.TemporaryDirectory() as folder:
         model = pruning.cut(

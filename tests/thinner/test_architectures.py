@@ -13,9 +13,11 @@ from torch import nn
 from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2, SwinTransformer
 
-from thinner import architectures, checks, models, pruning
+from thinner import checks
+from thinner.compress import architectures, pruning
 from thinner.config import load_params
-from thinner.profiling import count_macs
+from thinner.measure.profiling import count_macs
+from thinner.networks import models
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,10 +1,10 @@
-"""thinner.candidates: what is said of the candidates, and the tables of them."""
+"""thinner.evidence.candidates: what is said of the candidates, and the tables of them."""
 
 from typing import Any
 
 from tests.measured import METRICS, row
-from thinner import candidates
-from thinner.candidates import headline, speed
+from thinner.evidence import candidates
+from thinner.evidence.candidates import headline, speed
 
 
 def test_headline_worked_by_hand() -> None:
@@ -41,7 +41,7 @@ def test_faster_is_said_only_where_the_intervals_do_not_meet() -> None:
 def test_what_prune_also_may_name_has_its_folder() -> None:
     from typing import get_args
 
-    from thinner.config import Prunable
+    from thinner.params import Prunable
 
     assert candidates.ALSO == {f"prune_{name}": f"prune_also/{name}" for name in get_args(Prunable)}
 

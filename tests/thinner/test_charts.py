@@ -1,4 +1,4 @@
-"""thinner.charts and thinner.prediction_charts: what is drawn, and the same numbers in tables."""
+"""thinner.evidence.charts and thinner.evidence.prediction_charts: what is drawn, and the same numbers in tables."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ from tests.measured import (
     with_candidates,
     with_pruned_teacher,
 )
-from thinner import charts
-from thinner.markdown import render_pull_request
-from thinner.page import all_charts, render_figures, render_html
-from thinner.results import Results
+from thinner.evidence import charts
+from thinner.evidence.markdown import render_pull_request
+from thinner.evidence.page import all_charts, render_figures, render_html
+from thinner.evidence.results import Results
 
 
 def test_the_pareto_front_is_of_those_that_nobody_beats_in_both(results: Results) -> None:

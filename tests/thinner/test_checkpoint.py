@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from thinner import checkpoint, models, pruning, whole
+from thinner.compress import pruning
 from thinner.errors import DamagedError
-from thinner.profiling import count_macs
+from thinner.files import whole
+from thinner.measure.profiling import count_macs
+from thinner.networks import checkpoint, models
 
 NETWORK = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 5, "channels": 1}
 

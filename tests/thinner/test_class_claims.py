@@ -12,8 +12,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from benchmarks import intervals
-from thinner import statistics
-from thinner.statistics import (
+from thinner.evidence import statistics
+from thinner.evidence.statistics import (
     ClaimError,
     Estimate,
     Evidence,

@@ -1,4 +1,4 @@
-"""thinner/cleaning.py: a person's corrections, and near-duplicates in one split."""
+"""thinner/data/cleaning.py: a person's corrections, and near-duplicates in one split."""
 
 import re
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinner import cleaning
-from thinner.cleaning import Change, Correction
-from thinner.sources import DataError, Listing, Part
+from thinner.data import cleaning
+from thinner.data.cleaning import Change, Correction
+from thinner.data.sources import DataError, Listing, Part
 
 CLASSES = ("cat", "dog", "=1+1")
 

@@ -1,12 +1,12 @@
-"""thinner.comparisons: differences from the teacher, and classes."""
+"""thinner.evidence.comparisons: differences from the teacher, and classes."""
 
 import pytest
 
 from tests.measured import Page, row_of
-from thinner.comparisons import class_rows, differences
-from thinner.markdown import render_pull_request
-from thinner.page import render_html
-from thinner.results import Results
+from thinner.evidence.comparisons import class_rows, differences
+from thinner.evidence.markdown import render_pull_request
+from thinner.evidence.page import render_html
+from thinner.evidence.results import Results
 from thinner.words import points
 
 

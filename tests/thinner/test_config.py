@@ -10,8 +10,10 @@ import torch
 import yaml
 
 from tasks import check
-from thinner import checkpoint, models
-from thinner.config import Params, ParamsError, load_params
+from thinner import layout
+from thinner.config import ParamsError, load_params
+from thinner.networks import checkpoint, models
+from thinner.params import Params
 
 ROOT = Path(__file__).parents[2]
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -308,8 +310,8 @@ def test_a_target_that_all_networks_reach_is_right(tmp_path):
     raw["claims"] = ["prune is within 1.0 points of prune_finetune on accuracy"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     params = load_params(tmp_path / "params.yaml", deep=True)
-    assert params.candidate_names[:6] == ["finetune", "scratch", "distill", "small", "prune", "prune_finetune"]
-    assert params.networks["prune_finetune"] == "data/prune_also/finetune"
+    assert layout.candidate_names(params)[:6] == ["finetune", "scratch", "distill", "small", "prune", "prune_finetune"]
+    assert layout.networks(params)["prune_finetune"] == "data/prune_also/finetune"
 
 
 def test_all_mistakes_are_shown_together(tmp_path):

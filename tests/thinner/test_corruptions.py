@@ -1,4 +1,4 @@
-"""thinner.corruptions: strengths worked by hand, torchvision's blur and SciPy's cosine transform as oracles."""
+"""thinner.data.corruptions: strengths worked by hand, torchvision's blur and SciPy's cosine transform as oracles."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.fft import dctn, idctn
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from thinner.corruptions import BLUR, CORRUPTIONS, JPEG, NOISE, SEVERITIES, corrupt
+from thinner.data.corruptions import BLUR, CORRUPTIONS, JPEG, NOISE, SEVERITIES, corrupt
 
 INDEX = np.arange(6)
 

@@ -7,8 +7,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from thinner import models
-from thinner.criteria import (
+from thinner.compress.criteria import (
     CRITERIA,
     CriterionError,
     Examples,
@@ -19,6 +18,7 @@ from thinner.criteria import (
     score_channels,
     score_weights,
 )
+from thinner.networks import models
 
 # Layers "0", "2" and "5". What the tests below expect follows from these numbers, on paper:
 #   image 1, label 1: a = (1, 2), behind the second layer (-1, 5) -> (0, 5), logits (0, 10)

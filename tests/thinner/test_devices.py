@@ -1,4 +1,4 @@
-"""thinner.devices: another machine's times on the page and in Markdown. Bringing them: tests/tasks/test_device_command.py."""
+"""thinner.measure.devices: another machine's times on the page and in Markdown. Bringing them: tests/tasks/test_device_command.py."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +10,12 @@ from anything import SEEDS, ask, changed, damaged, fuzz, written
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinner.devices import Device, read_device, with_times
-from thinner.markdown import render_pull_request
-from thinner.operating import read_points
-from thinner.page import render_html
-from thinner.results import Results
-from thinner.statistics import ClaimError, Evidence, judge, parse_claim
+from thinner.evidence.markdown import render_pull_request
+from thinner.evidence.page import render_html
+from thinner.evidence.results import Results
+from thinner.evidence.statistics import ClaimError, Evidence, judge, parse_claim
+from thinner.measure.devices import Device, read_device, with_times
+from thinner.measure.operating import read_points
 
 TIMES = {"prune": np.linspace(1, 1.2, 21), "distill": np.linspace(2, 2.4, 21)}
 PI = Device("pi5", "Raspberry <Pi> 5", "Linux aarch64", 4, {"prune": "a", "distill": "b"}, {1: TIMES, 16: TIMES})

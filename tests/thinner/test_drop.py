@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from thinner import statistics
-from thinner.drop import drop_of, refusal
+from thinner.evidence import statistics
+from thinner.evidence.drop import drop_of, refusal
 
 
 def answers(images, ahead, behind):

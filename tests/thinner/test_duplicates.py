@@ -1,4 +1,4 @@
-"""thinner/duplicates.py: copies that Pillow made are found, and nothing else is."""
+"""thinner/data/duplicates.py: copies that Pillow made are found, and nothing else is."""
 
 import io
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from thinner import duplicates
-from thinner.duplicates import Pair
+from thinner.data import duplicates
+from thinner.data.duplicates import Pair
 
 
 def scenes(count: int, side: int = 32, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""thinner.export: what ONNX Runtime and exported programs compute against what PyTorch's modules compute."""
+"""thinner.networks.export: what ONNX Runtime and exported programs compute against what PyTorch's modules compute."""
 
 import json
 import os
@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from thinner import models
-from thinner.export import (
+from thinner.compress.quantization import quantise_onnx
+from thinner.networks import models
+from thinner.networks.export import (
     ExportError,
     add_preprocessing,
     check_parity,
@@ -31,7 +32,6 @@ from thinner.export import (
     refuse_code,
     run_session,
 )
-from thinner.quantization import quantise_onnx
 
 METADATA = {"classes": ["cat", "Hund ü"], "preprocessing": {"image_size": 12, "mean": [0.5], "std": [0.25]}}
 

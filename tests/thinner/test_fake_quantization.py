@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from thinner import quantization
-from thinner.export import export_onnx, save_onnx
-from thinner.fake_quantization import FakeQuantised, fake_quantise, weight_scale
-from thinner.quantization import QuantiseError
+from thinner.compress import quantization
+from thinner.compress.fake_quantization import FakeQuantised, fake_quantise, weight_scale
+from thinner.compress.quantization import QuantiseError
+from thinner.networks.export import export_onnx, save_onnx
 
 # --- roundings ---
 

@@ -1,10 +1,10 @@
-"""thinner.glossary: each term is explained where it is marked, and listed once."""
+"""thinner.evidence.glossary: each term is explained where it is marked, and listed once."""
 
 import re
 
 from markupsafe import Markup
 
-from thinner.glossary import TERMS, Glossary, anchor
+from thinner.evidence.glossary import TERMS, Glossary, anchor
 
 
 def test_a_sentence_has_each_of_its_terms_marked_once_and_its_words_unchanged() -> None:

@@ -12,9 +12,10 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from thinner import imbalance, losses, training, views
+from thinner.data import views
 from thinner.errors import UserError
-from thinner.imbalance import Balance
+from thinner.learn import imbalance, losses, training
+from thinner.learn.imbalance import Balance
 
 COUNTS = np.array([60, 25, 10, 5])
 LABELS = np.repeat(np.arange(4), COUNTS)

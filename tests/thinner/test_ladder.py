@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from thinner import ladder
-from thinner.drop import Drop, drop_of
+from thinner.evidence import ladder
+from thinner.evidence.drop import Drop, drop_of
 
 
 def row(rung, holds, loss_high):

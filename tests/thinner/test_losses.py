@@ -1,4 +1,4 @@
-"""thinner.losses against oracles written from the papers in float64 NumPy, loop by loop, and against laws."""
+"""thinner.learn.losses against oracles written from the papers in float64 NumPy, loop by loop, and against laws."""
 
 import copy
 import inspect
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from thinner.errors import UserError
 
-with install_import_hook("thinner.losses", "beartype.beartype"):  # shapes are checked on every call here
-    from thinner import losses
-from thinner.losses import LOSSES, combine
+with install_import_hook("thinner.learn.losses", "beartype.beartype"):  # shapes are checked on every call here
+    from thinner.learn import losses
+from thinner.learn.losses import LOSSES, combine
 
 Array = NDArray[np.float64]
 

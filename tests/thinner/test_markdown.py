@@ -1,9 +1,9 @@
-"""thinner.markdown: every number in results.md is computed."""
+"""thinner.evidence.markdown: every number in results.md is computed."""
 
 from tests.measured import ENVIRONMENT, METRICS
-from thinner.candidates import headline
-from thinner.markdown import render_markdown, render_pull_request
-from thinner.results import Results
+from thinner.evidence.candidates import headline
+from thinner.evidence.markdown import render_markdown, render_pull_request
+from thinner.evidence.results import Results
 
 
 def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:

@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from thinner import masks, models, training
-from thinner.criteria import Examples
-from thinner.profiling import count_macs, count_params
-from thinner.pruning import PruningError
+from thinner.compress import masks
+from thinner.compress.criteria import Examples
+from thinner.compress.pruning import PruningError
+from thinner.learn import training
+from thinner.measure.profiling import count_macs, count_params
+from thinner.networks import models
 
 
 def network():

@@ -1,4 +1,4 @@
-"""thinner.memory against sizes worked out by hand. Processes are started: some seconds."""
+"""thinner.measure.memory against sizes worked out by hand. Processes are started: some seconds."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from thinner import checkpoint, export, memory, models
-from thinner.views import preprocess
+from thinner.data.views import preprocess
+from thinner.measure import memory
+from thinner.networks import checkpoint, export, models
 
 MIB = 2**20
 PREPROCESSING = {"image_size": 32, "channels": 1, "mean": [0.5], "std": [0.25]}

@@ -1,4 +1,4 @@
-"""thinner.metrics against numbers worked by hand, PyTorch and scikit-learn."""
+"""thinner.measure.metrics against numbers worked by hand, PyTorch and scikit-learn."""
 
 import math
 
@@ -9,8 +9,8 @@ from scipy import stats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from thinner import metrics
-from thinner.metrics import accuracy, agreement, confusion, macro_f1, per_class_accuracy
+from thinner.measure import metrics
+from thinner.measure.metrics import accuracy, agreement, confusion, macro_f1, per_class_accuracy
 
 #                 cat cat cat dog dog owl
 LABELS = np.array([0, 0, 0, 1, 1, 2])

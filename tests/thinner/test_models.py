@@ -8,8 +8,9 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from thinner import models, resnets, views
-from thinner.profiling import count_params
+from thinner.data import views
+from thinner.measure.profiling import count_params
+from thinner.networks import models, resnets
 
 OURS = {"name": "resnet8", "width": 16, "stem_stride": 1, "classes": 10, "channels": 3}
 LITE = {"name": "timm:tf_efficientnet_lite0", "classes": 1000, "channels": 3}
@@ -166,7 +167,7 @@ def test_a_network_of_few_channels_trains_on_one_thread():
     # With convolutions of size 1 and stride 2 torch 2.14.1 wrote beyond its memory: the process died
     script = """
 import torch
-from thinner import models
+from thinner.networks import models
 torch.set_num_threads(1)
 network = {"name": "resnet8", "width": 4, "stem_stride": 2, "classes": 10, "channels": 1}
 model = models.create(network).to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import thinner
 from flows import cli
-from thinner import checkpoint, export, models
+from thinner.networks import checkpoint, export, models
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["cat", "dog", "eel"]

@@ -1,4 +1,4 @@
-"""thinner.operating: whether the promise is kept, on populations whose truth is known."""
+"""thinner.measure.operating: whether the promise is kept, on populations whose truth is known."""
 
 import json
 import math
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from thinner import checks, operating
-from thinner.answers import first_answers
+from thinner import checks
 from thinner.config import load_params
 from thinner.errors import DamagedError, UserError
-from thinner.operating import DELTA, Point, fit_threshold, log_odds, measure, points_of
-from thinner.results import Results
-from thinner.statistics import ClaimError, Evidence, judge, parse_claim
+from thinner.evidence.answers import first_answers
+from thinner.evidence.results import Results
+from thinner.evidence.statistics import ClaimError, Evidence, judge, parse_claim
+from thinner.measure import operating
+from thinner.measure.operating import DELTA, Point, fit_threshold, log_odds, measure, points_of
 
 
 def test_log_odds_are_those_of_the_softmax_and_do_not_saturate() -> None:

@@ -11,9 +11,12 @@ import torch
 import yaml
 
 from tasks import learning
-from thinner import checkpoint, models, own, predict, pruning, verify
+from thinner import predict
+from thinner.compress import pruning
 from thinner.config import load_params
-from thinner.profiling import count_macs
+from thinner.measure import verify
+from thinner.measure.profiling import count_macs
+from thinner.networks import checkpoint, models, own
 
 ROOT = Path(__file__).parents[2]
 NAME = "python:nets/mine.py:make"
@@ -118,7 +121,7 @@ def test_a_new_process_refuses_a_strangers_checkpoint_in_one_line(here):
     Path("params.yaml").unlink()
     Path("ran.txt").unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "thinner.verify", "kept"],
+        [sys.executable, "-m", "thinner.measure.verify", "kept"],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)

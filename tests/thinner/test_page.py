@@ -1,4 +1,4 @@
-"""thinner.page: every number on the page is computed, and the page stands alone."""
+"""thinner.evidence.page: every number on the page is computed, and the page stands alone."""
 
 import base64
 import itertools
@@ -11,11 +11,11 @@ import pytest
 
 from tests.browser import Browser
 from tests.measured import CLASSES, METRICS, ROUNDS, Page, row, row_of, with_candidates
-from thinner import charts
-from thinner.candidates import headline
-from thinner.markdown import render_pull_request
-from thinner.page import render_html
-from thinner.results import Results
+from thinner.evidence import charts
+from thinner.evidence.candidates import headline
+from thinner.evidence.markdown import render_pull_request
+from thinner.evidence.page import render_html
+from thinner.evidence.results import Results
 
 
 def test_weights_set_to_zero_are_counted_where_channels_are_not_removed(results: Results) -> None:

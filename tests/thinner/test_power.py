@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from thinner import power
-from thinner.statistics import balanced_accuracy_difference, score_difference
+from thinner.evidence import power
+from thinner.evidence.statistics import balanced_accuracy_difference, score_difference
 
 
 @pytest.mark.parametrize(("images", "disagree"), [(400, 0.1), (2_000, 0.1), (2_000, 0.3)])

@@ -1,4 +1,4 @@
-"""thinner.profiling against torchvision's published figures and against numbers worked by hand."""
+"""thinner.measure.profiling against torchvision's published figures and against numbers worked by hand."""
 
 import gc
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from thinner.profiling import (
+from thinner.measure.profiling import (
     count_macs,
     count_params,
     file_bytes,

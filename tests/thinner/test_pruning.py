@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from thinner import models, pruning
-from thinner.criteria import CRITERIA, Criterion, Examples, score_channels
+from thinner.compress import pruning
+from thinner.compress.criteria import CRITERIA, Criterion, Examples, score_channels
+from thinner.compress.target import limit_of
 from thinner.errors import UserError
-from thinner.profiling import count_macs, count_params
-from thinner.target import limit_of
+from thinner.measure.profiling import count_macs, count_params
+from thinner.networks import models
 
 NETWORK = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 10, "channels": 1}
 EXAMPLE = torch.zeros(1, 1, 32, 32)

@@ -11,8 +11,8 @@ from onnx import TensorProto
 from scipy.special import rel_entr, softmax
 from torch import nn
 
-from thinner import quantization
-from thinner.export import export_onnx, open_session, run_session
+from thinner.compress import quantization
+from thinner.networks.export import export_onnx, open_session, run_session
 
 
 class Small(nn.Module):

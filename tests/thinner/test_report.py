@@ -1,4 +1,4 @@
-"""thinner.report: README's results are put between their marks, and checked."""
+"""thinner.evidence.report: README's results are put between their marks, and checked."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 
 from tests.measured import ENVIRONMENT, METRICS, write_inputs
 from thinner.errors import UserError
-from thinner.report import BEGIN, END, main, render_readme, update_readme
-from thinner.results import Results
+from thinner.evidence.report import BEGIN, END, main, render_readme, update_readme
+from thinner.evidence.results import Results
 
 
 def test_a_readme_shows_the_networks_and_only_what_is_not_proven() -> None:
@@ -47,7 +47,7 @@ def test_command_updates_a_readme_and_check_says_whether_it_is_todays(
     readme.write_text(f"{BEGIN}\n{END}\n")
     options = ["--readme", str(readme), "--reports", str(reports)]
     assert main([*options, "--check"]) == 1
-    assert "Run: python -m thinner.report --readme" in capsys.readouterr().err
+    assert "Run: python -m thinner.evidence.report --readme" in capsys.readouterr().err
     assert main(options) == 0
     assert main([*options, "--check"]) == 0
     readme.write_text(readme.read_text().replace("70.0 %", "99.0 %"))

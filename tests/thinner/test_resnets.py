@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from thinner import checkpoint, export, models, pruning, resnets, verify
-from thinner.profiling import count_macs, count_params
+from thinner.compress import pruning
+from thinner.measure import verify
+from thinner.measure.profiling import count_macs, count_params
+from thinner.networks import checkpoint, export, models, resnets
 
 
 def network(name, classes=10, channels=3):

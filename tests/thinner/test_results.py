@@ -1,4 +1,4 @@
-"""thinner.results: what stages wrote is read back, or said to be damaged."""
+"""thinner.evidence.results: what stages wrote is read back, or said to be damaged."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ import yaml
 
 from tests.measured import CLASSES, ENVIRONMENT, INTEGRITY, with_pruned_teacher, write_inputs
 from thinner.errors import DamagedError, UserError
-from thinner.page import render_html
-from thinner.results import Results, _md5, find_commit, read_environment, read_metrics, read_results
+from thinner.evidence.page import render_html
+from thinner.evidence.results import Results, _md5, find_commit, read_environment, read_metrics, read_results
 
 
 def test_evidence_is_read_back_from_the_files_that_stages_write(results: Results, tmp_path: Path) -> None:

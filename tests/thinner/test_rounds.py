@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from thinner import checkpoint, criteria, models, pruning, rounds, training
-from thinner.profiling import count_macs, count_params
-from thinner.statistics import Estimate
-from thinner.target import Target
+from thinner.compress import criteria, pruning, rounds
+from thinner.compress.target import Target
+from thinner.evidence.statistics import Estimate
+from thinner.learn import training
+from thinner.measure.profiling import count_macs, count_params
+from thinner.networks import checkpoint, models
 
 NETWORK = {"name": "resnet8", "classes": 3, "channels": 1, "width": 8, "stem_stride": 1}
 SHAPE = (1, 8, 8)
@@ -156,8 +158,10 @@ sys.path[:0] = [{str(Path(__file__).parents[2])!r}, {str(Path(__file__).parent)!
 from pathlib import Path
 import numpy as np, torch
 import test_rounds as here
-from thinner import checkpoint, criteria, rounds, training
-from thinner.target import Target
+from thinner.compress import criteria, rounds
+from thinner.learn import training
+from thinner.networks import checkpoint
+from thinner.compress.target import Target
 torch.set_num_threads(1)
 fabric = training.make_fabric("cpu", 2, "fp32")
 rank = fabric.global_rank

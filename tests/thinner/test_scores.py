@@ -1,10 +1,10 @@
-"""thinner.scores against scikit-learn, from the same answers."""
+"""thinner.measure.scores against scikit-learn, from the same answers."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
-from thinner import scores
+from thinner.measure import scores
 
 ORACLES = {
     "accuracy": accuracy_score,

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from thinner import self_training, shipping, training, views
-from thinner.decision import CONTROL, LEARNER, PLAIN
+from thinner.data import views
+from thinner.evidence import shipping
+from thinner.evidence.decision import CONTROL, LEARNER, PLAIN
+from thinner.learn import self_training, training
 
 CLASSES = 5
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from thinner import shipping
+from thinner.evidence import shipping
 
 PROVEN = {"claim": "prune beats scratch on accuracy", "outcome": "proven", "kind": "beats"}
 OPEN = {"claim": "prune is within 1.0 points of distill on accuracy", "outcome": "not shown", "kind": "within"}

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from thinner import models, signals, views
-from thinner.mapped import take
+from thinner.data import views
+from thinner.files.mapped import take
+from thinner.learn import signals
+from thinner.networks import models
 
 NETWORK = {"name": "resnet8", "width": 8, "stem_stride": 2, "classes": 7, "channels": 1}
 PREPROCESSING = {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.25]}

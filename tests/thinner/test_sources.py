@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thinner import sources
-from thinner.sources import (
+from thinner.data import sources
+from thinner.data.sources import (
     FASHION_MNIST_SHA256,
     FORMATS,
     LIBRARIES,

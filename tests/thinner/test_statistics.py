@@ -1,4 +1,4 @@
-"""thinner.statistics: the grammar, published worked examples, coverage by simulation, verdicts."""
+"""thinner.evidence.statistics: the grammar, published worked examples, coverage by simulation, verdicts."""
 
 import dataclasses
 import math
@@ -13,9 +13,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from benchmarks import intervals
 from benchmarks.intervals import paired
-from thinner import statistics
 from thinner.errors import UserError
-from thinner.statistics import (
+from thinner.evidence import statistics
+from thinner.evidence.statistics import (
     Claim,
     ClaimError,
     Evidence,

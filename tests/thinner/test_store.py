@@ -16,8 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
-from thinner.sources import DataError, Listing, Part, list_source, open_picture
-from thinner.store import (
+from thinner.data.sources import DataError, Listing, Part, list_source, open_picture
+from thinner.data.store import (
     SPLITS,
     UnreadableError,
     decode,

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 import yaml
 
 from tasks import learning
-from thinner import checkpoint, checks, model_card, models, weights
-from thinner.config import Params
+from thinner import checks
+from thinner.networks import checkpoint, models, weights
+from thinner.params import Params
+from thinner.ship import model_card
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 DINO, CLIP = "timm:vit_small_patch14_dinov2.lvd142m", "timm:vit_base_patch32_clip_224.openai"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thinner import study
+from thinner.evidence import study
 
 
 def rows(**variants):

@@ -1,11 +1,13 @@
-"""thinner/suspects.py: features, out-of-fold probabilities, and which labels are suspect."""
+"""thinner/learn/suspects.py: features, out-of-fold probabilities, and which labels are suspect."""
 
 import numpy as np
 import pytest
 import torch
 
-from thinner import models, suspects, views
+from thinner.data import views
 from thinner.errors import UserError
+from thinner.learn import suspects
+from thinner.networks import models
 
 LOOK = {"image_size": 16, "channels": 3, "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.5, 0.5]}
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from thinner import target
+from thinner.compress import target
+from thinner.compress.target import Target
 from thinner.config import load_params
-from thinner.drop import Drop
-from thinner.target import Target
+from thinner.evidence.drop import Drop
 
 
 def rounds(*rows: tuple[bool, float]) -> list[dict[str, object]]:

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from thinner import ahead, losses, training, views, whole
+from thinner.data import ahead, views
+from thinner.files import whole
+from thinner.learn import losses, training
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (120, 8, 8, 1), dtype=np.uint8)
@@ -438,7 +440,10 @@ import numpy as np, torch
 from safetensors.torch import save_file
 from torch import nn
 from tasks.learning import keep_early
-from thinner import losses, masks, models, training, views
+from thinner.compress import masks
+from thinner.data import views
+from thinner.learn import losses, training
+from thinner.networks import models
 
 torch.set_num_threads(1)
 cases, devices, nodes, out = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
@@ -614,7 +619,7 @@ def test_two_processes_that_were_stopped_or_keep_an_early_state_end_as_if_they_h
 
 @pytest.mark.parametrize("name", ["resnet8", "timm:tf_efficientnet_lite0"])
 def test_synchronised_norms_share_their_tensors_and_hooks_and_go_again(name):
-    from thinner import models
+    from thinner.networks import models
 
     torch.manual_seed(0)
     of_kind = {"width": 8, "stem_stride": 1} if name == "resnet8" else {}
@@ -638,7 +643,7 @@ def test_synchronised_norms_share_their_tensors_and_hooks_and_go_again(name):
 
 
 def test_frozen_norms_stay_frozen_and_one_process_is_left_as_it_is():
-    from thinner import models
+    from thinner.networks import models
 
     model = models.create({"name": "resnet8", "classes": 2, "channels": 3, "width": 8, "stem_stride": 1})
     models.freeze(model, 2)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from thinner import checkpoint, models, pruning, verify
-from thinner.profiling import count_macs, count_params
+from thinner.compress import pruning
+from thinner.measure import verify
+from thinner.measure.profiling import count_macs, count_params
+from thinner.networks import checkpoint, models
 
 pytestmark = pytest.mark.integration  # each starts a process that imports torch
 

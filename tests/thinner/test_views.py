@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from thinner import views
+from thinner.data import views
 
 POLICY = views.Policy(
     crop=0.7, flip=True, rotation_degrees=15, translation=0.1, brightness=0.2, contrast=0.3, saturation=0.4, erase=0.5

@@ -18,7 +18,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from thinner import models, weights
+from thinner.networks import models, weights
 
 NETWORK = {"name": "resnet8", "width": 4, "stem_stride": 2, "classes": 5, "channels": 3}
 COUNTER = "num_batches_tracked"
@@ -413,7 +413,7 @@ def test_a_hubs_repository_is_built_as_its_own_file_says_and_one_that_cannot_be_
     save_file(theirs.state_dict(), folder / "model.safetensors")
     script = """
 import torch
-from thinner import models
+from thinner.networks import models
 network = {"name": "timm:hf-hub:someone/tiny", "classes": 6, "channels": 3}
 model = models.create(network)
 models.load_pretrained(model, network, "timm")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from thinner import whole
 from thinner.errors import DamagedError
+from thinner.files import whole
 
 TENSORS = {
     "weight": torch.arange(12.0).reshape(3, 4),

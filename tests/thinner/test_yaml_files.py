@@ -12,9 +12,9 @@ from dvc.utils.serialize import parse_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinner import yaml_files
 from thinner.config import ParamsError, load_params
 from thinner.errors import UserError
+from thinner.files import yaml_files
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Smaller: criteria, cuts, rounds and masks; and 8 bits."""

@@ -1,0 +1,1 @@
+"""Training: the loop, losses, teachers' signals, unequal classes, labels that the network gives itself."""

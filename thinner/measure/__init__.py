@@ -1,0 +1,1 @@
+"""Numbers of one candidate: scores, costs, and whether what was saved is what was meant."""
