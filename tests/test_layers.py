@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import thinner
+import thinner.sources as thinner_sources
+import thinner.store as thinner_store
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(p for package in ("thinner", "tasks", "flows") for p in (ROOT / package).rglob("*.py"))
@@ -26,6 +28,8 @@ ORDER = [
     "words",
     "files",
     "data",
+    "sources",  # these two are data's by the names that they had
+    "store",
     "networks",
     "predict",
     "measure",
@@ -107,6 +111,9 @@ def test_every_room_and_every_module_has_its_place() -> None:
 
 
 def test_what_peoples_own_code_takes_is_there_by_its_short_name() -> None:
+    assert thinner_store.decode is importlib.import_module("thinner.data.store").decode
+    assert thinner_sources.list_source is importlib.import_module("thinner.data.sources").list_source
+    assert not {name for name, path in NAMES.items() if {"thinner.store", "thinner.sources"} & ours(path)}
     stub = (ROOT / "thinner" / "__init__.pyi").read_text()
     for name, room in thinner._MODULES.items():
         assert getattr(thinner, name) is importlib.import_module(f"thinner.{room}.{name}")

@@ -18,7 +18,6 @@ _MODULES = {
     "masks": "compress",
     "models": "networks",
     "signals": "learn",
-    "store": "data",
     "training": "learn",
     "views": "data",
 }

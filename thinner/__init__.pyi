@@ -1,6 +1,5 @@
 from thinner.compress import criteria as criteria
 from thinner.compress import masks as masks
-from thinner.data import store as store
 from thinner.data import views as views
 from thinner.errors import UserError as UserError
 from thinner.learn import losses as losses
