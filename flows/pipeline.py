@@ -193,7 +193,7 @@ def stage(root: Path, node: lineage.Node, environment: dict[str, str], slots: th
 
 def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logger: Any) -> State:
     began = time.monotonic()
-    process = start_dvc(lineage.reproduce_command(node.name), root, environment)
+    process = start_dvc(lineage.reproduce_command(node.name, alone=True), root, environment)
     with _guard:
         _processes[node.name] = process
     timed_out = threading.Event()

@@ -9,7 +9,6 @@ A recipe is written into params.yaml, so that DVC, Git and the person see one pl
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
 from thinner.config import ParamsError, load_params
-from thinner.errors import UserError, one_line
+from thinner.errors import UserError, did_you_mean, one_line
 from thinner.files import yaml_files
 from thinner.params import Section
 
@@ -45,9 +44,8 @@ def load(root: Path, name: str) -> Recipe:
     """Raises UserError, with the choices, where there is no such recipe."""
     path = root / FOLDER / f"{name}.yaml"
     if name not in names(root):
-        near = difflib.get_close_matches(name, names(root), 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"recipe: unknown '{name}'.{hint} Choose one of: {', '.join(names(root))}")
+        hint = did_you_mean(name, names(root), always=f"Choose one of: {', '.join(names(root))}")
+        raise UserError(f"recipe: unknown '{name}'. {hint}")
     return read_own(path, Recipe)
 
 

@@ -254,7 +254,7 @@ def reproduce(
     if wrong := _check(folder, environment):
         return wrong
     process = start_dvc(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages],
+        lineage.reproduce_command(*stages),
         folder,
         {**environment, VARIANT: name, CHECKED: params_digest(folder)},
     )

@@ -289,9 +289,10 @@ def mend(root: Path) -> str | None:
     return said
 
 
-def reproduce_command(name: str) -> list[str]:
-    """The command that has DVC run (or restore) this one stage, whose upstream stages are up to date."""
-    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+def reproduce_command(*names: str, alone: bool = False) -> list[str]:
+    """The command that has DVC run (or restore) these stages, with those upstream that are out of date. ``alone``:
+    without any upstream stage."""
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *(["--single-item"] if alone else []), *names]
 
 
 @_patient

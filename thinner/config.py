@@ -9,7 +9,6 @@ All errors of a file are raised together, one line each: key, value, mend.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from thinner import layout
-from thinner.errors import UserError
+from thinner.errors import UserError, did_you_mean
 from thinner.files import yaml_files
 from thinner.params import Network, Params, Prunable
 
@@ -66,8 +65,7 @@ def _readable(error: ValidationError, raw: dict[Any, Any]) -> list[str]:
         key, shown = ".".join(str(part) for part in parts), _shown(value)
         if kind == "extra_forbidden":
             known = _known_keys(parts[:-1])
-            near = difflib.get_close_matches(str(parts[-1]), known, 1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(known)}"
+            hint = did_you_mean(str(parts[-1]), known, f"Known keys: {', '.join(known)}")
             line = f"unknown key (value {shown}). {hint}"
         elif kind == "missing":
             line = "missing. Add it; docs/params.md says what it does"

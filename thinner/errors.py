@@ -7,6 +7,16 @@ and `flows/` print it as one message and exit non-zero; anything else keeps its 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", always: str = "") -> str:
+    """What to say of an unknown name: "Did you mean 'kd'?" of the nearest that is ``known``, else ``otherwise``; and
+    then what is ``always`` said."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return " ".join(filter(None, (f"Did you mean '{near[0]}'?" if near else otherwise, always)))
+
 
 def one_line(what: object, most: int = 200) -> str:
     """``what`` (another library's error, a value of a file) for the inside of a message: one line, not long, and

@@ -6,7 +6,6 @@ dependency of any stage, and a new key of one does not run the others anew. Wher
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from thinner.compress.target import Key, Target
+from thinner.errors import did_you_mean
 
 
 class Section(BaseModel):
@@ -312,10 +312,7 @@ def _target(value: dict[str, Any]) -> dict[str, Any]:
     given = {key: amount for key, amount in value.items() if amount is not None}
     for key, amount in given.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            raise ValueError(
-                f"has an unknown key '{key}'. " + (f"Did you mean '{near[0]}'?" if near else f"Known: {known}")
-            )
+            raise ValueError(f"has an unknown key '{key}'. {did_you_mean(key, known, f'Known: {known}')}")
         whole = isinstance(amount, int) and not isinstance(amount, bool)
         if key in ("macs", "params"):
             if not ((whole and amount >= 1) or (isinstance(amount, float) and 0.0 < amount < 1.0)):

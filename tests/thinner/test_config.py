@@ -176,7 +176,7 @@ def test_a_file_of_logits_cannot_be_asked_about_mirror_images(tmp_path, monkeypa
         (HINT | {"prune.source": "finetune", **student(**OWN | {"network": "timm:tf_efficientnet_lite0", "image_size": 64, "mean": [0.3], "std": [0.3]}), "distill.losses.0.student_layers": ["blocks.4"]}, "distill.losses[0].student_layers: are sized by the student's images, 64 px in 1 channel, which do not go through 'timm:tf_efficientnet_lite0' (made for 64 px in 3 channels); prune.source: finetune"),
         (HINT | {"distill.losses.0.teacher_layers": ["global_pool"]}, "distill.losses[0]: fitnet: layers of shapes (64, 4, 4) and (1280,) cannot be paired"),
         (HINT | {"distill.losses.0.student_layers": ["stages.3"]}, "distill.losses[0].student_layers: no layer 'stages.3' in CifarResNet. Near: stages.2"),
-        ({"claims": ["distil beats scratch on accuracy"]}, "claims[0]:\n    distil beats scratch on accuracy\n    ^ unknown candidate (did you mean 'distill'?)"),
+        ({"claims": ["distil beats scratch on accuracy"]}, "claims[0]:\n    distil beats scratch on accuracy\n    ^ unknown candidate. Did you mean 'distill'?"),
         ({"claims": ["distill beat scratch on accuracy"]}, "        ^ expected one of: agrees, answers, beats, has, is"),
         ({"claims": ["prune is faster than distill at batch 3"]}, "claims[0]: batch 3 is not timed. Choose one of evaluate.latency_batches: 1, 64"),
         ({"claims": ["prune is faster than scratch at batch 64 in onnxruntime"]}, "claims[0]: 'scratch' is not exported to ONNX. Add it to export.candidates"),

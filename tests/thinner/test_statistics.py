@@ -100,7 +100,7 @@ def test_each_kind_of_claim_is_understood(text: str, expected: tuple[object, ...
         (
             "prune beats distil on accuracy",
             "distil",
-            r"unknown candidate (did you mean 'distill'?). Choose one of: ",
+            r"unknown candidate. Did you mean 'distill'? Choose one of: ",
         ),
         ("prune beats prune on accuracy", "prune on", "a candidate cannot be compared with itself"),
         ("prune is within 0 points of distill on accuracy", "0", "a margin above 0 is needed"),

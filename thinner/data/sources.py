@@ -411,9 +411,7 @@ def _near_folders(wanted: Path, root: Path) -> str:
     here = wanted.parent if wanted.parent.is_dir() else root
     names = sorted(child.name for child in here.iterdir() if child.name[0] != ".") if here.is_dir() else []
     near = difflib.get_close_matches(wanted.name, names, 1)
-    if near:
-        return f"Did you mean '{here / near[0]}'?"
-    return f"'{here}' holds: {', '.join(names[:8]) or 'nothing'}"
+    return f"Did you mean '{here / near[0]}'?" if near else f"'{here}' holds: {', '.join(names[:8]) or 'nothing'}"
 
 
 # -------------------------------------------------------------------------------- torchvision
@@ -484,7 +482,7 @@ def check_torchvision_name(place: str) -> None:
     """Raises DataError with near names when ``place`` is no classification set of torchvision."""
     if place not in TORCHVISION:
         lower = {name.lower(): name for name in TORCHVISION}
-        near = [lower[name] for name in difflib.get_close_matches(place.lower(), list(lower), 3, 0.5)]
+        near = [lower[name] for name in difflib.get_close_matches(place.lower(), list(lower), 3, 0.5)]  # CIFAR10, 100
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of: {', '.join(TORCHVISION)}"
         raise DataError(f"data.source: unknown torchvision set '{place}'. {hint}")
 

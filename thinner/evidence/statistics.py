@@ -18,7 +18,6 @@ itself.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from thinner.errors import UserError
+from thinner.errors import UserError, did_you_mean
 from thinner.measure.scores import METRICS
 
 Kind = Literal["beats", "within", "faster", "smaller", "at_most", "agrees", "answers"]
@@ -148,10 +147,8 @@ def parse_claim(text: str, candidates: Sequence[str] | None = None) -> Claim:
     names = _tokens(tree, "NAME")
     for name in names:
         if candidates is not None and name not in candidates:
-            close = difflib.get_close_matches(name, candidates, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            known = f"{', '.join(candidates)}"
-            raise _pointed(text, name.start_pos or 0, f"unknown candidate{hint}. Choose one of: {known}")
+            hint = did_you_mean(name, candidates, always=f"Choose one of: {', '.join(candidates)}")
+            raise _pointed(text, name.start_pos or 0, f"unknown candidate. {hint}")
     if len(names) > 1 and names[0] == names[1]:
         raise _pointed(text, names[1].start_pos or 0, "a candidate cannot be compared with itself")
     return _understand(text, tree, names)

@@ -21,7 +21,6 @@ True of all of them:
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from thinner.errors import UserError
+from thinner.errors import UserError, did_you_mean
 from thinner.learn.imbalance import Balance, cross_entropy
 
 # `temperature: 4` in a YAML file is an int; a type checker that runs wants to hear that ints are welcome.
@@ -839,14 +838,15 @@ def combine(
 def check_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """`parameters` of the loss `name` with its defaults filled in; UserError on what does not fit."""
     if name not in LOSSES:
-        raise UserError(f"unknown loss {name!r}{_near(name, LOSSES)}. Choose one of: {', '.join(LOSSES)}")
+        hint = did_you_mean(name, LOSSES, always=f"Choose one of: {', '.join(LOSSES)}")
+        raise UserError(f"unknown loss {name!r}. {hint}")
     row = LOSSES[name]
     layers = ("student_layers", "teacher_layers") if row.make is not None else ()
     choices = (*row.parameters, *layers)
     for key in parameters:
         if key not in choices:
             known = f"Choose one of: {', '.join(choices)}" if choices else f"{name} has no parameters"
-            raise UserError(f"{name}: unknown parameter {key!r}{_near(key, choices)}. {known}")
+            raise UserError(f"{name}: unknown parameter {key!r}. {did_you_mean(key, choices, always=known)}")
     complete: dict[str, Any] = {}
     for key, parameter in row.parameters.items():
         complete[key] = parameter.check(f"{name}.{key}", parameters.get(key, parameter.default))
@@ -955,8 +955,8 @@ def _seeded(seed: int) -> Iterator[None]:
 def _shape(layer: str, shapes: Mapping[str, Shape] | None, key: str, side: str, row: Loss) -> Shape:
     if shapes is None or layer not in shapes:
         known = shapes or {}
-        choices = f". Measured: {', '.join(known)}" if known else ""
-        raise UserError(f"{key}.{side}_layers: the shape of {layer!r} is not known{_near(layer, known)}{choices}")
+        hint = did_you_mean(layer, known, always=f"Measured: {', '.join(known) or 'none'}")
+        raise UserError(f"{key}.{side}_layers: the shape of {layer!r} is not known. {hint}")
     shape = tuple(shapes[layer])
     return shape[:1] if "pooled" in row.needs else shape
 
@@ -973,11 +973,6 @@ def _check_layers(name: str, student_shapes: Sequence[Shape], teacher_shapes: Se
         raise UserError(
             f"{name}: {len(student_shapes)} student layers cannot be paired with {len(teacher_shapes)} teacher layers"
         )
-
-
-def _near(word: str, choices: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 # ------------------------------------------------------------------------------------------------------ table
