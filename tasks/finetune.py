@@ -25,10 +25,10 @@ def finetune(stage: Stage) -> None:
     plan = section.training
     if section.probe_steps:
         _probe(stage, model, data, preprocessing, fabric)
-    scales = None if section.layer_decay == 1.0 else models.layer_scales(model, section.layer_decay)
     history = learning.learn_labels(
-        stage, model, plan, plan, section.augment, data, preprocessing, fabric, scales=scales
-    )
+        stage, model, plan, plan, section.augment, data, preprocessing, fabric,
+        scales=learning.scales_of(section, model),
+    )  # fmt: skip
     spec = learning.spec_of("finetune", network, preprocessing, data, start.parents)
     learning.finish(stage, model, spec, history)
 

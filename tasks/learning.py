@@ -20,7 +20,7 @@ from thinner.files import whole
 from thinner.learn import imbalance, training
 from thinner.measure import scores
 from thinner.networks import checkpoint, models, own, weights
-from thinner.params import Augmentation, Budget, Network, Params
+from thinner.params import Augmentation, Budget, Finetune, Network, Params
 
 PREPARED = "data/prepared"
 EARLY = "early"  # in a training stage's folder: the weights after keep_step steps, for prune.rewind
@@ -226,6 +226,11 @@ def learn(
             on_validation=on_validation,
             say=lambda text: stage.say(f"{name}: {text}"),
         )
+
+
+def scales_of(section: Finetune, model: nn.Module) -> dict[str, float] | None:
+    """What each layer's learning rate is multiplied by; None where all learn alike."""
+    return None if section.layer_decay == 1.0 else models.layer_scales(model, section.layer_decay)
 
 
 def learn_labels(

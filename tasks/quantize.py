@@ -227,7 +227,7 @@ class Climb:
         return drop.Drop(*ends, len(self.validation), self.section.max_drop)
 
     def _spec(self, **more: Any) -> dict[str, Any]:
-        spec = {k: v for k, v in self.source.spec.items() if k not in ("val_accuracy",)}
+        spec = {key: value for key, value in self.source.spec.items() if key != "val_accuracy"}
         parents = {self.section.source: self.source.sha256}
         return {**spec, "stage": "quantize", "format": "onnx_int8", "parents": parents, **more}
 

@@ -89,7 +89,7 @@ def _control(
     resume.mkdir(exist_ok=True)
     return learning.learn_labels(
         stage, model, budget, plan, plain.augment, data, preprocessing, fabric,
-        resume=resume, record_prefix=f"{CONTROL}/", scales=_scales(stage, model),
+        resume=resume, record_prefix=f"{CONTROL}/", scales=learning.scales_of(plain, model),
     )  # fmt: skip
 
 
@@ -132,13 +132,8 @@ def _self_trained(
         preprocessing,
         fabric,
         extra=threshold if isinstance(threshold, self_training.Thresholds) else None,
-        scales=_scales(stage, model),
+        scales=learning.scales_of(params.finetune, model),
     )
-
-
-def _scales(stage: Stage, model: nn.Module) -> dict[str, float] | None:
-    decay = stage.params.finetune.layer_decay
-    return None if decay == 1.0 else models.layer_scales(model, decay)
 
 
 def _answers(

@@ -106,8 +106,12 @@ def test_onnx_runtime_leaves_in_float_what_is_in_float(folder: Path, tmp_path: P
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         plainly = onnxruntime.InferenceSession(path, options).run(None, {"images": IMAGES})[0]
-        step = float(quantization.arrays_of(onnx.load(path).graph)["logits_scale"])
+        graph = onnx.load(path).graph
+        step = float(quantization.arrays_of(graph)["logits_scale"])
         assert np.abs(logits(path) - plainly).mean() < 0.02 * step
+        read = {"logits"} | {name for node in graph.node for name in node.input}
+        assert all(read & set(node.output) for node in graph.node)  # no rounding that nobody reads is left
+        assert {item.name for item in graph.initializer} <= read
 
 
 def test_with_all_layers_in_float_the_network_is_the_float_one(tmp_path: Path) -> None:

@@ -179,6 +179,20 @@ def _read_unrounded(graph: onnx.GraphProto, leave: set[str]) -> None:
             rounding = made.get(last.input[0]) if last is not None and last.op_type == "DequantizeLinear" else None
             if rounding is not None:
                 node.input[place] = rounding.input[0]
+    _drop_unread(graph)
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Take out nodes and numbers that nothing reads any more."""
+    while True:
+        read = {output.name for output in graph.output} | {name for node in graph.node for name in node.input}
+        unread = [node for node in graph.node if not read.intersection(node.output)]
+        if not unread:
+            break
+        for node in unread:
+            graph.node.remove(node)
+    for item in [item for item in graph.initializer if item.name not in read]:
+        graph.initializer.remove(item)
 
 
 def _keep_logits(graph: onnx.GraphProto) -> None:
@@ -192,13 +206,10 @@ def _keep_logits(graph: onnx.GraphProto) -> None:
     readers = [node for node in graph.node if source in node.input and node is not rounding]
     if source not in made or readers:
         return
-    unused = {*last.input[1:], *rounding.input[1:]}
     for node in (last, rounding):
         graph.node.remove(node)
     made[source].output[list(made[source].output).index(source)] = OUTPUT
-    used = {name for node in graph.node for name in node.input}
-    for item in [item for item in graph.initializer if item.name in unused - used]:
-        graph.initializer.remove(item)
+    _drop_unread(graph)
 
 
 def quantise_onnx(source: str | Path, path: str | Path, batches: Iterable[Images]) -> None:
