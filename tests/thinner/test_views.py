@@ -336,7 +336,16 @@ PALE = (90 + PLAIN // 4).astype(np.uint8)  # 90 to 153
 FEW = (PLAIN // 64 * 20).astype(np.uint8)  # four levels
 FLAT = np.full((1, 28, 28, 3), 77, np.uint8)
 TWO = np.where(np.arange(28)[None, :, None, None] < 9, 10, 200).astype(np.uint8).repeat(28, 2).repeat(3, 3)
-PICTURES = {"plain": PLAIN, "pale": PALE, "few levels": FEW, "flat": FLAT, "two levels": TWO, "grey": PLAIN[..., :1]}
+UNEQUAL = np.rint(PLAIN * np.linspace(0.2, 1.0, 12).reshape(4, 1, 1, 3)).astype(np.uint8)  # each channel as far up
+PICTURES = {
+    "plain": PLAIN,
+    "unequal": UNEQUAL,
+    "pale": PALE,
+    "few levels": FEW,
+    "flat": FLAT,
+    "two levels": TWO,
+    "grey": PLAIN[..., :1],
+}
 
 
 def torchvisions(images, name, level, sign, bytes_first):
@@ -401,12 +410,13 @@ def test_an_operation_moves_the_crop_and_the_mirror_image(monkeypatch):
     """Crop, mirror, then the operation: a translation of the mirror image goes the other way in the image."""
     large = np.random.default_rng(3).integers(0, 256, (1, 28, 28, 1), dtype=np.uint8)
     policy = {"crop": 0.5, "flip": True, "policy": "trivialaugment"}
-    out = drawn(
-        monkeypatch, large, policy, size=14, CROP=1.0, MIRROR=0.0, SIGN=0.75, STRENGTH=0.99,
-        OPERATION=(views.OPERATIONS.index("translate_x") + 0.5) / 14,
-    )  # fmt: skip
-    crop = large[0, 7:21, 7 + 2 : 21 + 2] / 255.0  # two of 14 pixels to the right, in the mirror image
-    np.testing.assert_allclose(out[0], crop[:, ::-1], atol=2e-5)
+    for number, side, rows, columns in (("translate_x", 1, 10, 5 + 2), ("translate_y", -1, 10 + 2, 5)):
+        out = drawn(
+            monkeypatch, large, policy, size=14, CROP=1.0, MIRROR=0.0, SIGN=0.75 if side > 0 else 0.25, STRENGTH=0.99,
+            SHIFT_X=5 / 14, SHIFT_Y=10 / 14, OPERATION=(views.OPERATIONS.index(number) + 0.5) / 14,
+        )  # fmt: skip
+        crop = large[0, rows : rows + 14, columns : columns + 14] / 255.0  # moved by two pixels of 14
+        np.testing.assert_allclose(out[0], crop[:, ::-1], atol=2e-5)
 
 
 def test_trivialaugment_draws_every_operation_and_strength_alike():
@@ -512,5 +522,7 @@ def test_preprocess_follows_the_written_formula():
 
 
 def test_preprocess_names_what_is_missing():
-    with pytest.raises(TypeError, match="needs image_size"):
-        views.preprocess(IMAGES, {"image_size": "20", "mean": [0.5], "std": [0.5]})
+    right = {"image_size": 20, "mean": [0.5], "std": [0.5]}
+    for wrong in ({"image_size": "20"}, {"mean": 0.5}, {"std": 0.5}):
+        with pytest.raises(TypeError, match="needs image_size"):
+            views.preprocess(IMAGES, right | wrong)
