@@ -11,7 +11,7 @@ pixels and the student at 32. Of a stored image that is larger than that, a crop
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class Policy:
 
     @property
     def still(self) -> bool:
-        return asdict(self) == asdict(Policy())
+        return self == Policy()
 
 
 _DRAWS = 17  # random numbers per view; a new use takes a new column, or every stored view changes its meaning
@@ -95,9 +95,10 @@ def draw(
     u = random_numbers(seed, np.asarray(index), view)
     signed = 2.0 * u - 1.0
     motion, scale = _motions(u, policy)
-    operation, strength = _operations(u, policy)
+    operation, strength = np.empty(0, dtype=np.int64), {}
     if policy.policy is not None:
-        motion = _after(motion, operation, strength)
+        operation, drawn = _operations(u)
+        motion, strength = _after(motion, operation, drawn), {"strength": drawn}
 
     # every number of every view, in one copy to the device
     numbers = {
@@ -108,7 +109,7 @@ def draw(
         "chosen": u[:, 9],
         "left": signed[:, 10],
         "top": signed[:, 11],
-        "strength": strength,
+        **strength,
     }
     there = send(torch.from_numpy(np.stack(list(numbers.values())).astype(np.float32)), pixels.device)
     columns = {name: row.view(-1, 1, 1) for name, row in zip(numbers, there, strict=True)}
@@ -129,11 +130,10 @@ def draw(
         out = luma + (out - luma) * columns["saturation"][..., None]
     if policy.contrast or policy.brightness or policy.saturation:
         out = out.clamp(0.0, 1.0)
-    if policy.policy is not None:
-        for number in np.unique(operation):
-            if (change := _PIXELS.get(OPERATIONS[number])) is not None:
-                rows = _rows(operation == number, out)
-                out[rows] = change(out[rows], columns["strength"][rows][..., None])
+    for number in np.unique(operation) if policy.policy is not None else ():
+        if (change := _PIXELS.get(OPERATIONS[number])) is not None:
+            rows = _rows(operation == number, out)
+            out[rows] = change(out[rows], columns["strength"][rows][..., None])
     if policy.erase:
         # a square of a quarter of the area, mid-grey: a colour that needs no statistics of the image
         chosen = columns["chosen"] < policy.erase
@@ -198,11 +198,10 @@ def _sampled(
     def sample(images: Tensor, side: int, places: Tensor) -> Tensor:
         return F.grid_sample(resize(images, side), places, mode="bilinear", padding_mode="border", align_corners=False)
 
-    levels = np.unique(sides)
-    if len(levels) == 1:
-        return sample(pixels, int(levels[0]), grid)
+    if len(sides) and (sides == sides[0]).all():
+        return sample(pixels, int(sides[0]), grid)
     out = pixels.new_empty(*pixels.shape[:2], *grid.shape[1:3])
-    for side in levels:  # never the whole batch at every level: each image is reduced once
+    for side in np.unique(sides):  # never the whole batch at every level: each image is reduced once
         rows = _rows(sides == side, pixels)
         out[rows] = sample(pixels[rows], int(side), grid[rows])
     return out
@@ -235,12 +234,8 @@ _STRENGTHS = 31
 _WIDE = {"shear": 0.99, "translate": 32 / 224, "rotate": 135.0, "blend": 0.99, "posterize": 6}  # at full strength
 
 
-def _operations(
-    u: Float[np.ndarray, "batch draws"], policy: Policy
-) -> tuple[Int[np.ndarray, " batch"], Float[np.ndarray, " batch"]]:
-    """(number in `OPERATIONS`, strength from -1 to 1) of each view; without a policy the identity."""
-    if policy.policy is None:
-        return np.zeros(len(u), dtype=np.int64), np.zeros(len(u))
+def _operations(u: Float[np.ndarray, "batch draws"]) -> tuple[Int[np.ndarray, " batch"], Float[np.ndarray, " batch"]]:
+    """(number in `OPERATIONS`, strength from -1 to 1) of each view."""
     strength = np.floor(_STRENGTHS * u[:, 15]) / (_STRENGTHS - 1)
     return np.floor(len(OPERATIONS) * u[:, 14]).astype(np.int64), np.where(u[:, 16] < 0.5, -strength, strength)
 

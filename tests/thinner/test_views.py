@@ -421,7 +421,7 @@ def test_an_operation_moves_the_crop_and_the_mirror_image(monkeypatch):
 
 def test_trivialaugment_draws_every_operation_and_strength_alike():
     u = views.random_numbers(1, np.arange(40_000), 0)
-    operation, strength = views._operations(u, views.Policy(policy="trivialaugment"))
+    operation, strength = views._operations(u)
     assert np.bincount(operation, minlength=14).min() > 2_600 and operation.max() == 13  # 2,857 each
     levels = np.bincount(np.rint(30 * np.abs(strength)).astype(int), minlength=31)
     assert levels.min() > 1_100 and len(levels) == 31  # 1,290 each
