@@ -182,8 +182,6 @@ def level_sides(stored: int, size: int, scale: Float[np.ndarray, " batch"]) -> I
     evaluation shows. What is stored no larger than ``size`` is taken as it is. Objects in crops still look larger than
     in evaluation (Touvron et al. 2019, https://arxiv.org/abs/1906.06423).
     """
-    if stored <= size:
-        return np.full(len(scale), stored)
     quarters = np.rint(-4.0 * np.log2(scale))
     return np.minimum(stored, np.rint(size * 2.0 ** (quarters / 4.0))).astype(np.int64)
 

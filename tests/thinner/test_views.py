@@ -229,6 +229,9 @@ def test_what_is_erased_is_a_quarter_of_the_image_in_mid_grey(monkeypatch):
     expected = np.ones((1, 8, 8, 3))
     expected[:, 2:6, 2:6] = 0.5
     np.testing.assert_array_equal(middle, expected)
+    fine = drawn(monkeypatch, white, {"erase": 0.3}, size=20, ERASE=0.29)
+    assert np.argwhere(fine[0, :, 10, 0] == 0.5).ravel().tolist() == list(range(5, 15))
+    assert np.argwhere(fine[0, 10, :, 0] == 0.5).ravel().tolist() == list(range(5, 15))
     corner = drawn(monkeypatch, white, {"erase": 0.3}, ERASE=0.0, LEFT=0.0, TOP=1.0)
     expected = np.ones((1, 8, 8, 3))
     expected[:, 6:, :2] = 0.5  # columns from the left border on, rows down to the lower one
