@@ -110,6 +110,20 @@ def test_views_are_the_cpus_and_do_not_depend_on_the_batch(device, size):
     assert torch.equal(torch.cat(one_by_one), there)
 
 
+def test_trivialaugment_is_the_cpus_but_where_rounding_decides(device):
+    """Posterize, solarize and equalize ask on which side of a level a pixel lies."""
+    index, policy = np.arange(300), dataclasses.replace(MOVING, crop=0.4, aspect=0.75, policy="trivialaugment")
+    cpu, there = (
+        views.draw(IMAGES[:300], index, 1, size=11, seed=5, policy=policy, device=where) for where in ("cpu", device)
+    )
+    assert ((there.cpu() - cpu).abs() > 1e-5).float().mean() < 0.005
+    one_by_one = [
+        views.draw(IMAGES[i : i + 1], index[i : i + 1], 1, size=11, seed=5, policy=policy, device=device)
+        for i in range(300)
+    ]
+    assert torch.equal(torch.cat(one_by_one), there)
+
+
 @pytest.mark.parametrize("size", [12, 16, 20])
 def test_what_a_network_sees_is_what_it_sees_on_the_cpu(device, size):
     asked = PREPROCESSING | {"image_size": size}

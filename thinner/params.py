@@ -126,7 +126,7 @@ class Imbalance(Section):
 
 
 class Augmentation(Section):
-    """How far a view may stray from its image; all zero and flip false is the image itself."""
+    """How far a view may stray from its image; all at rest is the image itself."""
 
     crop: Annotated[float, Field(gt=0.0, le=1.0)]  # smallest side of the crop, ratio of the image's side
     flip: bool
@@ -136,11 +136,15 @@ class Augmentation(Section):
     contrast: Ratio
     saturation: Ratio
     erase: Ratio
+    # these two came later: a file without them keeps its meaning
+    aspect: Annotated[_Real, Field(gt=0.0, le=1.0)] = 1.0  # least ratio of a crop's sides
+    policy: Literal["trivialaugment"] | None = None
 
     @property
     def still(self) -> bool:
         """Whether views are the image itself."""
-        return self.crop == 1.0 and not any(self.model_dump(exclude={"crop"}).values())
+        at_rest = self.crop == self.aspect == 1.0
+        return at_rest and not any(self.model_dump(exclude={"crop", "aspect"}).values())
 
 
 class Budget(Section):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tasks import check
+from tasks import check, learning
 from thinner import layout
 from thinner.config import ParamsError, load_params
 from thinner.networks import checkpoint, models
@@ -58,6 +58,10 @@ def student(**changes):
         (student(width=None), "student.width: null, but network 'resnet8' needs one. Set for example width: 16"),
         ({"prune.roundz": 3}, "prune.roundz: unknown key (value 3). Did you mean 'rounds'?"),
         ({"finetune.augment.crop": 1.5}, "finetune.augment.crop: 1.5: should be less than or equal to 1"),
+        ({"finetune.augment.aspect": 0}, "finetune.augment.aspect: 0: should be greater than 0"),
+        ({"student.augment.aspect": 1.3}, "student.augment.aspect: 1.3: should be less than or equal to 1"),
+        ({"student.augment.policy": "randaugment"}, "student.augment.policy: unknown 'randaugment'. Choose one of: 'trivialaugment'"),
+        ({"student.augment.polcy": "trivialaugment"}, "student.augment.polcy: unknown key (value 'trivialaugment'). Did you mean 'policy'?"),
         ({"prune.tolerance": "much"}, "prune.tolerance: 'much': should be a valid number"),
         ({"prune.target": {"macs": 0.5, "params": 100}}, "must have one of the keys macs, params, latency_ms, max_drop, and has 2. Set the others to null"),
         ({"prune.target": {"macs": None}}, "must have one of the keys macs, params, latency_ms, max_drop, and has 0"),
@@ -317,6 +321,20 @@ def test_a_target_that_all_networks_reach_is_right(tmp_path):
 def test_all_mistakes_are_shown_together(tmp_path):
     lines = mistakes(tmp_path, {"run.device": "gpu", "prune.roundz": 1, "teach.views": 0, "report.samples": ...})
     assert [line.split(":")[0] for line in lines] == ["run.device", "teach.views", "prune.roundz", "report.samples"]
+
+
+def test_a_file_from_before_a_key_of_augment_keeps_its_meaning(tmp_path):
+    raw = copy.deepcopy(GOOD)
+    for augment in (raw["finetune"]["augment"], raw["student"]["augment"]):
+        assert (augment.pop("aspect"), augment.pop("policy")) == (1.0, None)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    old = load_params(path)
+    assert old == load_params(ROOT / "params.yaml")
+    assert old.student.augment.still and not old.finetune.augment.still
+    for moving in ({"aspect": 0.75}, {"policy": "trivialaugment"}):
+        augment = old.student.augment.model_copy(update=moving)
+        assert not augment.still and not learning.policy_of(augment).still
 
 
 def test_numbers_may_be_written_as_people_write_them(tmp_path):

@@ -1,10 +1,13 @@
 """Views are pure functions of (seed, image number, view number)."""
 
 import multiprocessing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as reference
 
 from thinner.data import views
 
@@ -30,12 +33,16 @@ def test_a_view_does_not_depend_on_the_order_of_the_batch():
     assert torch.equal(draw(np.arange(12))[order], draw(order))
 
 
-@pytest.mark.parametrize("size", [16, 20, 33])
-def test_a_view_does_not_depend_on_the_batch_size(size):
-    whole = draw(np.arange(12), size=size)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", [POLICY, replace(POLICY, crop=0.3, aspect=0.5, policy="trivialaugment")])
+@pytest.mark.parametrize("size", [7, 16, 20, 33])
+def test_a_view_does_not_depend_on_the_batch_size(size, policy, channels):
+    images = IMAGES[..., :channels]
+    whole = draw(np.arange(12), images, size=size, policy=policy)
     for parts in ([1] * 12, [5, 7], [3, 3, 6]):
         pieces = np.split(np.arange(12), np.cumsum(parts)[:-1])
-        assert torch.equal(torch.cat([draw(piece, size=size) for piece in pieces]), whole)
+        found = [draw(piece, images, size=size, policy=policy) for piece in pieces]
+        assert torch.equal(torch.cat(found), whole)
 
 
 def test_a_view_does_not_depend_on_the_process():
@@ -85,8 +92,16 @@ def test_a_view_is_the_same_motion_at_every_resolution():
     y, x = np.mgrid[0:32, 0:32] / 31
     smooth = (255 * np.stack([x, y, (x + y) / 2], -1)).astype(np.uint8)[None]
     policy = views.Policy(crop=0.6, flip=True, rotation_degrees=20, translation=0.1)
-    big, small = (views.draw(smooth, np.array([4]), 2, size=s, seed=0, policy=policy) for s in (64, 32))
-    assert (torch.nn.functional.avg_pool2d(big, 2) - small).abs().mean() < 0.01
+    for changes in ({}, {"aspect": 0.5}, {"policy": "trivialaugment"}):
+        for image in range(14 if changes else 1):
+            big, small = (
+                views.draw(smooth, np.array([image + 4]), 2, size=s, seed=0, policy=replace(policy, **changes))
+                for s in (64, 32)
+            )
+            # equalize counts pixels, and of a quarter of them has coarser steps
+            assert (torch.nn.functional.avg_pool2d(big, 2) - small).abs().mean() < (
+                0.04 if "policy" in changes else 0.01
+            )
 
 
 def test_values_stay_between_0_and_1():
@@ -114,6 +129,7 @@ def test_saturation_moves_colours_along_the_line_to_their_grey():
 
 AT_REST = 0.5  # the number that moves nothing; 1.0 is as far as the policy allows to one side, 0.0 to the other
 CROP, SHIFT_X, MOVE_X, SHIFT_Y, MOVE_Y, TURN, MIRROR, CONTRAST, BRIGHTNESS, ERASE, LEFT, TOP, SATURATION = range(13)
+ASPECT, OPERATION, STRENGTH, SIGN = range(13, 17)
 
 
 def drawn(monkeypatch, images, policy, size=None, **numbers):
@@ -213,6 +229,9 @@ def test_what_is_erased_is_a_quarter_of_the_image_in_mid_grey(monkeypatch):
     expected = np.ones((1, 8, 8, 3))
     expected[:, 2:6, 2:6] = 0.5
     np.testing.assert_array_equal(middle, expected)
+    fine = drawn(monkeypatch, white, {"erase": 0.3}, size=20, ERASE=0.29)
+    assert np.argwhere(fine[0, :, 10, 0] == 0.5).ravel().tolist() == list(range(5, 15))
+    assert np.argwhere(fine[0, 10, :, 0] == 0.5).ravel().tolist() == list(range(5, 15))
     corner = drawn(monkeypatch, white, {"erase": 0.3}, ERASE=0.0, LEFT=0.0, TOP=1.0)
     expected = np.ones((1, 8, 8, 3))
     expected[:, 6:, :2] = 0.5  # columns from the left border on, rows down to the lower one
@@ -234,6 +253,203 @@ def test_a_smaller_picture_is_an_average_of_all_its_pixels():
     np.testing.assert_allclose(found, triangle(odd[0] / 255.0, 9), atol=1e-5)
 
 
+def test_a_crop_of_a_larger_picture_shows_the_pixels_that_are_there(monkeypatch):
+    large = np.random.default_rng(3).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    half = {"crop": 0.5}
+    for x, y, columns, rows in ((0.5, 0.5, 8, 8), (1.0, 0.5, 16, 8), (0.0, 1.0, 0, 16)):
+        out = drawn(monkeypatch, large, half, size=16, CROP=1.0, SHIFT_X=x, SHIFT_Y=y)
+        inside = large[:, rows : rows + 16, columns : columns + 16]
+        np.testing.assert_allclose(out, inside / 255.0, atol=2e-5)  # pixel for pixel
+    whole = drawn(monkeypatch, large, half, size=16, CROP=0.0)  # and all of it as evaluation has it
+    np.testing.assert_allclose(whole[0], triangle(large[0] / 255.0, 16), atol=1e-5)
+    for number, side in ((0.25, 19), (0.5, 23), (0.8, 27)):  # 1 - u / 2 of the side: 16 / 0.875, 16 / 0.75, 16 / 0.6
+        level = 255.0 * triangle(large[0] / 255.0, side)[None]
+        out = drawn(monkeypatch, large, half, size=16, CROP=number)
+        np.testing.assert_allclose(out, by_hand(level, 16, scale=1 - number / 2), atol=2e-5)
+
+
+def test_the_picture_that_a_crop_is_drawn_from_has_as_many_pixels_as_it_needs():
+    scale = np.array([1.0, 0.93, 0.9, 0.75, 0.6, 0.5, 0.3])
+    assert views.level_sides(64, 32, scale).tolist() == [32, 32, 38, 45, 54, 64, 64]
+    assert views.level_sides(50, 32, scale).tolist() == [32, 32, 38, 45, 50, 50, 50]
+    for stored in (32, 28):  # nothing finer is there
+        assert views.level_sides(stored, 32, scale).tolist() == [stored] * 7
+    many = np.linspace(0.1, 1.0, 1000)
+    pixels = many * views.level_sides(10_000, 256, many) / 256  # of the picture for each of the view
+    assert 2**-0.125 - 0.002 < pixels.min() < 0.93 and 1.08 < pixels.max() < 2**0.125 + 0.002
+
+
+def test_a_larger_picture_without_a_crop_is_reduced_first(monkeypatch):
+    """As it always was, to the bit: then the level is the network's size."""
+    large = np.random.default_rng(3).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)
+    policy = replace(POLICY, crop=1.0)
+    found = views.draw(large, np.arange(6), 1, size=16, seed=0, policy=policy)
+    monkeypatch.setattr(views, "to_pixels", lambda images, device: views.resize(plain(images), 16))
+    plain = lambda images: torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div(255.0)  # noqa: E731
+    assert torch.equal(views.draw(large, np.arange(6), 1, size=16, seed=0, policy=policy), found)
+
+
+def test_an_oblong_crop_has_the_area_of_the_square_and_stays_in_the_image(monkeypatch):
+    picture = IMAGES[:1, :16, :16]
+    oblong = {"crop": 0.5, "aspect": 0.25}
+    wide = drawn(monkeypatch, picture, oblong, CROP=1.0, ASPECT=1.0, SHIFT_X=1.0, SHIFT_Y=1.0)
+    # as wide as the image and a quarter as high, and down as far as it goes
+    np.testing.assert_allclose(wide, by_hand(picture, 16, scale=(1.0, 0.25), shift=(0.0, 0.375)), atol=2e-5)
+    high = drawn(monkeypatch, picture, oblong, CROP=1.0, ASPECT=0.0, SHIFT_X=0.0)
+    np.testing.assert_allclose(high, by_hand(picture, 16, scale=(0.25, 1.0), shift=(-0.375, 0.0)), atol=2e-5)
+    between = drawn(monkeypatch, picture, oblong, CROP=1.0, ASPECT=0.75)  # twice as wide as high
+    np.testing.assert_allclose(between, by_hand(picture, 16, scale=(0.5 * 2**0.5, 0.5 / 2**0.5)), atol=2e-5)
+    square = drawn(monkeypatch, picture, oblong, CROP=1.0)
+    np.testing.assert_allclose(square, by_hand(picture, 16, scale=0.5), atol=2e-5)
+    largest = drawn(monkeypatch, picture, oblong, CROP=0.0, ASPECT=1.0)  # what would leave the image is made smaller
+    np.testing.assert_allclose(largest, by_hand(picture, 16, scale=(1.0, 0.25)), atol=2e-5)
+    turned = drawn(monkeypatch, picture, oblong | {"rotation_degrees": 30.0}, CROP=1.0, ASPECT=0.75, TURN=1.0)
+    np.testing.assert_allclose(
+        turned, by_hand(picture, 16, scale=(0.5 * 2**0.5, 0.5 / 2**0.5), degrees=30.0), atol=2e-5
+    )
+
+
+def test_ratios_of_oblong_crops_are_as_often_wide_as_high():
+    u = views.random_numbers(3, np.arange(20_000), 0)
+    motion, scale = views._motions(u, views.Policy(crop=0.4, aspect=0.75))
+    wide, high = motion["xx"], motion["yy"]
+    logs = np.log(wide / high) / np.log(4 / 3)
+    assert -1 <= logs.min() < -0.99 and 0.99 < logs.max() <= 1 and abs(logs.mean()) < 0.02
+    assert abs(logs.var() - 1 / 3) < 0.01  # uniform
+    assert max(wide.max(), high.max()) < 1 + 1e-12
+    np.testing.assert_allclose(wide * high, scale**2)
+    asked = 1 - 0.6 * u[:, CROP]
+    fits = asked * np.sqrt(np.maximum(wide / high, high / wide)) <= 1
+    assert fits.mean() > 0.8 and (scale == asked)[fits].mean() > 0.999
+
+
+# --------------------------------------------------------------------------------- TrivialAugment, against torchvision
+
+
+def changed(monkeypatch, images, name, level, sign=1, size=None):
+    """``images`` after one operation of TrivialAugment at ``level`` of 0 to 30."""
+    return drawn(
+        monkeypatch, images, {"policy": "trivialaugment"}, size=size,
+        OPERATION=(views.OPERATIONS.index(name) + 0.5) / 14, STRENGTH=(level + 0.5) / 31, SIGN=0.75 if sign > 0 else 0.25,
+    )  # fmt: skip
+
+
+PLAIN = np.random.default_rng(4).integers(0, 256, (4, 28, 28, 3), dtype=np.uint8)
+PALE = (90 + PLAIN // 4).astype(np.uint8)  # 90 to 153
+FEW = (PLAIN // 64 * 20).astype(np.uint8)  # four levels
+FLAT = np.full((1, 28, 28, 3), 77, np.uint8)
+TWO = np.where(np.arange(28)[None, :, None, None] < 9, 10, 200).astype(np.uint8).repeat(28, 2).repeat(3, 3)
+UNEQUAL = np.rint(PLAIN * np.linspace(0.2, 1.0, 12).reshape(4, 1, 1, 3)).astype(np.uint8)  # each channel as far up
+PICTURES = {
+    "plain": PLAIN,
+    "unequal": UNEQUAL,
+    "pale": PALE,
+    "few levels": FEW,
+    "flat": FLAT,
+    "two levels": TWO,
+    "grey": PLAIN[..., :1],
+}
+
+
+def torchvisions(images, name, level, sign, bytes_first):
+    """The same by torchvision, on floats or on uint8."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    x = x if bytes_first else x.double() / 255
+    much = level / 30
+    out = {
+        "identity": lambda: x,
+        "brightness": lambda: reference.adjust_brightness(x, 1 + sign * 0.99 * much),
+        "color": lambda: reference.adjust_saturation(x, 1 + sign * 0.99 * much),
+        "contrast": lambda: torch.cat([reference.adjust_contrast(one[None], 1 + sign * 0.99 * much) for one in x]),
+        "sharpness": lambda: reference.adjust_sharpness(x, 1 + sign * 0.99 * much),
+        "posterize": lambda: reference.posterize(x, round(8 - 6 * much)),
+        "solarize": lambda: reference.solarize(x, 255.0 * (30 - level) / 30),  # its own linspace rounds
+        "autocontrast": lambda: reference.autocontrast(x),
+        "equalize": lambda: reference.equalize(x),
+    }[name]()
+    return out.permute(0, 2, 3, 1).double().numpy() / (255.0 if bytes_first else 1.0)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize(
+    "name", [name for name in views.OPERATIONS if not name.startswith(("shear", "translate", "rotate"))]
+)
+def test_operations_on_pixels_are_torchvisions(monkeypatch, name, kind):
+    images = PICTURES[kind]
+    in_8_bits = name in ("posterize", "solarize", "equalize")
+    for level, sign in ((0, 1), (7, -1), (15, 1), (16, 1), (23, -1), (30, 1), (30, -1)):
+        found = changed(monkeypatch, images, name, level, sign)
+        expected = torchvisions(images, name, level, sign, in_8_bits)
+        # torchvision's luma has 0.2989 where ITU-R BT.601 has 0.299
+        np.testing.assert_allclose(found, expected, atol=2e-4 if name in ("color", "contrast") else 2e-5)
+
+
+@pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
+def test_operations_that_move_are_torchvisions_where_both_look_at_the_image(monkeypatch, name):
+    x = torch.from_numpy(PLAIN).permute(0, 3, 1, 2).double() / 255
+    for level, sign in ((0, 1), (15, 1), (15, -1), (30, 1), (30, -1)):
+        much = sign * level / 30
+
+        def moved(image, much=much):
+            how = {"interpolation": InterpolationMode.BILINEAR, "fill": 0.0}
+            if name == "rotate":
+                return reference.rotate(image, 135 * much, **how)
+            shear, translate = [0.0, 0.0], [0, 0]
+            axis = 0 if name.endswith("x") else 1
+            if name.startswith("shear"):
+                shear[axis] = float(np.rad2deg(np.arctan(0.99 * much)))
+            else:
+                translate[axis] = round(28 * much / 7)
+            corner = {"center": [0.0, 0.0]} if name.startswith("shear") else {}
+            return reference.affine(image, angle=0.0, translate=translate, scale=1.0, shear=shear, **how, **corner)
+
+        inside = (moved(torch.ones_like(x)) > 0.9999).permute(0, 2, 3, 1).numpy()
+        assert inside.mean() > 0.4
+        found = changed(monkeypatch, PLAIN, name, level, sign)
+        np.testing.assert_allclose(found[inside], moved(x).permute(0, 2, 3, 1).numpy()[inside], atol=1e-4)
+
+
+def test_an_operation_moves_the_crop_and_the_mirror_image(monkeypatch):
+    """Crop, mirror, then the operation: a translation of the mirror image goes the other way in the image."""
+    large = np.random.default_rng(3).integers(0, 256, (1, 28, 28, 1), dtype=np.uint8)
+    policy = {"crop": 0.5, "flip": True, "policy": "trivialaugment"}
+    for number, side, rows, columns in (("translate_x", 1, 10, 5 + 2), ("translate_y", -1, 10 + 2, 5)):
+        out = drawn(
+            monkeypatch, large, policy, size=14, CROP=1.0, MIRROR=0.0, SIGN=0.75 if side > 0 else 0.25, STRENGTH=0.99,
+            SHIFT_X=5 / 14, SHIFT_Y=10 / 14, OPERATION=(views.OPERATIONS.index(number) + 0.5) / 14,
+        )  # fmt: skip
+        crop = large[0, rows : rows + 14, columns : columns + 14] / 255.0  # moved by two pixels of 14
+        np.testing.assert_allclose(out[0], crop[:, ::-1], atol=2e-5)
+
+
+def test_trivialaugment_draws_every_operation_and_strength_alike():
+    u = views.random_numbers(1, np.arange(40_000), 0)
+    operation, strength = views._operations(u)
+    assert np.bincount(operation, minlength=14).min() > 2_600 and operation.max() == 13  # 2,857 each
+    levels = np.bincount(np.rint(30 * np.abs(strength)).astype(int), minlength=31)
+    assert levels.min() > 1_100 and len(levels) == 31  # 1,290 each
+    assert abs((strength > 0).sum() - (strength < 0).sum()) < 800
+    assert abs(np.corrcoef(operation, strength)[0, 1]) < 0.02
+
+
+def test_operations_in_one_batch_are_those_of_each_image():
+    """Other images of the batch have other operations, and erasing comes after them all."""
+    policy = views.Policy(policy="trivialaugment", erase=1.0)
+    many = np.random.default_rng(5).integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
+    found = views.draw(many, np.arange(200), 0, size=8, seed=0, policy=policy)
+    u = views.random_numbers(0, np.arange(200), 0)
+    assert len(np.unique(np.floor(14 * u[:, OPERATION]))) == 14
+    assert (found == 0.5).all(dim=1).sum(dim=(1, 2)).min() >= 4  # the grey square is grey
+    for number in (0, 99, 199):
+        alone = views.draw(many[number : number + 1], np.array([number]), 0, size=8, seed=0, policy=policy)
+        assert torch.equal(alone[0], found[number])
+
+
+def test_an_unknown_policy_is_named():
+    with pytest.raises(ValueError, match="policy: unknown 'randaugment'. Choose one of: trivialaugment, None"):
+        views.Policy(policy="randaugment")
+
+
 def triangle(image, size):
     """A reduction with a triangle as wide as two new pixels, in float64, one side after the other."""
     side = len(image)
@@ -249,14 +465,16 @@ def triangle(image, size):
 def by_hand(images, size, *, scale=1.0, degrees=0.0, mirror=1.0, shift=(0.0, 0.0)):
     """Where each pixel of the view comes from, in float64, pixel by pixel; ``shift`` in sides (right, down)."""
     side = images.shape[1]
+    wide, high = scale if isinstance(scale, tuple) else (scale, scale)
     angle = degrees * np.pi / 180.0
     out = np.zeros((len(images), size, size, images.shape[3]))
     for row in range(size):
         for column in range(size):
             right, down = (column + 0.5) / size - 0.5, (row + 0.5) / size - 0.5
             right *= mirror
-            x = scale * (np.cos(angle) * right - np.sin(angle) * down) + shift[0] + 0.5
-            y = scale * (np.sin(angle) * right + np.cos(angle) * down) + shift[1] + 0.5
+            right, down = wide * right, high * down
+            x = np.cos(angle) * right - np.sin(angle) * down + shift[0] + 0.5
+            y = np.sin(angle) * right + np.cos(angle) * down + shift[1] + 0.5
             x, y = (min(max(p * side - 0.5, 0.0), side - 1.0) for p in (x, y))
             left, top = min(int(x), side - 2), min(int(y), side - 2)
             a, b = x - left, y - top
@@ -296,6 +514,7 @@ def test_stored_views_keep_their_meaning():
     found = views.random_numbers(7, np.array([0, 3]), 2)
     assert found[:, 0].tolist() == [0.8836350087551216, 0.4412569237176588]
     assert found[:, 11].tolist() == [0.5873931166179163, 0.13715079813034514]
+    assert found[:, 16].tolist() == [0.8477829550638813, 0.028012373028276194]
 
 
 def test_preprocess_follows_the_written_formula():
@@ -306,5 +525,7 @@ def test_preprocess_follows_the_written_formula():
 
 
 def test_preprocess_names_what_is_missing():
-    with pytest.raises(TypeError, match="needs image_size"):
-        views.preprocess(IMAGES, {"image_size": "20", "mean": [0.5], "std": [0.5]})
+    right = {"image_size": 20, "mean": [0.5], "std": [0.5]}
+    for wrong in ({"image_size": "20"}, {"mean": 0.5}, {"std": 0.5}):
+        with pytest.raises(TypeError, match="needs image_size"):
+            views.preprocess(IMAGES, right | wrong)
