@@ -1,6 +1,7 @@
 """What `make setup` downloads on this machine, by the package index's own sizes, and what it takes on the disk.
 
-    python -m benchmarks.setup_size        # wants uv, which resolves without downloading
+    python -m benchmarks.setup_size                        # wants uv, which resolves without downloading
+    python -m benchmarks.setup_size openvino executorch    # with these extras
 
 uv resolves pyproject.toml with constraints.txt into a lock file (PEP 751), which has the size of every wheel; counted
 is the one that this Python and platform would take.
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ from thinner.errors import UserError
 CUDA = ("nvidia-", "cuda-", "triton")  # what torch brings for NVIDIA's GPUs, beside its own wheel
 
 
-def resolve() -> Mapping[str, Any]:
-    """The lock file of what `make setup` installs. Raises UserError where uv is not there or finds no solution."""
+def resolve(extras: Sequence[str] = ()) -> Mapping[str, Any]:
+    """The lock file of what `make setup` installs, with ``extras``. Raises UserError where uv is not there or finds no
+    solution."""
     uv = shutil.which("uv")
     if uv is None:
         raise UserError("uv was not found on PATH. Install it: pip install uv")
     with tempfile.TemporaryDirectory() as folder:
         lock = Path(folder, "pylock.toml")
-        command = [uv, "pip", "compile", "pyproject.toml", "--extra", "dev", "--constraint", "constraints.txt"]
+        command = [uv, "pip", "compile", "pyproject.toml", "--constraint", "constraints.txt"]
+        command += [word for extra in ("dev", *extras) for word in ("--extra", extra)]
         command += ["--python", sys.executable, "--format", "pylock.toml", "--output-file", str(lock)]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         if done.returncode:
@@ -50,9 +53,9 @@ def wheel_bytes(package: Mapping[str, Any], order: Mapping[Tag, int]) -> int:
     return min(fitting)[1] if fitting else int(package["sdist"]["size"])
 
 
-def main() -> int:
+def main(extras: Sequence[str] = ()) -> int:
     try:
-        packages = [package for package in resolve()["packages"] if "wheels" in package or "sdist" in package]
+        packages = [package for package in resolve(extras)["packages"] if "wheels" in package or "sdist" in package]
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -70,4 +73,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

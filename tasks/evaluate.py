@@ -33,6 +33,7 @@ from thinner.measure.profiling import (
     summarise_latency,
 )
 from thinner.predict import Candidate, choose_device, open_candidate, predict_logits, weights_sha256
+from thinner.runtimes import catalogue
 
 TEACHER, SMALLEST = "finetune", "prune"
 
@@ -133,7 +134,7 @@ def evaluate(stage: Stage) -> None:
         # where the milliseconds come from; it stands beside them, so that report need not run on the same
         # machine
         machine = {
-            **describe_machine(),
+            **describe_machine(catalogue.RUNTIMES[candidate.runtime].package for candidate in candidates.values()),
             "device": device,
             "latency_threads": section.latency_threads,
             "latency_repeats": section.latency_repeats,
@@ -226,12 +227,12 @@ def _time(
     """Milliseconds by batch size and candidate: of the networks alone, on images that are preprocessed."""
     section = stage.params.evaluate
     warmup = 5
-    # ONNX Runtime fixes its threads when a model is loaded, so those are opened again with the number to be
-    # timed
+    # other runtimes than PyTorch fix their threads when a model is loaded, so those are opened again with the number
+    # to be timed
     timed = {
-        name: open_candidate(places[name], threads=section.latency_threads)
-        if candidate.runtime == "onnxruntime"
-        else candidate
+        name: candidate
+        if candidate.runtime == catalogue.PYTORCH
+        else open_candidate(places[name], threads=section.latency_threads)
         for name, candidate in candidates.items()
     }
     samples: dict[int, dict[str, Any]] = {}

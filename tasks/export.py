@@ -1,7 +1,8 @@
-"""export: networks as ONNX, and as ONNX in 8 bits, for ONNX Runtime; and as torch.export programs."""
+"""export: networks in the formats of other runtimes, those of thinner/runtimes."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from thinner.compress.quantization import quantise_onnx
 from thinner.data import views
 from thinner.data.store import open_store
 from thinner.networks import checkpoint
-from thinner.networks.export import add_preprocessing, check_parity, export_onnx, export_pt2
-
-CALIBRATION_BATCH = 64  # bounds memory; ranges are smallest and largest values, so it changes no result
+from thinner.networks.export import COMPARED, add_preprocessing, check_parity
+from thinner.runtimes import catalogue
+from thinner.runtimes.protocol import Source
 
 
 def export(stage: Stage) -> None:
     section = stage.params.export
+    for name in section.formats:
+        catalogue.require(catalogue.OF[name])
     store = open_store("data/prepared")
     # validation images: not trained on, and not what evaluate measures on
     validation = store.splits["validation"]
@@ -44,35 +47,28 @@ def _formats(stage: Stage, folder: Path, source: str, images: Any) -> Iterator[s
     preprocessing = loaded.spec["preprocessing"]
     inputs = views.preprocess(images, preprocessing).numpy()
     metadata = {"classes": loaded.spec["classes"], "preprocessing": preprocessing}
-    shape = (inputs.shape[1], inputs.shape[2], inputs.shape[3])
-    compared = inputs[:CALIBRATION_BATCH]
-    plain = folder / f"{source}_onnx" / "model.onnx"
-    if any(format_.startswith("onnx") for format_ in section.formats):
-        plain.parent.mkdir()
-        export_onnx(loaded.model, plain, shape, metadata, section.opset)
-        _compare(stage, f"{source}_onnx", check_parity(loaded.model, plain, compared), len(compared))
-    # "onnx" comes last: int8 is made from it, and it may get its preprocessing only afterwards
-    for format_ in sorted(section.formats, key=lambda name: name == "onnx"):
-        target = folder / f"{source}_{format_}" / ("model.pt2" if format_ == "pt2" else "model.onnx")
-        target.parent.mkdir(exist_ok=True)
-        spec = {**loaded.spec, "format": format_, "stage": "export", "parents": {source: loaded.sha256}}
-        if format_ == "pt2":
-            export_pt2(loaded.model, target, shape, metadata)
-            _compare(stage, target.parent.name, check_parity(loaded.model, target, compared), len(compared))
-        elif format_ == "onnx_int8":
-            quantise_onnx(plain, target, np.array_split(inputs, -(-len(inputs) // CALIBRATION_BATCH)))
-        if format_ != "pt2" and section.preprocessing_in_graph:
-            spec["input"] = "pixels"
-            add_preprocessing(target, preprocessing, images.shape[-1], {**metadata, "input": "pixels"}, section.opset)
-            if format_ == "onnx":
-                pictures = np.array(images[:CALIBRATION_BATCH])
-                check_parity(loaded.model, target, compared, inputs=pictures)
-        checkpoint.write_spec(target.parent, spec, target.name)
-        stage.record.artifact(target, folder=target.parent.name)
-        yield target.parent.name
-    if plain.is_file() and "onnx" not in section.formats:  # then it was only a step on the way
-        plain.unlink()
-        plain.parent.rmdir()
+    compared, pictures = inputs[:COMPARED], np.array(images[:COMPARED])
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Source(loaded.model, inputs, metadata, section.opset, Path(scratch), quantise_onnx)
+        for name in section.formats:
+            runtime, format_ = catalogue.OF[name], catalogue.FORMATS[name]
+            target = folder / f"{source}_{name}" / runtime.files[0]
+            target.parent.mkdir(exist_ok=True)
+            format_.write(given, target)
+            spec = {**loaded.spec, "format": name, "stage": "export", "parents": {source: loaded.sha256}}
+            pixels = format_.pixels and section.preprocessing_in_graph
+            if pixels:
+                spec["input"] = "pixels"
+                about = {**metadata, "input": "pixels"}
+                add_preprocessing(target, preprocessing, images.shape[-1], about, section.opset)
+            if not format_.int8:
+                run = runtime.open(target, 0)
+                difference = check_parity(loaded.model, target, compared, inputs=pictures if pixels else None, run=run)
+                _compare(stage, target.parent.name, difference, len(compared))
+            checkpoint.write_spec(target.parent, spec, *runtime.files)
+            for file in runtime.files:
+                stage.record.artifact(target.with_name(file), folder=target.parent.name)
+            yield target.parent.name
 
 
 def _compare(stage: Stage, name: str, difference: float, images: int) -> None:

@@ -38,6 +38,7 @@ from thinner.learn import training
 from thinner.measure import profiling
 from thinner.networks import checkpoint, models
 from thinner.params import Augmentation, Budget, Network, Params
+from thinner.runtimes import catalogue
 
 _TIMED, _WARM = 5, 2  # steps
 _ENOUGH_SECONDS = 3.0  # of timed steps, where each takes long
@@ -49,7 +50,7 @@ _EXPORTED = 0.2  # of each exported file: traced, simplified, compared
 _QUANTISED = 0.4  # of each attempt in 8 bits: ranges found, quantised, compared
 _FORKED = 0.2  # of each candidate whose memory is measured in a process of its own
 _CALL_SECONDS = 5e-4  # the least that a call of a network takes
-_ONNX = 0.6  # ONNX Runtime's time, of PyTorch's
+_ONNX = 0.6  # ONNX Runtime's time, of PyTorch's; taken for other runtimes too
 
 
 @dataclass(frozen=True)
@@ -480,7 +481,7 @@ class _Job:
         size = 0
         for name in section.candidates:
             weights = 4 * profiling.count_params(self._of(name)[0][1]())
-            size += sum(weights // 4 if kind == "onnx_int8" else weights for kind in section.formats)
+            size += sum(weights // 4 if catalogue.FORMATS[kind].int8 else weights for kind in section.formats)
         files = len(section.candidates) * len(section.formats)
         return Cost("export", self._beside(files * _EXPORTED * self.start), size, f"{files} files")
 
@@ -492,7 +493,7 @@ class _Job:
         for name in layout.candidate_names(params):
             network, wants = self._of(name)
             look = self.clock.look_seconds(params, name, network, learning.preprocessing_of(wants))
-            look *= _ONNX if "_onnx" in name or name.endswith("_int8") else 1.0
+            look *= 1.0 if layout.runtime_of(params, name) == catalogue.PYTORCH else _ONNX
             seconds += look * (self.counts.test * (1 + cases) + self.counts.validation)
             slower = max(1.0, threads / section.latency_threads)
             seconds += section.latency_repeats * sum(

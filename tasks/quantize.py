@@ -18,7 +18,6 @@ import torch
 
 from tasks import learning, lessons
 from tasks.stage import Stage, run_stage
-from thinner import predict
 from thinner.compress import quantization
 from thinner.compress.fake_quantization import FakeQuantised
 from thinner.data import store, views
@@ -81,7 +80,7 @@ class Climb:
         # ranges are fitted like weights: on what is trained on, and judged on what is not
         pool = learning.training_pool(self.data)
         drawn = np.random.default_rng(stage.params.run.seed).permutation(pool)[: self.section.images]
-        self.inputs = views.preprocess(take(self.data.images, np.sort(drawn)), self.preprocessing).numpy()
+        self.inputs = self._prepared(np.sort(drawn))
         stage.record.dataset(
             "prepared", self.data.sha256, learning.PREPARED, {k: len(v) for k, v in self.data.splits.items()}
         )
@@ -237,8 +236,13 @@ class Climb:
         return folder
 
     def _logits(self, folder: Path) -> Logits:
-        candidate = predict.open_candidate(folder, threads=torch.get_num_threads())
-        return np.asarray(predict.predict_logits(candidate, self.data.images, self.validation, 256))
+        # not by predict.py: it knows every runtime, and a change to one would train this network again
+        session = export.open_session(folder / "model.onnx", torch.get_num_threads())
+        parts = np.split(self.validation, range(256, len(self.validation), 256))
+        return np.concatenate([export.run_session(session, self._prepared(part)) for part in parts])
+
+    def _prepared(self, index: npt.NDArray[np.int64]) -> Any:
+        return views.preprocess(take(self.data.images, index), self.preprocessing).numpy()
 
     def _sensitivity(self, method: str) -> list[dict[str, Any]]:
         """Measured once, also when the stage was stopped in between."""

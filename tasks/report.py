@@ -22,6 +22,7 @@ from thinner.evidence.markdown import render_pull_request
 from thinner.evidence.page import render_figures, render_html
 from thinner.evidence.results import read_results
 from thinner.measure import devices, operating
+from thinner.runtimes import catalogue
 
 OUTCOMES = ("proven", "refuted", "not shown")
 # What runs of one params.yaml may differ in: threads are the machine's and change rounding only; the rest is read after
@@ -110,7 +111,7 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
     for root in roots:
         try:
             metrics = shipping.read_metrics(root / "reports" / "metrics.json")
-            parsed = parsed or statistics.parse_claims(claims, list(metrics))
+            parsed = parsed or statistics.parse_claims(claims, list(metrics), list(catalogue.RUNTIMES))
             timed = devices.read_devices(root / "reports") if len(roots) == 1 else {}  # of one run's weights
             unsure = {claim.candidate for claim in parsed if claim.kind == "answers"} if len(roots) == 1 else set()
             known = {name: row for name, row in operating.read_points(root / operating.FILE).items() if name in unsure}
@@ -217,7 +218,8 @@ def gather(
 ) -> statistics.Evidence:
     """What evaluate measured, as the tests want it.
 
-    Times are kept by runtime, where ``distill`` in onnxruntime is what tables call ``distill_onnx``; and by device.
+    Times are kept by runtime, where ``distill`` in onnxruntime is what tables call ``distill_onnx``, in openvino
+    ``distill_openvino``; and by device.
     """
     with np.load(evaluated / "predictions.npz", allow_pickle=False) as file:
         labels = file["labels"]
@@ -227,10 +229,10 @@ def gather(
     for key, rows in pd.read_csv(evaluated / "latency.csv").groupby(["candidate", "batch"]):
         name, batch = cast(tuple[str, int], key)
         runtime = metrics[name]["runtime"]
-        table = times.setdefault((runtime, int(batch)), {})
-        table[name] = rows.sort_values("round")["latency_ms"].to_numpy()
-        if runtime == "onnxruntime" and name.endswith("_onnx"):
-            table[name.removesuffix("_onnx")] = table[name]
+        by_name = times.setdefault((runtime, int(batch)), {})
+        by_name[name] = rows.sort_values("round")["latency_ms"].to_numpy()
+        if catalogue.exported(runtime, network := shipping.network_of(name)) == name:
+            by_name[network] = by_name[name]
     for device in (timed or {}).values():
         for batch, of_names in device.latency_ms.items():
             times[device.name, batch] = dict(of_names)

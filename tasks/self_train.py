@@ -20,7 +20,8 @@ from tasks import learning
 from tasks.stage import Stage, run_stage
 from thinner.data import store
 from thinner.errors import UserError
-from thinner.evidence import decision, shipping
+from thinner.evidence import decision
+from thinner.evidence.self_training_line import self_training_line
 from thinner.learn import self_training, training
 from thinner.networks import checkpoint, models
 
@@ -74,7 +75,7 @@ def self_train(stage: Stage) -> None:
     stage.record.metrics({f"val/{name}": value for name, value in found["accuracy"].items()})
     for file in (checkpoint.WEIGHTS, checkpoint.SPEC):
         stage.record.artifact(f"data/{place}/{file}", "checkpoint")
-    stage.say(f"self_train: {shipping.self_training_line(found)}")
+    stage.say(f"self_train: {self_training_line(found)}")
 
 
 def _control(

@@ -31,6 +31,7 @@ ORDER = [
     "sources",  # these two are data's by the names that they had
     "store",
     "networks",
+    "runtimes",
     "predict",
     "measure",
     "evidence",

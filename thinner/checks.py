@@ -28,6 +28,7 @@ from thinner.learn import losses, training
 from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import checkpoint, models, own
 from thinner.networks import weights as published
+from thinner.runtimes import catalogue
 
 if TYPE_CHECKING:
     from thinner.params import LossPart, Network, Params
@@ -90,6 +91,8 @@ def deep(params: Params) -> Iterator[str]:
         yield "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"
     yield from _devices(params)
     yield from _source(params.data.source, params.data.root)
+    if line := catalogue.missing(params.export.formats):
+        yield f"export.formats: {line}"
     yield from _claims(params)
 
 
@@ -579,7 +582,7 @@ def _claims(params: Params) -> Iterator[str]:
 
     for number, text in enumerate(params.claims):
         try:
-            claim = statistics.parse_claim(text, layout.candidate_names(params))
+            claim = statistics.parse_claim(text, layout.candidate_names(params), list(catalogue.RUNTIMES))
         except UserError as error:
             yield f"claims[{number}]:\n" + textwrap.indent(str(error), "    ")
             continue
@@ -596,11 +599,24 @@ def _claims(params: Params) -> Iterator[str]:
                 f"evaluate.latency_repeats: {params.evaluate.latency_repeats}, but claims[{number}] is about speed. "
                 f"Give it {statistics.FEWEST_ROUNDS} or more"
             )
-        if claim.runtime == "onnxruntime":
-            exported = [name for name in layout.candidate_names(params) if name not in layout.networks(params)]
+        if claim.runtime != catalogue.PYTORCH:
             for name in (claim.candidate, claim.reference):
-                if name not in exported and f"{name}_onnx" not in exported:
-                    yield f"claims[{number}]: '{name}' is not exported to ONNX. Add it to export.candidates"
+                if line := _not_run(name, str(claim.runtime), params):
+                    yield f"claims[{number}]: {line}"
+
+
+def _not_run(name: str, runtime: str, params: Params) -> str | None:
+    """Why ``name`` is not timed in ``runtime``, and what to do; None where it is."""
+    export = catalogue.exported(runtime, name)
+    if layout.runtime_of(params, name) == runtime or export in layout.candidate_names(params):
+        return None
+    words = catalogue.RUNTIMES[runtime].words
+    if name not in layout.networks(params):
+        return f"'{name}' does not run in {words}. Name the network that it was made of"
+    format_ = export.removeprefix(f"{name}_")
+    mends = ["it to export.candidates"] * (name not in params.export.candidates)
+    mends += [f"{format_} to export.formats"] * (format_ not in params.export.formats)
+    return f"'{name}' is not exported for {words}. Add {' and '.join(mends)}"
 
 
 def _source(source: str, root: str) -> Iterator[str]:

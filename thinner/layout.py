@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from thinner.evidence import decision
+from thinner.runtimes import catalogue
 
 if TYPE_CHECKING:
     from thinner.params import Params
@@ -30,3 +31,11 @@ def folder_of(params: Params, candidate: str) -> str:
     """Where what evaluate measures lies."""
     made = "quantize" if candidate == params.quantize.candidate else "export"
     return networks(params).get(candidate, f"data/{made}/{candidate}")
+
+
+def runtime_of(params: Params, candidate: str) -> str:
+    """What it runs in, by its name in thinner/runtimes."""
+    if candidate in networks(params):
+        return catalogue.PYTORCH
+    ending = next((name for name in params.export.formats if candidate.endswith(f"_{name}")), "onnx_int8")
+    return catalogue.OF[ending].name

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from thinner.compress.target import Key, Target
 from thinner.errors import did_you_mean
+from thinner.runtimes import catalogue
 
 
 class Section(BaseModel):
@@ -432,9 +433,15 @@ class Quantize(Section):
         return self
 
 
+def _format(name: str) -> str:
+    if name not in catalogue.FORMATS:
+        raise ValueError(f"is no format. Choose one of: {', '.join(catalogue.FORMATS)}")
+    return name
+
+
 class Export(Section):
     candidates: Annotated[list[str], Field(min_length=1)]
-    formats: list[Literal["onnx", "onnx_int8", "pt2"]]
+    formats: list[Annotated[str, AfterValidator(_format)]]
     preprocessing_in_graph: bool
     opset: Annotated[int, Field(ge=17)]
     calibration_images: Count

@@ -1,16 +1,17 @@
 """Run any candidate on images: a PyTorch checkpoint or an export, behind one interface.
 
-A candidate's folder says what it is: `model.safetensors` and `model.pt2` run in PyTorch, `model.onnx` in ONNX Runtime.
-All come with `model.json`, and get exactly the same preprocessed images; but where preprocessing is part of an ONNX
-graph, that gets the pictures.
+A candidate's folder says what it is: `model.safetensors` is a checkpoint, and by an export's file its runtime knows it
+(thinner/runtimes). All come with `model.json`, and get exactly the same preprocessed images; but where preprocessing is
+part of an ONNX graph, that gets the pictures.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from torch import Tensor
 from thinner.data import views
 from thinner.errors import UserError, one_line
 from thinner.networks import checkpoint
+from thinner.runtimes import catalogue
+from thinner.runtimes.protocol import Runtime
 
 Images = UInt8[np.ndarray, "images height width channels"]
-Runtime = Literal["pytorch", "onnxruntime"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Candidate:
     done.
     """
 
-    runtime: Runtime
+    runtime: str  # its name in thinner/runtimes
     device: str
     spec: dict[str, Any]
     place: Callable[[Tensor], Any]
@@ -55,32 +57,27 @@ def open_candidate(folder: str | Path, device: str = "cpu", threads: int = 0, ch
     """Load the candidate in ``folder``.
 
     ``device`` and ``channels_last`` (the memory layout it was trained in) matter to PyTorch only. ``threads``
-    is fixed here for ONNX Runtime (0: all cores), while PyTorch's number belongs to the process: see
-    profiling.pinned_threads.
+    is fixed here for other runtimes (0: all cores), while PyTorch's number belongs to the process: see
+    profiling.pinned_threads. Raises UserError: nothing is there, it is damaged, or its runtime is not installed.
     """
     folder = Path(folder)
-    if (folder / "model.onnx").is_file():
-        return _open_onnx(folder, threads)
-    if (folder / "model.pt2").is_file():
-        from thinner.networks import export
-
-        checkpoint.check_file(folder / "model.pt2")
-        # without eval(): a program has no modes, it was exported in that one
-        return _torch_candidate(export.open_pt2(folder / "model.pt2"), None, folder, device, channels_last)
+    if (runtime := catalogue.in_folder(folder)) is not None:
+        return _open_export(runtime, folder, device, threads, channels_last)
     if (folder / checkpoint.WEIGHTS).is_file():
         model = checkpoint.load(folder).model.eval()
         return _torch_candidate(model, model, folder, device, channels_last)
-    raise UserError(
-        f"{folder}: neither {checkpoint.WEIGHTS} nor model.onnx nor model.pt2 here. "
-        "Make it: thinner run, or dvc checkout"
-    )
+    known = " nor ".join((checkpoint.WEIGHTS, *(runtime.files[0] for runtime in catalogue.RUNTIMES.values())))
+    raise UserError(f"{folder}: neither {known} here. Make it: thinner run, or dvc checkout")
 
 
 def weights_sha256(folder: str | Path) -> str:
-    """SHA-256 of a candidate's own file: model.safetensors, or an export's. Raises DamagedError where that is not what
-    was written."""
-    names = (checkpoint.WEIGHTS, "model.onnx", "model.pt2")
-    return checkpoint.check_file(next(Path(folder, name) for name in names if Path(folder, name).is_file()))
+    """SHA-256 of a candidate's own file: model.safetensors, or an export's; where that has several, of their SHA-256.
+    Raises DamagedError where one is not what was written."""
+    runtime = catalogue.in_folder(Path(folder))
+    first, *others = (
+        checkpoint.check_file(Path(folder, name)) for name in (runtime.files if runtime else (checkpoint.WEIGHTS,))
+    )
+    return hashlib.sha256(" ".join([first, *others]).encode()).hexdigest() if others else first
 
 
 def preprocess(images: Images, spec: Mapping[str, Any], device: torch.device | str = "cpu") -> Tensor:
@@ -115,7 +112,7 @@ def _torch_candidate(
         return logits
 
     return Candidate(
-        runtime="pytorch",
+        runtime=catalogue.PYTORCH,
         device=device,
         spec=checkpoint.read_spec(folder),
         model=model,
@@ -125,19 +122,21 @@ def _torch_candidate(
     )
 
 
-def _open_onnx(folder: Path, threads: int) -> Candidate:
-    # imported here because onnx and its runtime cost a second that PyTorch candidates need not pay
-    from thinner.networks import export
-
-    checkpoint.check_file(folder / "model.onnx")
-    session = export.open_session(folder / "model.onnx", threads)
+def _open_export(runtime: Runtime, folder: Path, device: str, threads: int, channels_last: bool) -> Candidate:
+    for name in runtime.files:
+        checkpoint.check_file(folder / name)
+    catalogue.require(runtime)
+    opened = runtime.open(folder / runtime.files[0], threads)
+    if isinstance(opened, torch.nn.Module):
+        # without eval(): a program has no modes, it was exported in that one
+        return _torch_candidate(opened, None, folder, device, channels_last)
     return Candidate(
-        runtime="onnxruntime",
+        runtime=runtime.name,
         device="cpu",
         spec=checkpoint.read_spec(folder),
         model=None,
         place=lambda images: np.ascontiguousarray(images.numpy()),
-        run=lambda batch: export.run_session(session, batch),
+        run=opened,
         collect=lambda logits: logits,
     )
 

@@ -28,6 +28,7 @@ from tasks.record import mlflow_client
 from thinner.config import load_params
 from thinner.evidence import decision, shipping
 from thinner.files import json_files
+from thinner.runtimes import catalogue
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -207,6 +208,8 @@ def log_model(run_id: str, name: str) -> str:
         inputs=Schema([ColSpec("string", "image")]),
         outputs=Schema([ColSpec("string", "label"), ColSpec("double", "confidence")]),
     )
+    runtime = catalogue.in_folder(folder_of(name))
+    packages = dict.fromkeys((*REQUIREMENTS, *([runtime.package] if runtime else [])))
     mlflow.set_tracking_uri(mlflow_client.tracking_uri())  # a fluent function: it knows one address
     with tempfile.TemporaryDirectory() as copy, mlflow.start_run(run_id=run_id):
         # MLflow takes no links, which DVC may have put in place of files (its cache.type)
@@ -219,9 +222,7 @@ def log_model(run_id: str, name: str) -> str:
             model_config=_told(name),
             signature=signature,
             input_example=pd.DataFrame({"image": [_example()]}),
-            pip_requirements=[
-                f"{package}=={v}" for package in REQUIREMENTS if (v := mlflow_client.version_of(package))
-            ],
+            pip_requirements=[f"{package}=={v}" for package in packages if (v := mlflow_client.version_of(package))],
         )
     return str(logged.model_id)
 

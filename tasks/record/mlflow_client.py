@@ -25,6 +25,7 @@ from tasks import processes
 from tasks.environment import UNSENT, home_root
 from tasks.record import database, unsent
 from thinner.errors import UserError
+from thinner.runtimes import catalogue
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 EXPERIMENT = "thinner"
 KEPT_HERE = "All goes on; what is recorded is kept here until the next run that reaches it, or: thinner sync"
 VARIANT = "THINNER_VARIANT"  # "kd seed 3": of a study, or of claims over seeds, told to its stages by flows.worktrees
-VERSIONS = ("thinner", "torch", "torchvision", "timm", "torch-pruning", "numpy", "onnxruntime")
+VERSIONS = (
+    *("thinner", "torch", "torchvision", "timm", "torch-pruning", "numpy", "onnxruntime"),
+    *(runtime.package for runtime in catalogue.RUNTIMES.values() if runtime.optional),
+)
 
 
 def tracking_uri() -> str:

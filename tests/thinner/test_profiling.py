@@ -74,7 +74,7 @@ def test_nonzero_parameters_leave_out_masked_ones_and_shared_ones_count_once() -
 
 def test_file_bytes_counts_weights_and_not_the_json_beside_them(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor model\.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor the file of an export"):
         file_bytes(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"12345")
     (tmp_path / "model.onnx.data").write_bytes(b"123")

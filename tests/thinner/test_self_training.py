@@ -10,8 +10,8 @@ from scipy import stats
 from torch import nn
 
 from thinner.data import views
-from thinner.evidence import shipping
 from thinner.evidence.decision import CONTROL, LEARNER, PLAIN
+from thinner.evidence.self_training_line import self_training_line
 from thinner.learn import self_training, training
 
 CLASSES = 5
@@ -203,7 +203,7 @@ def test_better_than_both_is_chosen_with_exact_p_values():
     for other, ahead in ((PLAIN, 40), (CONTROL, 30)):
         assert found["against"][other]["p_value"] == pytest.approx(stats.binomtest(0, ahead).pvalue)
         assert found["against"][other]["effect"] == pytest.approx(ahead / 400)
-    assert shipping.self_training_line(found).startswith("Self-training helped: self_train is right on 85.0 % of 400 ")
+    assert self_training_line(found).startswith("Self-training helped: self_train is right on 85.0 % of 400 ")
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_anything_else_keeps_the_plain_teacher(wrong, why):
     labels = np.random.default_rng(0).integers(0, CLASSES, 400)
     found = self_training.decide(labels, answers(labels, **wrong))
     assert found["chosen"] == PLAIN, why
-    assert "was not shown to help" in shipping.self_training_line(found)
-    assert shipping.self_training_line(found).endswith("The plain teacher, finetune, is kept.")
+    assert "was not shown to help" in self_training_line(found)
+    assert self_training_line(found).endswith("The plain teacher, finetune, is kept.")
 
 
 def test_the_metric_that_chooses_weights_chooses_the_teacher():

@@ -93,8 +93,9 @@ def test_each_kind_of_claim_is_understood(text: str, expected: tuple[object, ...
         (
             "prune is faster than distill at batch 64 in tensorrt",
             "tensorrt",
-            "expected one of: pytorch, onnxruntime",
+            "unknown runtime. Choose one of: pytorch, onnxruntime",
         ),
+        ("prune is faster than distill at batch 64 in 3", "3", "expected the name of a runtime"),
         ("prune is smaller than distill in size", "size", "expected one of: parameters, macs, bytes"),
         ("?? beats distill", "??", "expected the name of a candidate"),
         (
@@ -119,7 +120,7 @@ def test_each_kind_of_claim_is_understood(text: str, expected: tuple[object, ...
 )
 def test_a_mistake_is_pointed_at_by_word_with_the_choices(text: str, word: str, message: str) -> None:
     with pytest.raises(ClaimError) as caught:
-        parse_claim(text, CANDIDATES)
+        parse_claim(text, CANDIDATES, ["pytorch", "onnxruntime"])
     sentence, pointer = str(caught.value).split("\n")
     assert sentence == text
     assert text[pointer.index("^") :].startswith(word)

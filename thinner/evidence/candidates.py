@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinner.evidence import decision
 from thinner.evidence.shipping import RUNTIMES, Metrics, latency_batches, network_of
+from thinner.runtimes import catalogue
 from thinner.words import interval, milliseconds, milliseconds_limits, percent, points, si, times
 
 if TYPE_CHECKING:  # scipy
@@ -35,9 +36,7 @@ WHAT |= {name: f"{name.removeprefix('prune_')} with channels removed" for name i
 QUANTIZED = {f"{name}_int8": "quantize" for name in WHAT}
 FOLDERS = {**ALSO, **decision.FOLDERS}  # of those that lie deeper than data/NAME and reports/NAME
 WHAT |= {
-    f"{name}_{format_}": f"{name} as {words}"
-    for name in tuple(WHAT)
-    for format_, words in (("onnx", "ONNX"), ("onnx_int8", "ONNX in 8 bits"), ("pt2", "a torch.export program"))
+    f"{name}_{format_}": f"{name} as {words}" for name in tuple(WHAT) for format_, words in catalogue.WORDS.items()
 } | {name: f"{name.removesuffix('_int8')} in 8 bits, by the ladder of quantize" for name in QUANTIZED}
 
 

@@ -18,7 +18,8 @@ from thinner.evidence.comparisons import (
     stages_table,
 )
 from thinner.evidence.results import Environment, Results, find_commit
-from thinner.evidence.shipping import Metrics, open_points, self_training_line, ship_line, target_lines
+from thinner.evidence.self_training_line import self_training_line
+from thinner.evidence.shipping import Metrics, open_points, ship_line, target_lines
 from thinner.words import interval, limits, percent, points, with_thousands
 
 MOST_CLASSES_IN_MARKDOWN = 10

@@ -34,7 +34,8 @@ from thinner.evidence.comparisons import (
 from thinner.evidence.glossary import Glossary
 from thinner.evidence.prediction_charts import MOST_CLASSES_IN_A_TABLE
 from thinner.evidence.results import Results, find_commit
-from thinner.evidence.shipping import self_training_line, ship_line
+from thinner.evidence.self_training_line import self_training_line
+from thinner.evidence.shipping import ship_line
 from thinner.words import interval, limits, percent, points, with_thousands
 
 MOST_CLASSES_IN_A_CHART = 40

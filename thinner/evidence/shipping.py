@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from thinner.errors import DamagedError, one_line
-from thinner.evidence import decision
 from thinner.files import json_files
 from thinner.files.json_files import are_texts, is_number, is_text, lacking
-from thinner.words import interval, milliseconds, percent, points, si
+from thinner.runtimes import catalogue
+from thinner.words import milliseconds, percent, si
 
 Metrics = Mapping[str, Mapping[str, Any]]
 Rows = Sequence[Mapping[str, Any]]
 
-RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-_EXPORTS = ("_onnx_int8", "_onnx", "_pt2", "_int8")
+RUNTIMES = {name: runtime.words for name, runtime in catalogue.RUNTIMES.items()}
+# the longest first: _onnx_int8 is no _int8
+_EXPORTS = sorted((*(f"_{name}" for name in catalogue.FORMATS), "_int8"), key=len, reverse=True)
 _EIGHT_BITS = "_int8"
 _ABOUT_ANSWERS = ("beats", "within", "agrees", "answers")  # kinds of claims; the others are about sizes and speed
 
@@ -49,24 +50,6 @@ def _target(file: Path) -> dict[str, Any]:
 def unfit(targets: Rows) -> set[str]:
     """The networks in 8 bits of which no rung of the ladder holds: nothing is claimed of them, and none is advised."""
     return {str(target["candidate"]) for target in targets if "rung" in target and not target["met"]}
-
-
-def self_training_line(found: Mapping[str, Any]) -> str:
-    """What came of self-training (``decision.read``), in words that hold whatever the numbers are."""
-    plain, learner, control = decision.PLAIN, decision.LEARNER, decision.CONTROL
-    right, metric = found["accuracy"], found["metric"].replace("_", " ")
-    against = " and ".join(
-        f"{points(row['effect'])} points {interval(row['low'], row['high'])} against {name}"
-        for name, row in ((plain, found["against"][plain]), ("the control", found["against"][control]))
-    )
-    told = (
-        f"{learner} is right on {percent(right[learner])} of {found['images']:,} validation images, {plain} on "
-        f"{percent(right[plain])}, the control (as many steps, labels alone) on {percent(right[control])}; "
-        f"{metric} {against}"
-    )
-    if found["chosen"] == learner:
-        return f"Self-training helped: {told}. {learner} is the teacher."
-    return f"Self-training was not shown to help: {told}. The plain teacher, {plain}, is kept."
 
 
 def read_metrics(path: Path, complete: bool = False) -> dict[str, dict[str, Any]]:

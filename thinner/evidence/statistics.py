@@ -87,7 +87,7 @@ POINTS: /points?\b/
 X: /x\b/
 PERCENT: "%"
 METRIC: /(accuracy|balanced_accuracy|macro_f1|worst_class)\b/
-RUNTIME: /(pytorch|onnxruntime)\b/
+RUNTIME: /[A-Za-z_]\w*/
 SIZE: /(parameters|macs|bytes)\b/i
 MILLISECONDS: /milliseconds\b/
 NUMBER: /\d+(\.\d+)?/
@@ -102,7 +102,7 @@ _WORDS = {
     "DEVICE": "the name of a device",
     "NUMBER": "a number",
     "METRIC": ", ".join(METRICS),
-    "RUNTIME": "pytorch, onnxruntime",
+    "RUNTIME": "the name of a runtime",
     "SIZE": "parameters, macs, bytes",
     "PERCENT": "%",
     "POINTS": "points",
@@ -131,11 +131,11 @@ class Claim:
     at_least: float | None = None  # answers: the operating point, as a ratio
 
 
-def parse_claim(text: str, candidates: Sequence[str] | None = None) -> Claim:
+def parse_claim(text: str, candidates: Sequence[str] | None = None, runtimes: Sequence[str] | None = None) -> Claim:
     """Read one claim; see docs/claims.md for the grammar.
 
-    With `candidates`, names are checked too. Raises ClaimError, which shows the word and what could stand
-    there.
+    With `candidates`, their names are checked too, and with `runtimes` those. Raises ClaimError, which shows the word
+    and what could stand there.
     """
     try:
         tree = _parser().parse(text)
@@ -145,21 +145,24 @@ def parse_claim(text: str, candidates: Sequence[str] | None = None) -> Claim:
     except UnexpectedCharacters as error:
         raise _pointed(text, error.pos_in_stream or 0, _choices(error.allowed or set())) from None
     names = _tokens(tree, "NAME")
-    for name in names:
-        if candidates is not None and name not in candidates:
-            hint = did_you_mean(name, candidates, always=f"Choose one of: {', '.join(candidates)}")
-            raise _pointed(text, name.start_pos or 0, f"unknown candidate. {hint}")
+    for what, words, known in (("candidate", names, candidates), ("runtime", _tokens(tree, "RUNTIME"), runtimes)):
+        for word in words:
+            if known is not None and word not in known:
+                hint = did_you_mean(word, known, always=f"Choose one of: {', '.join(known)}")
+                raise _pointed(text, word.start_pos or 0, f"unknown {what}. {hint}")
     if len(names) > 1 and names[0] == names[1]:
         raise _pointed(text, names[1].start_pos or 0, "a candidate cannot be compared with itself")
     return _understand(text, tree, names)
 
 
-def parse_claims(texts: Sequence[str], candidates: Sequence[str] | None = None) -> list[Claim]:
+def parse_claims(
+    texts: Sequence[str], candidates: Sequence[str] | None = None, runtimes: Sequence[str] | None = None
+) -> list[Claim]:
     """Read all claims; raises one ClaimError that shows every mistake."""
     claims, mistakes = [], []
     for text in texts:
         try:
-            claims.append(parse_claim(text, candidates))
+            claims.append(parse_claim(text, candidates, runtimes))
         except ClaimError as error:
             mistakes.append(str(error))
     if mistakes:

@@ -19,10 +19,11 @@ from jaxtyping import Float
 from thinner.errors import DamagedError, UserError, one_line
 from thinner.files import json_files
 from thinner.measure.profiling import median_interval, summarise_latency
+from thinner.runtimes import catalogue
 
 FOLDER = Path("reports", "devices")
 NAME = re.compile(r"[A-Za-z_][\w-]{0,39}")  # what a claim can name
-RESERVED = ("pytorch", "onnxruntime")  # runtimes, in claims
+RESERVED = tuple(catalogue.RUNTIMES)  # in claims
 FEWEST_ROUNDS = 10
 _NUMBERS = {"batch": 1, "round": 0, "latency_ms": 0, "threads": 1, "cores": 1}  # column -> the least
 _TEXTS = ("candidate", "weights_sha256", "cpu", "system", "onnxruntime")
@@ -57,7 +58,7 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name) or name in RESERVED:
         raise UserError(
             f"device '{one_line(name, 60)}': give it a name of letters, digits, _ and -, that begins with a letter and "
-            f"is not {' or '.join(RESERVED)}, such as pi5"
+            f"is none of {', '.join(RESERVED)}, such as pi5"
         )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import torch
 LIBRARIES = ("torch", "torchvision", "timm", "torch-pruning", "onnx", "onnxruntime", "numpy", "scikit-learn")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Facts as plain JSON values. ``accelerator`` is null on a machine that has only its CPU."""
+def describe_machine(libraries: Iterable[str] = ()) -> dict[str, Any]:
+    """Facts as plain JSON values. ``accelerator`` is null on a machine that has only its CPU. ``libraries``: further
+    ones whose versions count."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     name = (
         torch.cuda.get_device_name() if accelerator and accelerator.type == "cuda" else accelerator and accelerator.type
@@ -29,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
         "accelerator": name,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "libraries": {library: version(library) for library in LIBRARIES},
+        "libraries": {library: version(library) for library in dict.fromkeys((*LIBRARIES, *libraries))},
     }
 
 

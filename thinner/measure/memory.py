@@ -78,7 +78,11 @@ def _main(batch: str, threads: str, picture: str, channels_last: str, *folders: 
     import torchvision  # noqa: F401
 
     from thinner import predict  # noqa: F401
-    from thinner.networks import export  # noqa: F401
+    from thinner.runtimes import catalogue
+
+    for folder in folders:
+        if runtime := catalogue.in_folder(Path(folder)):
+            runtime.load()
 
     sides = [int(side) for side in picture.split("x")]
     found = {}

@@ -53,15 +53,15 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
 def file_bytes(path: str | Path) -> int:
     """Size in bytes of what must be shipped to run a candidate: a file, or the weights in a folder.
 
-    In a folder these are ``model.safetensors``, ``model.pt2``, or ``model.onnx`` with its external data where it
-    has some. The JSON beside them does not count.
+    In a folder these are all files called ``model``: ``model.safetensors``, or an export's, with what lies beside it
+    (external data of ``model.onnx``, ``model.bin`` of ``model.xml``). ``model.json`` does not count.
     """
     path = Path(path)
     if path.is_file():
         return path.stat().st_size
-    files = [file for name in ("model.safetensors", "model.pt2", "model.onnx*") for file in path.glob(name)]
+    files = [file for file in path.glob("model.*") if file.suffix != ".json"]
     if not files:
-        raise FileNotFoundError(f"{path}: neither model.safetensors nor model.onnx nor model.pt2 here")
+        raise FileNotFoundError(f"{path}: neither model.safetensors nor the file of an export here")
     return sum(file.stat().st_size for file in files)
 
 

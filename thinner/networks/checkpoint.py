@@ -51,9 +51,10 @@ def save(folder: str | Path, model: nn.Module, spec: dict[str, Any]) -> str:
     return write_spec(folder, spec, WEIGHTS)
 
 
-def write_spec(folder: Path, spec: dict[str, Any], weights: str) -> str:
-    """Write ``model.json``, which vouches for itself and the file ``weights`` beside it; returns that one's SHA-256."""
-    sealed = whole.sealed(spec, {weights: folder / weights})
+def write_spec(folder: Path, spec: dict[str, Any], weights: str, *others: str) -> str:
+    """Write ``model.json``, which vouches for itself and the files ``weights`` and ``others`` beside it; returns the
+    SHA-256 of the first."""
+    sealed = whole.sealed(spec, {name: folder / name for name in (weights, *others)})
     text = json.dumps(sealed, indent=1, sort_keys=True) + "\n"
     whole.write(folder / SPEC, lambda path: path.write_text(text, encoding="utf-8"))
     return str(sealed["integrity"]["files"][weights])

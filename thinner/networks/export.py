@@ -1,4 +1,5 @@
 """Candidates for other runtimes: ONNX, run by ONNX Runtime; and torch.export's pt2. 8 bits: compress/quantization.py.
+What these and others are to the rest: thinner/runtimes.
 
 An export is a folder with `model.onnx` or `model.pt2`, and `model.json`, read like a checkpoint's. The file also says
 by itself what its outputs mean and how an image becomes its input: `classes` and `preprocessing` as JSON, in an ONNX
@@ -34,6 +35,7 @@ Method = Literal["minmax", "percentile", "entropy"]  # how ranges for 8 bits are
 INPUT, OUTPUT = "images", "logits"
 PIXELS = "pixels"  # the input's name where preprocessing is part of the graph
 METADATA = "metadata.json"
+COMPARED = 64  # images on which an export is held to the network that it was made of
 PROTOBUF_LIMIT_BYTES = 2**31 - 2**24  # a larger message cannot be written; its weights go to a file beside it
 
 
@@ -103,11 +105,12 @@ def open_pt2(path: str | Path) -> nn.Module:
         # the checks of input shapes are generated code that runs before every inference; the shapes are ours
         module: nn.Module = torch.export.load(path).module(check_guards=False)
     except Exception as error:  # torch has no error of its own for an archive that is not whole
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return module
 
 
-def _damaged(path: str | Path, error: Exception) -> ExportError:
+def damaged(path: str | Path, error: Exception) -> ExportError:
+    """What to raise where a runtime does not open ``path``, and which of its errors said so."""
     return ExportError(
         f"{path}: damaged, or made by something else ({type(error).__name__}: {one_line(error)}). "
         "Export it again: thinner stage export"
@@ -230,20 +233,23 @@ def check_parity(
     images: Images,
     tolerance: float = 1e-4,
     inputs: np.ndarray | None = None,
+    run: Callable[[np.ndarray], np.ndarray] | nn.Module | None = None,
 ) -> float:
     """The largest difference between the logits of ``network`` and of the export at ``path`` on ``images``.
 
-    ``inputs`` are what the export is fed in their stead: pictures, where preprocessing is part of it. Images go
-    through in batches of 1 and of all, so that a batch size frozen into the graph shows. Raises ExportError with the
-    numbers when the difference exceeds ``tolerance``.
+    ``inputs`` are what the export is fed in their stead: pictures, where preprocessing is part of it. ``run`` is the
+    opened export; without it an ONNX file or a pt2 archive is opened. Images go through in batches of 1 and of all, so
+    that a batch size frozen into the graph shows. Raises ExportError with the numbers when the difference exceeds
+    ``tolerance``.
     """
     inputs = images if inputs is None else inputs
-    run = _runner(path)
+    run = _runner(path) if run is None else run
     worst = 0.0
     with torch.inference_mode():
         for size in (1, len(images)):
             expected = network(torch.from_numpy(images[:size])).float().numpy()
-            got = run(inputs[:size])
+            some = inputs[:size]
+            got = run(torch.from_numpy(some)).numpy() if isinstance(run, nn.Module) else run(some)
             if got.shape != expected.shape:
                 raise ExportError(f"{path}: logits {got.shape}, but PyTorch's are {expected.shape}")
             # np.maximum keeps NaN, which max() would lose
@@ -256,10 +262,9 @@ def check_parity(
     return worst
 
 
-def _runner(path: str | Path) -> Callable[[np.ndarray], Logits]:
+def _runner(path: str | Path) -> Callable[[np.ndarray], np.ndarray] | nn.Module:
     if Path(path).suffix == ".pt2":
-        network = open_pt2(path)
-        return lambda inputs: np.asarray(network(torch.from_numpy(inputs)).numpy())
+        return open_pt2(path)
     session = open_session(path)
     return lambda inputs: run_session(session, inputs)
 
@@ -280,7 +285,7 @@ def open_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSes
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it has a dozen of its own, and Python's
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     inputs, outputs = ([one.name for one in some()] for some in (session.get_inputs, session.get_outputs))
     if len(inputs) != 1 or OUTPUT not in outputs:
         raise ExportError(
@@ -324,7 +329,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         model = onnx.load(path, load_external_data=False)
         return {item.key: json.loads(item.value) for item in model.metadata_props}
     except Exception as error:  # as above
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def save_onnx(model: onnx.ModelProto, path: str | Path, metadata: Mapping[str, Any]) -> None:

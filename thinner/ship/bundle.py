@@ -102,14 +102,15 @@ def write_bench(folder: Path, sources: Mapping[str, Path], opset: int) -> list[s
     """Write bench.py and the folder ``bench`` with the networks in ``sources`` (candidate -> folder), without their
     preprocessing: the network alone is timed, as evaluate does. Returns the names of those that there are.
 
-    Left out is what runs in torch alone, what has its preprocessing in the graph, and an ONNX export of a network that
-    is there by itself: it would be exported to the same.
+    Left out is what no ONNX file can be made of, what has its preprocessing in the graph, and an ONNX export of a
+    network that is there by itself: it would be exported to the same.
     """
     (folder / "bench").mkdir()
     networks: dict[str, dict[str, Any]] = {}
     for name, source in sources.items():
         of_another = name.endswith("_onnx") and name.removesuffix("_onnx") in sources
-        if (source / "model.pt2").is_file() or of_another or checkpoint.read_spec(source).get("input") == "pixels":
+        known = any((source / file).is_file() for file in (MODEL, checkpoint.WEIGHTS))
+        if not known or of_another or checkpoint.read_spec(source).get("input") == "pixels":
             continue
         target = folder / "bench" / f"{name}.onnx"
         model = _write_network(source, target, opset)

@@ -1,0 +1,1 @@
+"""What exported networks run in, a file for each: protocol.py says what such a file has, catalogue.py lists them."""
