@@ -47,11 +47,14 @@ setup: $(STAMP) ## make .venv with the pinned versions
 run: $(STAMP) ## the whole pipeline
 	@$(BIN)/python -m flows.pipeline $(ARGS)
 
+# Two workers, a file for each at a time: fixtures of a module are made once, and the longest file comes first (conftest).
+WORKERS = -n auto --maxprocesses=2 --dist=loadfile --no-loadscope-reorder
+
 test: $(STAMP) ## all tests but those that need a GPU
-	@$(BIN)/python -m pytest -m "not gpu" -n auto --maxprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=25 $(ARGS)
+	@$(BIN)/python -m pytest -m "not gpu" $(WORKERS) --durations=25 $(ARGS)
 
 quick: $(STAMP) ## the fast, offline tests
-	@$(BIN)/python -m pytest -m "not integration and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -m "not integration and not gpu" $(WORKERS) $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

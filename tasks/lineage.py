@@ -347,7 +347,7 @@ def locked_hashes(root: Path) -> dict[str, str]:
 def _locked_stages(root: Path) -> dict[str, Any]:
     path = root / lockfile.LOCK
     try:
-        entries = (yaml.safe_load(path.read_text()) or {}).get("stages") or {}
+        entries = (yaml.load(path.read_text(), Loader=lockfile.LOADER) or {}).get("stages") or {}  # noqa: S506
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, AttributeError) as error:

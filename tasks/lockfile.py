@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 
 LOCK, KEPT = Path("dvc.lock"), Path(".thinner/dvc.lock")
 RWLOCK = Path(".dvc", "tmp", "rwlock")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FRESH = 2.0  # seconds in which whoever made a folder may still write into it
 _PATIENCE = 10, 0.1  # looks, and seconds between them: DVC itself may be at its milliseconds of writing
 
@@ -167,9 +167,9 @@ def _stages(text: str) -> dict[str, Any] | None:
     """The entries, if the text is a whole file as DVC writes it."""
     try:
         # DVC writes none, and a thousand bytes of them can be a year's work to compare
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_LOADER)):
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=LOADER)):
             return None
-        found = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one, see there
+        found = yaml.load(text, Loader=LOADER)  # noqa: S506 - a safe one, see there
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # a 13th month, a key that is a list, ...
         return None
     if not isinstance(found, dict) or "schema" not in found or not isinstance(found.get("stages", {}), dict):

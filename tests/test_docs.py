@@ -331,7 +331,7 @@ def run_examples(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name != "extend.md":
         return
     for block in fences(page, "python"):
-        if "RUNTIME = " in block:  # a file of its own, which tests/tasks/test_runtimes.py runs
+        if "RUNTIME = " in block:  # a file of its own, which tests/tasks/test_runtime_stages.py runs
             continue
         module = losses if re.search(r"full_precision|LOSSES", block) else criteria
         namespace = vars(module) | {"__name__": module.__name__}

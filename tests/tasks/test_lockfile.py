@@ -19,7 +19,7 @@ TEXT = (PROJECT / "dvc.lock").read_text(encoding="utf-8")
 
 
 def load(text: str) -> Any:
-    return yaml.load(text, Loader=lockfile._LOADER)
+    return yaml.load(text, Loader=lockfile.LOADER)
 
 
 WHOLE = load(TEXT)["stages"]

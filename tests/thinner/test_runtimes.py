@@ -122,7 +122,7 @@ def test_each_file_of_the_folder_is_a_row_of_the_catalogue() -> None:
 
 def test_the_names_alone_import_no_library() -> None:
     script = (
-        "import sys; from thinner.runtimes import catalogue; from thinner import shipping, candidates;"
+        "import sys; from thinner.runtimes import catalogue; from thinner.evidence import shipping, candidates;"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino', 'executorch', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True)

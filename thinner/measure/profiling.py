@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from scipy.stats import quantile_test
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:  # the report reads numbers: PyTorch and SciPy, which take seconds, are for who measures
+    from torch import nn
 
 
 def count_params(model: nn.Module, nonzero: bool = False) -> int:
@@ -28,6 +28,8 @@ def count_params(model: nn.Module, nonzero: bool = False) -> int:
     ``nonzero`` counts only those that are not exactly 0: the two differ where weights were masked, not
     removed.
     """
+    import torch
+
     return sum(int(torch.count_nonzero(p)) if nonzero else p.numel() for p in model.parameters())
 
 
@@ -42,6 +44,9 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     The network runs on the meta device, where only shapes are computed: no arithmetic, no activations in
     memory, and none of the fused attention kernels that would hide their products from the counter.
     """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode  # with it comes Triton
+
     # the copy is needed because .to("meta") works in place and would throw the weights away
     shapes = copy.deepcopy(model).to("meta").eval()
     counter = FlopCounterMode(display=False)
@@ -68,6 +73,8 @@ def file_bytes(path: str | Path) -> int:
 @contextmanager
 def pinned_threads(threads: int) -> Iterator[None]:
     """Let PyTorch's operators use exactly ``threads`` CPU threads inside the block."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -128,6 +135,8 @@ def median_interval(samples_ms: Float[np.ndarray, " repeats"]) -> tuple[float, f
     """
     if len(samples_ms) < 6:
         raise ValueError(f"{len(samples_ms)} samples: no interval of 95 % with fewer than 6")
+    from scipy.stats import quantile_test
+
     interval = quantile_test(samples_ms, q=float(np.median(samples_ms)), p=0.5).confidence_interval(0.95)
     return float(interval.low), float(interval.high)
 

@@ -184,7 +184,8 @@ class WideResNet(nn.Module):
 
 def _start(network: nn.Module) -> None:
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        # of a skeleton there is nothing to draw, and PyTorch takes a second to find that out (it loads its compiler)
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
