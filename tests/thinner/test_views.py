@@ -76,6 +76,9 @@ def test_random_numbers_are_uniform_and_uncorrelated():
 def test_the_still_policy_draws_the_image_itself():
     still = draw(np.arange(12), size=20, policy=views.Policy())
     assert torch.equal(still, torch.from_numpy(IMAGES).permute(0, 3, 1, 2).float() / 255)
+    assert views.Policy().still
+    for moving in ({"crop": 0.9}, {"flip": True}, {"erase": 0.1}, {"aspect": 0.9}, {"policy": "trivialaugment"}):
+        assert not views.Policy(**moving).still
 
 
 def test_flip_alone_mirrors_about_half_of_the_images():
