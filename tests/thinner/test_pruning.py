@@ -191,6 +191,13 @@ def test_a_latency_can_be_the_limit(monkeypatch):
         pruning.cut(model, EXAMPLE, latency_ms=0.001, clock=clock, criterion="l2")
 
 
+def test_a_latency_is_the_upper_limit_of_its_median(monkeypatch):
+    """Of 20 runs the median lies between the 6th and the 15th: 1 - 2 P(Binomial(20, 1/2) <= 5) = 95.9 %."""
+    runs = np.random.default_rng(0).permutation(np.arange(1.0, 21.0))
+    monkeypatch.setattr(pruning, "measure_latency", lambda calls, repeats: dict.fromkeys(calls, runs))
+    assert pruning.size_of("latency_ms", network(), EXAMPLE, pruning.Clock(batch=1, repeats=20)) == 15.0
+
+
 def test_a_latency_is_measured_in_milliseconds_of_a_whole_batch():
     class Slow(nn.Module):
         def forward(self, x):

@@ -76,6 +76,9 @@ def test_random_numbers_are_uniform_and_uncorrelated():
 def test_the_still_policy_draws_the_image_itself():
     still = draw(np.arange(12), size=20, policy=views.Policy())
     assert torch.equal(still, torch.from_numpy(IMAGES).permute(0, 3, 1, 2).float() / 255)
+    assert views.Policy().still
+    for moving in ({"crop": 0.9}, {"flip": True}, {"erase": 0.1}, {"aspect": 0.9}, {"policy": "trivialaugment"}):
+        assert not views.Policy(**moving).still
 
 
 def test_flip_alone_mirrors_about_half_of_the_images():
@@ -347,6 +350,7 @@ PICTURES = {
     "few levels": FEW,
     "flat": FLAT,
     "two levels": TWO,
+    "two of each": TWO // np.array([1, 2, 3], np.uint8),
     "grey": PLAIN[..., :1],
 }
 
@@ -529,3 +533,13 @@ def test_preprocess_names_what_is_missing():
     for wrong in ({"image_size": "20"}, {"mean": 0.5}, {"std": 0.5}):
         with pytest.raises(TypeError, match="needs image_size"):
             views.preprocess(IMAGES, right | wrong)
+
+
+def test_images_are_laid_out_as_the_network_is():
+    images = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Conv2d(3, 4, 3))
+    assert views.laid_out_for(layers, images).is_contiguous()
+    layers.to(memory_format=torch.channels_last)
+    found = views.laid_out_for(layers, images.contiguous())
+    assert found.is_contiguous(memory_format=torch.channels_last) and not found.is_contiguous()
+    assert torch.equal(found, images)

@@ -1,0 +1,117 @@
+"""Which planted mistakes do the fast tests of a module not notice?
+
+    pip install mutmut
+    python -m benchmarks.mutants views          # thinner's module of that name; some ten minutes
+    python -m benchmarks.mutants views losses --least 85    # and exit code 1 below 85 % of each
+
+mutmut (https://github.com/boxed/mutmut) changes one operator, number or argument of a function at a time in a copy of
+the project, and runs those tests of the module's own file (tests/**/test_NAME.py, fast ones) that reach the function.
+What is killed fails one. Not changed: what stands outside of functions, and generated mistakes in messages. Shapes are
+not checked meanwhile (mutmut imports a module before jaxtyping can), so it is the assertions that kill.
+
+What was tried is kept in ``--work``: a run that was stopped goes on there, as long as neither code nor tests changed.
+Survivors are written to ``--work``/NAME/survivors.diff.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from thinner.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+KILLED = ("killed", "timeout", "suspicious", "segfault")
+
+
+def only(folder: Path, name: str) -> Path:
+    """The one file of that name below ``folder``, from the project's root."""
+    found = sorted(path.relative_to(ROOT) for path in (ROOT / folder).rglob(name))
+    if len(found) != 1:
+        raise UserError(f"{folder}/**/{name}: {len(found)} files of that name. Name a module that has one")
+    return found[0]
+
+
+def copied(module: Path, tests: Path, work: Path) -> None:
+    """What mutmut needs, with its settings; what it has found stays."""
+    work.mkdir(parents=True, exist_ok=True)
+    for name in ("thinner", "tests", "tasks"):
+        shutil.rmtree(work / name, ignore_errors=True)
+        shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "params.yaml", work)
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    settings = re.sub(r" --jaxtyping-packages=[^\"\s]*", "", settings)
+    settings += f"""
+[tool.mutmut]
+source_paths = ["thinner"]
+only_mutate = ["{module}"]
+also_copy = ["tasks", "params.yaml"]
+pytest_add_cli_args = ["-q", "-p", "no:cacheprovider", "-m", "not integration and not gpu"]
+pytest_add_cli_args_test_selection = ["{tests}"]
+use_git_change_detection = false
+"""
+    (work / "pyproject.toml").write_text(settings, encoding="utf-8")
+
+
+def mutmut(work: Path, *arguments: str, shown: bool = False) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mutmut", *arguments], cwd=work, env=environment, text=True, check=False,
+        stdout=None if shown else subprocess.PIPE, stderr=None if shown else subprocess.STDOUT,
+    )  # fmt: skip
+    if done.returncode:
+        raise UserError(f"mutmut {' '.join(arguments)}: exit code {done.returncode} in {work}. {done.stdout or ''}")
+    return done.stdout or ""
+
+
+def outcomes(text: str) -> dict[str, str]:
+    """mutant -> what became of it, from ``mutmut results --all true``."""
+    return dict(re.findall(r"^\s*(\S+__mutmut_\d+): (.+?)\s*$", text, re.MULTILINE))
+
+
+def row(name: str, found: dict[str, str]) -> tuple[str, float]:
+    """A line of the table, and the share (0 to 1) that was killed."""
+    counts = Counter("killed" if what in KILLED else what for what in found.values())
+    tried = sum(counts.values()) - counts["not checked"]
+    share = counts["killed"] / tried if tried else 0.0
+    numbers = (tried, counts["killed"], counts["survived"], counts["no tests"])
+    return f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} | {share:.1%} |", share
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("modules", nargs="+", help="of thinner, for example views")
+    parser.add_argument("--least", type=float, default=0.0, help="percent that must be killed in each")
+    parser.add_argument("--children", type=int, default=1, help="processes")
+    parser.add_argument("--work", type=Path, default=ROOT / ".thinner/mutants", help="where mutants are kept")
+    given = parser.parse_args(arguments)
+    lines, worst = ["| module | mutants | killed | survived | no test | killed |", "|---|" + "---:|" * 5], 1.0
+    try:
+        if importlib.util.find_spec("mutmut") is None:
+            raise UserError("mutmut is not installed. Do: pip install mutmut")
+        for name in given.modules:
+            work = given.work / name
+            copied(only(Path("thinner"), f"{name}.py"), only(Path("tests/thinner"), f"test_{name}.py"), work)
+            mutmut(work, "run", "--max-children", str(given.children), shown=True)
+            found = outcomes(mutmut(work, "results", "--all", "true"))
+            alive = [mutant for mutant, what in found.items() if what in ("survived", "no tests")]
+            (work / "survivors.diff").write_text("\n".join(mutmut(work, "show", mutant) for mutant in alive))
+            line, share = row(name, found)
+            lines.append(line)
+            worst = min(worst, share)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n" + "\n".join(lines))
+    return int(100 * worst < given.least)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""benchmarks/mutants.py: what it copies and how it counts. mutmut itself is no dependency of the tests."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import mutants
+
+RESULTS = """
+    thinner.views.x_draw__mutmut_1: killed
+    thinner.views.x_draw__mutmut_2: survived
+    thinner.views.x_draw__mutmut_3: timeout
+    thinner.views.xǁPolicyǁstill__mutmut_1: no tests
+    thinner.views.x_send__mutmut_1: not checked
+"""
+
+
+def test_what_fails_a_test_or_never_ends_is_killed_and_what_was_not_tried_does_not_count() -> None:
+    found = mutants.outcomes(RESULTS)
+    assert list(found.values()) == ["killed", "survived", "timeout", "no tests", "not checked"]
+    assert mutants.row("views", found) == ("| views | 4 | 2 | 1 | 1 | 50.0% |", 0.5)
+
+
+def test_the_copy_mutates_one_module_and_runs_its_fast_tests(tmp_path: Path) -> None:
+    module, tests = (
+        mutants.only(Path(folder), name) for folder, name in (("thinner", "views.py"), ("tests", "test_views.py"))
+    )
+    mutants.copied(module, tests, tmp_path)
+    settings = (tmp_path / "pyproject.toml").read_text()
+    assert f'only_mutate = ["{module}"]' in settings and f'["{tests}"]' in settings
+    assert "jaxtyping-packages" not in settings and "--strict-markers" in settings
+    assert (tmp_path / module).read_text() == (mutants.ROOT / module).read_text()
+
+
+def test_what_does_not_work_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(mutants.importlib.util, "find_spec", lambda name: None)
+    assert mutants.main(["views", "--work", str(tmp_path)]) == 1
+    assert "pip install mutmut" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(mutants.importlib.util, "find_spec", lambda name: object())
+    assert mutants.main(["vews", "--work", str(tmp_path)]) == 1
+    assert "thinner/**/vews.py: 0 files of that name" in capsys.readouterr().err
+    failed = subprocess.CompletedProcess([], 3, stdout="no tests ran")
+    monkeypatch.setattr(mutants.subprocess, "run", lambda *args, **how: failed)
+    assert mutants.main(["views", "--work", str(tmp_path)]) == 1
+    assert "mutmut run --max-children 1: exit code 3" in capsys.readouterr().err
