@@ -8,11 +8,11 @@ import pytest
 from benchmarks import mutants
 
 RESULTS = """
-    thinner.views.x_draw__mutmut_1: killed
-    thinner.views.x_draw__mutmut_2: survived
-    thinner.views.x_draw__mutmut_3: timeout
-    thinner.views.xǁPolicyǁstill__mutmut_1: no tests
-    thinner.views.x_send__mutmut_1: not checked
+    thinner.data.views.x_draw__mutmut_1: killed
+    thinner.data.views.x_draw__mutmut_2: survived
+    thinner.data.views.x_draw__mutmut_3: timeout
+    thinner.data.views.xǁPolicyǁstill__mutmut_1: no tests
+    thinner.data.views.x_send__mutmut_1: not checked
 """
 
 
