@@ -378,10 +378,16 @@ def test_an_experiment_is_listed(finished):
     root, _ = finished
     run(root, "git", "add", "--all")
     run(root, "git", "commit", "--quiet", "--message", "results")
-    run(root, "dvc", "exp", "run", "--quiet", "-S", "distill.temperature=2", "--name", "cooler")
+    before, text = weights(root), (root / "params.yaml").read_text()
+    run(root, "dvc", "exp", "run", "--quiet", "-S", "distill.temperature=2", "--name", "cooler", "distill")
     shown = run(root, "dvc", "exp", "show", "--csv", "--no-pager").stdout
     assert "cooler" in shown
     assert "distill.temperature" in shown
+    changed = {path for path, held in weights(root).items() if held != before[path]}
+    assert changed == {"data/distill/model.safetensors"}
+    (root / "params.yaml").write_text(text)  # back, for the tests below
+    assert "Running stage" not in run(root, "dvc", "repro").stdout
+    assert weights(root) == before
 
 
 def test_predict_names_the_digit(finished):
