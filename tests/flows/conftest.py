@@ -49,7 +49,7 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def empty_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's file without a run, whose tables take as long to make as three stages."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    made = f"from tasks import mlflow_db; database.prepare('sqlite:///{path}')"
+    made = f"from tasks.record import database; database.prepare('sqlite:///{path}')"
     subprocess.run([sys.executable, "-c", made], cwd=PROJECT, check=True, capture_output=True)
     return path
 
