@@ -20,7 +20,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+LONGEST = ("test_end_to_end.py", "test_first_hour.py")  # a quarter of an hour, and ten minutes in one test
+
+
 def pytest_collection_modifyitems(items):
-    """Files with most long tests first: with a file for a worker, one that comes late would end alone (`make test`)."""
+    """The longest files first, then those with most long tests: with a file for a worker, one that comes late would end
+    alone (`make test`)."""
     long = Counter(item.path for item in items if item.get_closest_marker("integration"))
-    items.sort(key=lambda item: -long[item.path])
+    items.sort(key=lambda item: (item.path.name not in LONGEST, -long[item.path]))
