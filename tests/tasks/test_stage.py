@@ -322,3 +322,22 @@ def test_19_bits_are_used_where_they_are_asked_for(precision: str, on: bool) -> 
     finally:
         torch.set_num_threads(threads)
         torch.set_deterministic_debug_mode(debug)
+
+
+@pytest.mark.parametrize(
+    ("code", "without"),
+    [
+        ("import tasks.prepare", {"torch", "scipy", "pandas", "mlflow", "dvc"}),
+        ("import tasks.report", {"torch", "triton", "mlflow", "dvc"}),
+        (
+            "from thinner import models\n"
+            "models.skeleton({'name': 'resnet14', 'width': 8, 'classes': 3, 'channels': 1, 'stem_stride': 1})",
+            {"torch._dynamo"},
+        ),
+    ],
+    ids=["prepare", "report", "skeleton"],
+)
+def test_what_takes_seconds_to_load_is_not_loaded_where_nothing_uses_it(code: str, without: set[str]) -> None:
+    shown = f"import sys\n{code}\nprint(sorted({without!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", shown], cwd=PROJECT, text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "[]"
