@@ -543,9 +543,8 @@ def test_programs_alone_need_no_onnx(finished: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_folder_without_weights_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(
-        Exception, match=r"neither model\.safetensors nor model\.onnx nor model\.pt2 here\. Make it: thinner run"
-    ):
+    files = r"model\.safetensors nor model\.onnx nor model\.pt2 nor model\.xml nor model\.pte"
+    with pytest.raises(Exception, match=rf"neither {files} here\. Make it: thinner run"):
         open_candidate(tmp_path)
 
 
