@@ -142,7 +142,7 @@ def test_an_optional_runtime_goes_through_export_evaluate_and_claims(
         assert f"prune_{runtime}" in page.read_text() and words in page.read_text()
     libraries = json.loads(Path("reports/evaluate/environment.json").read_text())["libraries"]
     assert runtime in libraries
-    with pytest.raises(ClaimError, match=r"unknown runtime \(did you mean"):
+    with pytest.raises(ClaimError, match=r"unknown runtime\. Did you mean"):
         judge_runs([Path()], [f"prune is faster than distill at batch 4 in {runtime}s"], 0)
 
 
