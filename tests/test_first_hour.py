@@ -18,7 +18,7 @@ from tests.copies import commit_all, copy_project
 from thinner.config import load_params
 from thinner.data import sources
 
-SIDE, LABELLED, UNLABELLED, ASKED = 64, 24, 8, 4
+SIDE, LABELLED, UNLABELLED, ASKED = 160, 24, 8, 4
 SHARES = {"share_wrong": 0.1, "share_twins": 0.1}
 
 
