@@ -232,7 +232,7 @@ def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:
 def _macs(folder: Path) -> dict[str, int]:
     """Of the checkpoint in ``folder``, if there is one."""
     from thinner.measure import profiling  # torch takes seconds, and most of what this program does needs none
-    from thinner.networks import checkpoint  # torch takes seconds, and most of what this program does needs none
+    from thinner.networks import checkpoint
 
     try:
         made = checkpoint.load(folder)

@@ -51,7 +51,7 @@ def close_run(run_id: str, status: str, stages: Mapping[str, Mapping[str, str]])
     recorder = stage_run.Recorder(client, run_id, experiment, kept=kept)
     with mlflow_client.reachable():  # a stage that did not end within its grace could not end its run either
         mlflow_client.mark_killed(client, experiment)
-    lines = ["| stage | state | run | mlflow_client.took | energy |", "|---|---|---|---:|---:|"]
+    lines = ["| stage | state | run | took | energy |", "|---|---|---|---:|---:|"]
     with mlflow_client.reachable():
         for name, stage in stages.items():
             made_by = mlflow_client.find_run(client, experiment, name, stage["hash"]) if stage.get("hash") else None
