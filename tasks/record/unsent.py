@@ -47,7 +47,7 @@ def is_any() -> bool:
 
 
 def open_store() -> tuple[MlflowClient, str]:
-    """A client of the store that is kept here, and the id of its experiment. The caller holds mlflow_client.database_lock."""
+    """A client of the store that is kept here, and the id of its experiment. The caller holds database_lock."""
     from mlflow import MlflowClient
 
     folder().mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def _uri() -> str:
 def send(client: MlflowClient, experiment: str) -> int:
     """Send every run that has ended to ``client``; returns their number. What is sent is kept no longer.
 
-    Cut off in the middle, the next call goes on: no run is made twice. The caller holds mlflow_client.database_lock.
+    Cut off in the middle, the next call goes on: no run is made twice. The caller holds database_lock.
     """
     kept, here = open_store()
     runs = kept.search_runs([here], order_by=["attributes.start_time ASC"], max_results=10_000)
