@@ -52,6 +52,8 @@ def _for_people(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except UserError as error:
             print(error, file=sys.stderr)
+            if server := sys.modules.get("flows.server"):  # a flow was at work: its server may not have started
+                server.leave(1)
             raise typer.Exit(1) from None
 
     return guarded

@@ -539,7 +539,7 @@ def run(stages: list[str] | None = None, jobs: int = 2, quiet: bool = False, fil
             console.console.print(str(error), style="red", markup=False)
             return 2
     code = ending.CODES[verdict]
-    return server.leave(code) if verdict not in ("refused", "stopped") else code
+    return server.leave(code) if verdict != "stopped" else code
 
 
 def _bring_up_to_date(

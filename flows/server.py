@@ -16,7 +16,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +143,14 @@ def outlived(flow: Callable[[], State]) -> State:
     _url = _state = None
     _gone.clear()
     _begun.clear()
-    threading.Thread(target=_mind_the_start, name="Prefect's server starts", daemon=True).start()
+    own = PREFECT_API_URL.value() is None
     try:
-        state = flow()
+        with _started_again() if own else contextlib.nullcontext():
+            state = flow()
     except Exception as error:
         if _own_word() is None:
-            if _own() and not _begun.is_set() and isinstance(error, (RuntimeError, httpx.TransportError)):
-                _gone.set()
-                leave(2)  # or Prefect would start one more, for its last words
+            if own and not _begun.is_set() and isinstance(error, (RuntimeError, httpx.TransportError)):
+                _gone.set()  # so `leave` ends the process, or Prefect would start one more for its last words
                 raise _not_started(error) from error
             raise
     finally:
@@ -158,37 +158,39 @@ def outlived(flow: Callable[[], State]) -> State:
     return _own_word() or state
 
 
-def _mind_the_start() -> None:
-    """Until the flow begins: a server that ends while it starts is started again, at once, and that ``STARTS`` times.
+@contextlib.contextmanager
+def _started_again() -> Iterator[None]:
+    """Until the flow begins: a server of its own that ends is started again at once, and that ``STARTS`` times in all.
 
-    Prefect starts one again at one exit status only, and then for ever; at any other it waits for its whole timeout.
+    Prefect starts one again at one exit status only, and then for ever; at any other it waits for its whole timeout. So
+    it is told of that one status whichever it was, and of an error in place of one start too many.
     """
-    seen: list[subprocess.Popen[bytes]] = []
-    while not _begun.wait(0.05):
-        own = _own()
-        process = own.server_process if own and own.running else None
-        if process is None:
-            continue
-        if process not in seen:
-            seen.append(process)
-        code = process.poll()
-        if code is not None and len(seen) < STARTS:
-            process.returncode = _STARTS_ANEW
-        elif code is not None:
-            process.poll = functools.partial(_give_up, process, code)
-            return
+    from prefect.server.api.server import SubprocessASGIServer  # takes a second, which Prefect would take in a moment
+
+    prefects: Any = SubprocessASGIServer
+    start = prefects._run_uvicorn_command
+    started: list[Any] = []
+
+    def counted(server: Any) -> Any:
+        if len(started) == STARTS and not _begun.is_set():
+            last = started[-1].returncode
+            raise RuntimeError(f"It ended {STARTS} times while it started, at last with exit status {last}")
+        process = start(server)
+        process.poll = functools.partial(_looked_at, process)
+        started.append(process)
+        return process
+
+    prefects._run_uvicorn_command = counted
+    try:
+        yield
+    finally:
+        prefects._run_uvicorn_command = start
 
 
-def _own() -> Any:
-    """Prefect's object for the server of the run's own, once there is one; to import its class takes a second."""
-    kind = getattr(sys.modules.get("prefect.server.api.server"), "SubprocessASGIServer", None)  # half imported: none
-    return kind and kind._instances.get(None)
-
-
-def _give_up(process: Any, code: int) -> int:
-    """In place of one look at the server's process, in the loop that waits for it."""
-    del process.poll
-    raise RuntimeError(f"It ended {STARTS} times while it started, at last with exit status {code}")
+def _looked_at(process: subprocess.Popen[bytes]) -> int | None:
+    """What Prefect is told when it looks whether its server still starts."""
+    code = subprocess.Popen.poll(process)
+    return code if code is None or _begun.is_set() else _STARTS_ANEW
 
 
 def _not_started(error: Exception) -> UserError:

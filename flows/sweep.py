@@ -413,7 +413,7 @@ def main() -> int:
         return server.leave(start(options.study, max(1, options.workers), options.only, seeds))
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return server.leave(2)
     except KeyboardInterrupt:
         return 130
 

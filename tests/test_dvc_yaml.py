@@ -70,6 +70,14 @@ def code_of(module: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for name in seen if (path := _file(name)))
 
 
+def test_what_a_stage_program_shares_imports_only_what_watches_and_the_one_file_that_stands_for_it() -> None:
+    visitor = _Imports()
+    visitor.visit(ast.parse((ROOT / "tasks" / "stage.py").read_text()))
+    ours = {name for name in visitor.found if name.split(".")[0] in ("tasks", "thinner") and _file(name)}
+    computes = {name for name in ours - ONLY_WATCH if not name.startswith("tasks.record.")}
+    assert computes == {INSTEAD["tasks.stage"], "thinner.errors"}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_code_dependencies_are_the_imports(stage: str) -> None:
     declared = sorted(dep for dep in STAGES[stage]["deps"] if dep.endswith(".py"))

@@ -231,7 +231,7 @@ def _teachers(params: Params) -> Iterable[str]:
         elif path.suffix == ".npz" and not params.student.augment.still:
             yield (
                 f"{where}: '{name}' knows the images only as they are, but student.augment moves them. "
-                "Set crop 1.0, flip false and the rest 0.0, or use networks as teachers"
+                "Set crop and aspect 1.0, flip false, policy null and the rest 0.0, or use networks as teachers"
             )
     if teach.flip and (files := [name for name in teach.teachers if name.endswith(".npz")]):
         yield (

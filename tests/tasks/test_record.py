@@ -204,6 +204,7 @@ def test_a_stage_names_the_runs_of_its_upstream_stages_and_its_parent(
     made = client.get_run(upstream.run_id).info
     assert f"| {(made.end_time - made.start_time) / 1000:.0f} s | not told |" in took
     assert "| scratch | NotReady | not recorded |" in closed.data.tags["mlflow.note.content"]
+    assert "| stage | state | run | took | energy |" in closed.data.tags["mlflow.note.content"]
     assert closed.data.metrics["test/accuracy"] == closed.data.metrics["test/prune/accuracy"] == 0.75
     assert closed.data.metrics["test/distill/accuracy"] == 0.5
     assert closed.data.params["ship.candidate"] == "prune"
