@@ -98,6 +98,15 @@ def table(toy: Toy) -> pd.DataFrame:
 
 
 @pytest.mark.integration
+def test_a_study_whose_prefect_server_cannot_start_says_so_and_ends(toy: Toy) -> None:
+    (toy.root / ".prefect").mkdir(exist_ok=True)
+    (toy.root / ".prefect/prefect.db").write_bytes(b"not a database" * 1000)
+    done = toy.run(sys.executable, "-m", "flows.sweep", "studies/small.yaml", check=False)
+    assert done.returncode == 2 and "Prefect's server did not start; nothing has run" in done.stderr
+    assert ran(toy) == []
+
+
+@pytest.mark.integration
 @pytest.mark.usefixtures("shared")
 def test_a_study_runs_once_and_says_what_it_found(toy: Toy) -> None:
     said = run(toy, "--workers", "2")
