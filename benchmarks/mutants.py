@@ -2,10 +2,11 @@
 
     pip install mutmut
     python -m benchmarks.mutants views          # thinner's module of that name; some ten minutes
+    python -m benchmarks.mutants data/store     # the one in that room, where two are called so
     python -m benchmarks.mutants views losses --least 85    # and exit code 1 below 85 % of each
 
 mutmut (https://github.com/boxed/mutmut) changes one operator, number or argument of a function at a time in a copy of
-the project, and runs those tests of the module's own file (tests/**/test_NAME.py, fast ones) that reach the function.
+the project, and runs those fast tests of the module's own files (tests/**/test_NAME.py, and ``ALSO``) that reach it.
 What is killed fails one. Not changed: what stands outside of functions, and generated mistakes in messages. Shapes are
 not checked meanwhile (mutmut imports a module before jaxtyping can), so it is the assertions that kill.
 
@@ -28,18 +29,20 @@ from pathlib import Path
 from thinner.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+ALSO = {"statistics": ("test_class_claims.py",)}  # further files of tests that are about one module
 KILLED = ("killed", "timeout", "suspicious", "segfault")
 
 
 def only(folder: Path, name: str) -> Path:
-    """The one file of that name below ``folder``, from the project's root."""
+    """The one file below ``folder`` whose path ends in ``name``, from the project's root."""
     found = sorted(path.relative_to(ROOT) for path in (ROOT / folder).rglob(name))
     if len(found) != 1:
-        raise UserError(f"{folder}/**/{name}: {len(found)} files of that name. Name a module that has one")
+        paths = ", ".join(map(str, found)) or "none"
+        raise UserError(f"{folder}/**/{name}: {len(found)} files of that name ({paths}). Name one, such as data/store")
     return found[0]
 
 
-def copied(module: Path, tests: Path, work: Path) -> None:
+def copied(module: Path, tests: list[Path], work: Path) -> None:
     """What mutmut needs, with its settings; what it has found stays."""
     work.mkdir(parents=True, exist_ok=True)
     for name in ("thinner", "tests", "tasks"):
@@ -54,7 +57,7 @@ source_paths = ["thinner"]
 only_mutate = ["{module}"]
 also_copy = ["tasks", "params.yaml"]
 pytest_add_cli_args = ["-q", "-p", "no:cacheprovider", "-m", "not integration and not gpu"]
-pytest_add_cli_args_test_selection = ["{tests}"]
+pytest_add_cli_args_test_selection = {[str(path) for path in tests]}
 use_git_change_detection = false
 """
     (work / "pyproject.toml").write_text(settings, encoding="utf-8")
@@ -87,7 +90,7 @@ def row(name: str, found: dict[str, str]) -> tuple[str, float]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("modules", nargs="+", help="of thinner, for example views")
+    parser.add_argument("modules", nargs="+", help="of thinner, for example views or data/store")
     parser.add_argument("--least", type=float, default=0.0, help="percent that must be killed in each")
     parser.add_argument("--children", type=int, default=1, help="processes")
     parser.add_argument("--work", type=Path, default=ROOT / ".thinner/mutants", help="where mutants are kept")
@@ -97,8 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
         if importlib.util.find_spec("mutmut") is None:
             raise UserError("mutmut is not installed. Do: pip install mutmut")
         for name in given.modules:
-            work = given.work / name
-            copied(only(Path("thinner"), f"{name}.py"), only(Path("tests/thinner"), f"test_{name}.py"), work)
+            work, module = given.work / name, only(Path("thinner"), f"{name}.py")
+            files = (f"test_{module.name}", *ALSO.get(module.stem, ()))
+            copied(module, [only(Path("tests/thinner"), file) for file in files], work)
             mutmut(work, "run", "--max-children", str(given.children), shown=True)
             found = outcomes(mutmut(work, "results", "--all", "true"))
             alive = [mutant for mutant, what in found.items() if what in ("survived", "no tests")]
