@@ -7,8 +7,8 @@
 
 mutmut (https://github.com/boxed/mutmut) changes one operator, number or argument of a function at a time in a copy of
 the project, and runs those fast tests of the module's own files (tests/**/test_NAME.py, and ``ALSO``) that reach it.
-What is killed fails one. Not changed: what stands outside of functions, and generated mistakes in messages. Shapes are
-not checked meanwhile (mutmut imports a module before jaxtyping can), so it is the assertions that kill.
+What is killed fails one. Not changed: what stands outside of functions. Shapes are not checked meanwhile (mutmut
+imports a module before jaxtyping can), so it is the assertions that kill.
 
 What was tried is kept in ``--work``: a run that was stopped goes on there, as long as neither code nor tests changed.
 Survivors are written to ``--work``/NAME/survivors.diff.
@@ -45,7 +45,7 @@ def only(folder: Path, name: str) -> Path:
 def copied(module: Path, tests: list[Path], work: Path) -> None:
     """What mutmut needs, with its settings; what it has found stays."""
     work.mkdir(parents=True, exist_ok=True)
-    for name in ("thinner", "tests", "tasks"):
+    for name in ("thinner", "tests", "tasks", "benchmarks", "docs"):
         shutil.rmtree(work / name, ignore_errors=True)
         shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "params.yaml", work)
@@ -55,7 +55,7 @@ def copied(module: Path, tests: list[Path], work: Path) -> None:
 [tool.mutmut]
 source_paths = ["thinner"]
 only_mutate = ["{module}"]
-also_copy = ["tasks", "params.yaml"]
+also_copy = ["tasks", "benchmarks", "docs", "params.yaml"]
 pytest_add_cli_args = ["-q", "-p", "no:cacheprovider", "-m", "not integration and not gpu"]
 pytest_add_cli_args_test_selection = {[str(path) for path in tests]}
 use_git_change_detection = false

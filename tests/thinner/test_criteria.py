@@ -7,6 +7,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from thinner.compress import criteria
 from thinner.compress.criteria import (
     CRITERIA,
     CriterionError,
@@ -109,6 +110,61 @@ def test_fpgm_is_the_distance_to_all_other_filters_by_hand():
     assert scores["2", "out"].tolist() == [4.0, 4.0]
 
 
+@pytest.mark.parametrize(
+    ("groups", "weight", "expected"),
+    [
+        # inputs x outputs of a group: output filters are the columns (0, 0), (3, 4), (6, 8)
+        (1, [[0.0, 3.0, 6.0], [0.0, 4.0, 8.0]], [15.0, 10.0, 15.0]),
+        # one input for each group of 2 outputs: the filters are 0, 1 and 3, 7
+        (2, [[0.0, 1.0], [3.0, 7.0]], [0 + 1 + 3 + 7, 1 + 0 + 2 + 6, 3 + 2 + 0 + 4, 7 + 6 + 4 + 0]),
+    ],
+)
+def test_fpgm_of_a_transposed_convolution_by_hand(groups, weight, expected):
+    # behind a normalisation, which has no filters
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.ConvTranspose2d(2, len(expected), 1, groups=groups, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor(weight)[..., None, None])
+    assert {key: value.tolist() for key, value in score_channels("fpgm", model)[1].items()} == {("1", "out"): expected}
+
+
+def test_filters_that_are_equal_have_no_distance():
+    # 30 of them: from 26 on torch.cdist would take a matrix product, which rounds
+    model = nn.Linear(7, 30)
+    with torch.no_grad():
+        model.weight.copy_((torch.arange(1.0, 8) / 3).expand(30, 7))
+    assert not score_channels("fpgm", model)[1]["", "out"].any()
+
+
+def test_channel_scores_are_sums_of_weight_scores():
+    # by a call from here: the table's rows are made when the module is imported
+    seen = []
+
+    def weights(model, examples, seed):
+        seen.append((model, examples, seed))
+        return {"2": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(2, 2, 1, 1)}
+
+    model = network()
+    found = criteria._summed(weights)(model, EXAMPLES, 7)
+    assert seen == [(model, EXAMPLES, 7)]
+    assert {key: value.tolist() for key, value in found.items()} == {("2", "out"): [3, 7], ("2", "in"): [4, 6]}
+    transposed = nn.Sequential(nn.ConvTranspose2d(2, 2, 1))
+    twice = criteria._summed(lambda model, examples, seed: {"0": torch.tensor([[1.0, 2.0], [3.0, 4.0]])})
+    assert {key: value.tolist() for key, value in twice(transposed, None, 0).items()} == {
+        ("0", "in"): [3, 7],
+        ("0", "out"): [4, 6],
+    }
+
+
+@pytest.mark.parametrize("name", ["taylor", "hessian"])
+def test_a_layer_that_the_network_does_not_use_has_no_score(name):
+    model = network()
+    model.add_module("spare", nn.Linear(2, 2))
+    model.forward = model[:6].forward
+    used = {("0", "out"), ("0", "in"), ("2", "out"), ("2", "in"), ("5", "out"), ("5", "in")}
+    assert score_channels(name, model, EXAMPLES)[1].keys() == used
+    assert score_weights(name, model, EXAMPLES).keys() == {"0", "2", "5"}
+
+
 def test_bn_scale_is_the_size_of_the_scale_and_its_penalty_their_sum():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():
@@ -125,6 +181,7 @@ def test_bn_scale_is_the_size_of_the_scale_and_its_penalty_their_sum():
 def test_lamp_by_hand():
     # 1 / (1 + 4 + 9), 4 / (4 + 9), 9 / 9
     assert lamp(torch.tensor([4.0, 9.0, 1.0])).tolist() == pytest.approx([4 / 13, 1.0, 1 / 14])
+    assert lamp(torch.tensor([0.04, 0.09, 0.01])).tolist() == pytest.approx([4 / 13, 1.0, 1 / 14])
     assert lamp(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
     scores = score_weights("lamp", network())
     assert scores["0"].flatten().tolist() == pytest.approx([1 / 5, 1.0])
@@ -285,7 +342,12 @@ def test_random_is_uniform_and_follows_the_seed():
     one, again, other = (score_channels("random", model, seed=seed)[1] for seed in (0, 0, 1))
     assert all(one[key].equal(again[key]) for key in one)
     assert not any(one[key].equal(other[key]) for key in one)
-    values = score_weights("random", nn.Sequential(nn.Linear(100, 100)))["0"].flatten()
+    layer = nn.Sequential(nn.Linear(100, 100))
+    values = score_weights("random", layer)["0"].flatten()
+    assert values.equal(score_weights("random", layer)["0"].flatten())
+    assert not values.equal(score_weights("random", layer, seed=1)["0"].flatten())
+    # float32 has 2 ** 24 numbers there: two of 10,000 weights would be equal, and both cut
+    assert {values.dtype, *(vector.dtype for vector in one.values())} == {torch.float64}
     assert 0 <= float(values.min()) and float(values.max()) < 1
     assert float(values.mean()) == pytest.approx(0.5, abs=4 / math.sqrt(12 * 10_000))
 
