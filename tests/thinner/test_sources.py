@@ -11,7 +11,12 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -470,6 +475,45 @@ def test_lists_of_a_json_set_come_in_the_order_of_paths(tmp_path: Path) -> None:
     assert [Path(listing.name(i)).stem for i in range(3)] == ["9", "1", "2"]
 
 
+@pytest.mark.parametrize(
+    ("attributes", "labels", "classes", "numbers"),
+    [
+        ({"classes": [("tench", "Tinca tinca"), "shark"]}, [1, 0], ("tench, Tinca tinca", "shark"), [1, 0]),
+        ({"classes": [], "categories": ["b", "a"]}, [0, 1], ("b", "a"), [0, 1]),
+        ({"all_categories": ["plant/oak", "plant/ash"]}, [1, 1], ("plant/oak", "plant/ash"), [1, 1]),
+        ({"class_to_idx": {"x": 0, "y": 1}}, [0, 1], ("x", "y"), [0, 1]),
+        # Omniglot's characters in the order of the disk: b is 0 there, and 1 in the order of names
+        ({"_characters": ["b", "c", "a"]}, [0, 1, 2, 0], ("a", "b", "c"), [1, 2, 0, 1]),
+        ({}, [7, -1, 0, 7], ("0", "7"), [1, -1, 0, 1]),
+    ],
+)
+def test_class_names_are_whatever_the_set_has(attributes, labels, classes, numbers) -> None:
+    names, found = sources._names(SimpleNamespace(**attributes), np.array(labels))
+    assert (names, found.tolist()) == (classes, numbers)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "straight"),
+    [
+        ((2, 4, 5), np.uint8, True),  # grey
+        ((2, 4, 5, 3), np.uint8, True),  # colour
+        ((2, 3, 4, 5), np.uint8, False),  # channels first, as SVHN's
+        ((2, 4, 5), np.float32, False),
+        (None, None, False),
+    ],
+)
+def test_pixels_come_straight_from_an_array_that_is_one_of_pictures(shape, kind, straight) -> None:
+    class Set:
+        def __getitem__(self, i: int) -> tuple[str, int]:
+            return f"picture {i}", 9
+
+    dataset: Any = Set()
+    if shape:
+        dataset.data = np.arange(np.prod(shape)).reshape(shape).astype(kind)
+    got = sources._pixels(dataset)(1)
+    assert (np.asarray(got) == dataset.data[1]).all() if straight else got == "picture 1"
+
+
 def test_every_listed_set_exists_and_takes_the_arguments_it_is_given() -> None:
     import inspect
 
@@ -495,6 +539,54 @@ def test_every_listed_set_exists_and_takes_the_arguments_it_is_given() -> None:
 def test_an_unknown_set_names_near_ones(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(DataError, match=f"unknown torchvision set '{name}'. {message}"):
         list_source(f"torchvision:{name}", tmp_path)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder from which torchvision downloads MNIST and FashionMNIST, by a server of this process."""
+    from torchvision import datasets
+
+    (tmp_path / "mirror").mkdir()
+    resources = []
+    for name, content in mnist_files(seed=1).items():
+        packed = gzip.compress(content)
+        (tmp_path / f"mirror/{name}.gz").write_bytes(packed)
+        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "mirror")) as server:
+        for kind in (datasets.MNIST, datasets.FashionMNIST):
+            monkeypatch.setattr(kind, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+            monkeypatch.setattr(kind, "resources", resources)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield tmp_path / "mirror"
+        server.shutdown()
+
+
+def test_torchvision_downloads_what_is_not_there_and_only_whole_sets_are_put_in_place(
+    tmp_path: Path, mirror: Path
+) -> None:
+    root, said = tmp_path / "raw", []
+    kept = root / "torchvision/MNIST/raw/of-the-user"  # the folder is there, the set is not
+    kept.parent.mkdir(parents=True)
+    kept.write_text("stays")
+    listing = list_source("torchvision:MNIST", root, said.append)
+    assert (len(listing), listing.origin) == (40, "torchvision's download of MNIST")
+    assert said == [f"MNIST: not complete in {root / 'torchvision'} (Dataset not found. You can use download=True to "
+                    "download it)", "MNIST: torchvision downloads it"]  # fmt: skip
+    assert kept.read_text() == "stays"
+    assert [path.name for path in (root / "torchvision").iterdir()] == ["MNIST"]  # nothing of the download is left
+    again = list_source("torchvision:MNIST", root, said.append)
+    assert again.origin == f"data/raw: {(root / 'torchvision').as_posix()}"
+    assert said[2:] == [f"MNIST: found in {root / 'torchvision'}"]
+    (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(b"another file")  # the last of the four
+    with pytest.raises(DataError, match=r"torchvision:MNIST could not be downloaded \(Error downloading t10k-labels.*"
+                       r"Put its files into '.*/other/torchvision' as the page of torchvision.datasets.MNIST says"):  # fmt: skip
+        list_source("torchvision:MNIST", tmp_path / "other", said.append)
+    assert list((tmp_path / "other/torchvision").iterdir()) == []
 
 
 def test_a_set_that_nobody_can_download_says_so(tmp_path: Path) -> None:
@@ -633,6 +725,61 @@ def test_a_package_is_unpacked_without_root(
     unpack_deb(package, tmp_path / "out")
     unpacked = tmp_path / "out/usr/share/datasets/fashion-mnist"
     assert {name: gzip.decompress((unpacked / f"{name}.gz").read_bytes()) for name in TINY} == TINY
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["with package lists", "without"])
+def test_apt_get_brings_the_package_and_fetches_its_lists_where_there_are_none(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: bool
+) -> None:
+    # a script stands for apt-get: it answers as the real one does where it has, and has not, lists of packages
+    folder, log, name = tmp_path / "temporary", tmp_path / "log", sources.PACKAGE
+    (tmp_path / "bin").mkdir()
+    folder.mkdir()
+    ready = f"cp {package} {name}_1_all.deb; exit 0" if lists else ":"
+    (tmp_path / "bin/apt-get").write_text(
+        f"""#!/bin/sh
+echo "$@" >> {log}
+case "$*" in
+  "download {name}") {ready} ;;
+  *update) [ -d {folder}/lists/partial -a -d {folder}/cache/archives/partial ] && touch {log}.updated && exit 0 ;;
+  *"download {name}") [ -e {log}.updated ] && cp {package} {name}_1_all.deb && exit 0 ;;
+esac
+[ "$LC_ALL" = C ] && echo "E: Unable to locate package" >&2
+exit 100
+"""
+    )
+    (tmp_path / "bin/apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/bin:/usr/bin")
+    found = sources._apt_download(folder)
+    assert {name: gzip.decompress((found / f"{name}.gz").read_bytes()) for name in TINY} == TINY
+    own = f"-o Dir::State::Lists={folder}/lists -o Dir::Cache={folder}/cache"
+    asked = [f"download {name}"]
+    if not lists:
+        asked += [f"{own} -o Debug::NoLocking=1 update", f"{own} download {name}"]
+    assert log.read_text().splitlines() == asked
+    package.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (tmp_path / "bin/apt-get").write_text("#!/bin/sh\necho E: no network in $LC_ALL >&2\nexit 100")
+    with pytest.raises(RuntimeError, match=r"^`apt-get -o .* update` said 100: E: no network in C$"):
+        sources._apt_download(folder)
+
+
+def test_where_nothing_is_there_torchvision_brings_the_four_files(
+    tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # a machine without apt
+    said: list[str] = []
+    found = bring_fashion_mnist(tmp_path / "raw", said.append, tmp_path / "system", SUMS)
+    assert found == "torchvision's download of FashionMNIST"
+    apt = f"the Debian package {sources.PACKAGE}, brought by apt-get download"
+    assert said == [
+        f"FashionMNIST: not in {tmp_path / 'raw'}; trying {apt}",
+        f"FashionMNIST: no {apt}: there is no apt-get on this machine",
+        f"FashionMNIST: not in {tmp_path / 'raw'}; trying {found}",
+        f"FashionMNIST: from {found}",
+    ]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "raw" / PLACE).iterdir()} == TINY
 
 
 def test_what_is_no_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
