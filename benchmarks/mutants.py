@@ -17,6 +17,7 @@ Survivors are written to ``--work``/NAME/survivors.diff.
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import os
 import re
@@ -30,6 +31,8 @@ from thinner.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 ALSO = {"statistics": ("test_class_claims.py",)}  # further files of tests that are about one module
+# `mutmut show` of all at once: by the command each costs a second
+SHOW = "import sys; from mutmut.__main__ import show; [show.callback(name) for name in sys.argv[1:]]"
 KILLED = ("killed", "timeout", "suspicious", "segfault")
 
 
@@ -42,6 +45,21 @@ def only(folder: Path, name: str) -> Path:
     return found[0]
 
 
+def undecorated(source: str) -> str:
+    """``source`` in which ``f = decorator(f)`` stands below each function in place of ``@decorator`` above it, which
+    means the same: mutmut passes over decorated functions. But for caches, which would answer for a mutant what they
+    know of the function."""
+    lines = source.splitlines()
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    for node in sorted(found, key=lambda node: node.lineno, reverse=True):
+        words = [ast.unparse(decorator) for decorator in node.decorator_list]
+        if words and not {"staticmethod", "classmethod", "functools.cache"} & set(words):
+            indent = " " * node.col_offset
+            lines[node.end_lineno : node.end_lineno] = [f"{indent}{node.name} = {w}({node.name})" for w in words[::-1]]
+            del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
+    return "\n".join(lines) + "\n"
+
+
 def copied(module: Path, tests: list[Path], work: Path) -> None:
     """What mutmut needs, with its settings; what it has found stays."""
     work.mkdir(parents=True, exist_ok=True)
@@ -49,6 +67,7 @@ def copied(module: Path, tests: list[Path], work: Path) -> None:
         shutil.rmtree(work / name, ignore_errors=True)
         shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "params.yaml", work)
+    (work / module).write_text(undecorated((ROOT / module).read_text(encoding="utf-8")), encoding="utf-8")
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     settings = re.sub(r" --jaxtyping-packages=[^\"\s]*", "", settings)
     settings += f"""
@@ -64,13 +83,19 @@ use_git_change_detection = false
 
 
 def mutmut(work: Path, *arguments: str, shown: bool = False) -> str:
+    return called(work, "-m", "mutmut", *arguments, shown=shown)
+
+
+def called(work: Path, *arguments: str, shown: bool = False) -> str:
+    """What Python says of these ``arguments`` in ``work``."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "mutmut", *arguments], cwd=work, env=environment, text=True, check=False,
+        [sys.executable, *arguments], cwd=work, env=environment, text=True, check=False,
         stdout=None if shown else subprocess.PIPE, stderr=None if shown else subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode:
-        raise UserError(f"mutmut {' '.join(arguments)}: exit code {done.returncode} in {work}. {done.stdout or ''}")
+        command = " ".join(arguments[1:])[:100]
+        raise UserError(f"{command}: exit code {done.returncode} in {work}. {done.stdout or ''}")
     return done.stdout or ""
 
 
@@ -106,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
             mutmut(work, "run", "--max-children", str(given.children), shown=True)
             found = outcomes(mutmut(work, "results", "--all", "true"))
             alive = [mutant for mutant, what in found.items() if what in ("survived", "no tests")]
-            (work / "survivors.diff").write_text("\n".join(mutmut(work, "show", mutant) for mutant in alive))
+            (work / "survivors.diff").write_text(called(work, "-c", SHOW, *alive))
             line, share = row(name, found)
             lines.append(line)
             worst = min(worst, share)
