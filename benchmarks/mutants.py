@@ -10,8 +10,9 @@ the project, and runs those fast tests of the module's own files (tests/**/test_
 What is killed fails one. Not changed: what stands outside of functions. Shapes are not checked meanwhile (mutmut
 imports a module before jaxtyping can), so it is the assertions that kill.
 
-What was tried is kept in ``--work``: a run that was stopped goes on there, as long as neither code nor tests changed.
-Survivors are written to ``--work``/NAME/survivors.diff.
+Each mutant that lives costs all tests that reach it. ``--but`` leaves out the slowest, which can only raise the number
+that lives. What was tried is kept in ``--work``: a run that was stopped goes on there, as long as neither code nor
+tests changed. Survivors are written to ``--work``/NAME/survivors.diff.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -60,8 +62,10 @@ def undecorated(source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def copied(module: Path, tests: list[Path], work: Path) -> None:
+def copied(module: Path, tests: list[Path], work: Path, but: str = "") -> None:
     """What mutmut needs, with its settings; what it has found stays."""
+    arguments = ["-q", "-p", "no:cacheprovider", "-m", "not integration and not gpu"]
+    arguments += ["-k", f"not ({but})"] if but else []
     work.mkdir(parents=True, exist_ok=True)
     for name in ("thinner", "tests", "tasks", "benchmarks", "docs"):
         shutil.rmtree(work / name, ignore_errors=True)
@@ -75,7 +79,7 @@ def copied(module: Path, tests: list[Path], work: Path) -> None:
 source_paths = ["thinner"]
 only_mutate = ["{module}"]
 also_copy = ["tasks", "benchmarks", "docs", "params.yaml"]
-pytest_add_cli_args = ["-q", "-p", "no:cacheprovider", "-m", "not integration and not gpu"]
+pytest_add_cli_args = {json.dumps(arguments)}
 pytest_add_cli_args_test_selection = {[str(path) for path in tests]}
 use_git_change_detection = false
 """
@@ -117,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("modules", nargs="+", help="of thinner, for example views or data/store")
     parser.add_argument("--least", type=float, default=0.0, help="percent that must be killed in each")
+    parser.add_argument("--but", default="", help="tests that are left out, as pytest -k names them: slow ones")
     parser.add_argument("--children", type=int, default=1, help="processes")
     parser.add_argument("--work", type=Path, default=ROOT / ".thinner/mutants", help="where mutants are kept")
     given = parser.parse_args(arguments)
@@ -127,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in given.modules:
             work, module = given.work / name, only(Path("thinner"), f"{name}.py")
             files = (f"test_{module.name}", *ALSO.get(module.stem, ()))
-            copied(module, [only(Path("tests/thinner"), file) for file in files], work)
+            copied(module, [only(Path("tests/thinner"), file) for file in files], work, given.but)
             mutmut(work, "run", "--max-children", str(given.children), shown=True)
             found = outcomes(mutmut(work, "results", "--all", "true"))
             alive = [mutant for mutant, what in found.items() if what in ("survived", "no tests")]

@@ -27,9 +27,10 @@ def test_the_copy_mutates_one_module_and_runs_its_fast_tests(tmp_path: Path) -> 
     module, tests = (
         mutants.only(Path(folder), name) for folder, name in (("thinner", "views.py"), ("tests", "test_views.py"))
     )
-    mutants.copied(module, [tests, Path("tests/other.py")], tmp_path)
+    mutants.copied(module, [tests, Path("tests/other.py")], tmp_path, "slow or long")
     settings = (tmp_path / "pyproject.toml").read_text()
     assert f'only_mutate = ["{module}"]' in settings and f"['{tests}', 'tests/other.py']" in settings
+    assert '"-k", "not (slow or long)"]' in settings
     assert "jaxtyping-packages" not in settings and "--strict-markers" in settings
     assert (tmp_path / module).read_text() == mutants.undecorated((mutants.ROOT / module).read_text())
 

@@ -90,6 +90,18 @@ def groups_of(model, example):
     return list(graph.get_all_groups(ignored_layers=[models.head_of(model)[1]]))
 
 
+def test_equal_channels_go_first_things_first_and_layers_of_equal_ones_lose_the_same_share():
+    model = nn.Sequential(*(nn.Conv2d(2, 2, 1, bias=False) for _ in range(3)), nn.Flatten(), nn.Linear(2, 2))
+    for layer in (*model[:3], model[4]):
+        nn.init.ones_(layer.weight)
+    importance = GroupImportance(model, *score_channels("l1", model))
+    found = [importance(group) for group in groups_of(model, torch.zeros(1, 2, 1, 1))]
+    # 1 each, and far below that: the place in the layer, and far below that, which layer it is
+    steps = [[(value - 1) * 1e9 for value in values.tolist()] for values in found]
+    assert steps == [pytest.approx([0, 0.5], abs=1e-6)] * 3
+    assert all(values.dtype == torch.float64 for values in found)
+
+
 @pytest.mark.parametrize("name", JOINED)
 def test_layers_that_are_cut_together_are_joined(name):
     model = network()
@@ -153,6 +165,37 @@ def test_channel_scores_are_sums_of_weight_scores():
         ("0", "in"): [3, 7],
         ("0", "out"): [4, 6],
     }
+
+
+def test_activations_are_means_over_batches_images_and_places_of_what_arrives_by_hand():
+    # by a call from here: the table's rows are made when the module is imported
+    class Tokens(nn.Module):
+        """A normalisation, a convolution, and a linear layer whose channels come last."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv, self.head = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1, bias=False), nn.Linear(2, 2)
+            nn.init.eye_(self.conv.weight.data.view(2, 2))
+
+        def forward(self, x):
+            return self.head(self.conv(self.norm(x)).relu().flatten(2).movedim(1, 2)).mean(1)
+
+    model = Tokens().train()
+    model.norm.eps = 0.0
+    model.conv.eval()
+    first = torch.tensor([[[[1.0, -3.0]], [[0.0, 2.0]]], [[[5.0, 0.0]], [[-4.0, -4.0]]]])  # 2 images, 2 channels, 1 x 2
+    second = torch.tensor([[[[3.0, 0.0]], [[0.0, 8.0]]]])
+    examples = Examples([(first, torch.zeros(2)), (second, torch.zeros(1))], label_logit)
+    found = criteria._activations(torch.abs)(model, examples, 0)
+    assert {key: value.tolist() for key, value in found.items()} == {
+        ("conv", "in"): pytest.approx([(1 + 3 + 5 + 0 + 3 + 0) / 6, (0 + 2 + 4 + 4 + 0 + 8) / 6]),
+        ("head", "in"): pytest.approx([(1 + 0 + 5 + 0 + 3 + 0) / 6, (0 + 2 + 0 + 0 + 0 + 8) / 6]),
+    }
+    assert all(value.dtype == torch.float64 and not value.requires_grad for value in found.values())
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(CriterionError, match=r"looks at images\. Give examples=Examples\(batches, loss\)"):
+        criteria._activations(torch.abs)(model, None, 0)
 
 
 @pytest.mark.parametrize("name", ["taylor", "hessian"])

@@ -163,9 +163,22 @@ def refused(photos: Path, message: str) -> None:
         assert str(caught.value).isprintable()  # one line, that can be written anywhere
 
 
-def test_a_name_that_is_not_utf8_is_shown_escaped(photos: Path) -> None:
-    os.rename(photos / "cat/1.png", os.fsencode(photos) + b"/cat/caf\xe9.png")
-    refused(photos, r"'.*/cat/caf\\xe9.png' has a name that is not UTF-8. Rename it")
+@pytest.mark.parametrize("byte", [b"\xe9", b"\x80", b"\xff"])
+def test_a_name_that_is_not_utf8_is_shown_escaped(photos: Path, byte: bytes) -> None:
+    os.rename(photos / "cat/1.png", os.fsencode(photos) + b"/cat/caf" + byte + b".png")
+    refused(photos, rf"'.*/cat/caf\\x{byte.hex()}.png' has a name that is not UTF-8. Rename it")
+
+
+@pytest.mark.parametrize(
+    ("signs", "move"),
+    [
+        ("\0\x1b\x7f\x9f\u2028\u2029", True),  # controls, ends of lines and of paragraphs
+        ("\u202a\u202e\u2066\u2069", True),  # the first and the last that embed, override, isolate
+        ("\u2027\u202f\u2065\u206a a\u05d0\u200d", False),
+    ],
+)
+def test_what_moves_text(signs: str, move: bool) -> None:
+    assert [sources._moves_text(sign) for sign in signs] == [move] * len(signs)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +269,40 @@ def test_a_folder_that_may_not_be_read_is_named(photos: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "scandir", scandir)
     refused(photos, r"'.*/dog/sub' cannot be read \(Permission denied\)")
+
+
+def test_a_root_that_is_missing_is_no_matter_here_and_a_folder_that_vanishes_is(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_files(photos / "none", "folder:x")  # told where it is looked for
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("sub"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refused(photos, r"'.*/dog/sub' cannot be read \(No such file or directory\)")
+
+
+def test_a_picture_that_may_not_be_read_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # root may read everything, so permissions alone would show nothing
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK or not str(path).endswith("2.png"))
+    refused(photos, r"^data.root: '.*/dog/sub/2.png' may not be read. Allow it \(chmod\), or move it away$")
+
+
+def test_a_folder_with_a_colon_in_its_name_is_read(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / "photos: all" / name / "1.png")
+    assert len(list_source(f"folder:{tmp_path}/photos: all", tmp_path)) == 2
+
+
+def test_of_many_kinds_the_most_frequent_eight_are_told() -> None:
+    names = [f"x.{ending}" for ending in "aabcdefghi"]
+    assert sources.kinds(names) == "2 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f, 1 .g, 1 .h, ..."
+    assert sources.kinds(names[:9]) == "2 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f, 1 .g, 1 .h"
+    assert sources.kinds([]) == ""
 
 
 def test_files_of_other_kinds_are_counted_where_nothing_else_is_there(tmp_path: Path) -> None:
