@@ -59,6 +59,7 @@ def test_a_folder_of_class_folders_is_one_training_part(tmp_path: Path) -> None:
         picture(tmp_path / "photos" / name)
     listing = list_source(f"folder:{tmp_path}/photos", tmp_path)
     assert listing.classes == ("cat", "dog")
+    assert listing.origin == f"folder {(tmp_path / 'photos').as_posix()}"
     assert table(listing) == [
         ("cat/1.bmp", 0, "TRAIN"),
         ("dog/b.png", 1, "TRAIN"),
@@ -388,7 +389,7 @@ def test_a_picture_whose_library_is_missing_is_listed_and_names_it(
 def test_a_csv_gives_labels_splits_and_unlabelled_images(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(
         "\ufeffpath, label ,split,note\n"
-        "p/1.png,dog,train,x\n"
+        'p/1.png, "dog",train,"x\ny"\n'
         "p/2.png,cat,,\n"
         '"p/a, b.png",dog,VAL,\n'
         "p/4.png,cat,test,\n"
@@ -406,6 +407,8 @@ def test_a_csv_gives_labels_splits_and_unlabelled_images(tmp_path: Path) -> None
         ("p/5.png", -1, "TRAIN"),
         ("p/6.png", -1, "UNLABELLED"),
     ]
+    assert (listing.labels.dtype, listing.parts.dtype) == (np.int64, np.int8)
+    assert listing.origin == f"csv {(tmp_path / 'list.csv').as_posix()}"
     picture(tmp_path / "p/1.png", 7)
     with listing.read(0) as image:
         assert image.getpixel((0, 0)) == 7
@@ -520,6 +523,29 @@ def test_lists_of_a_json_set_come_in_the_order_of_paths(tmp_path: Path) -> None:
     listing = list_source("torchvision:Food101", tmp_path, lambda line: None)
     assert listing.classes == ("cake", "pie")
     assert [Path(listing.name(i)).stem for i in range(3)] == ["9", "1", "2"]
+
+
+def test_what_a_set_does_not_label_is_minus_one_whatever_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Set:
+        classes = ("a", "b")
+
+        def __init__(self, labels: list[int | None]) -> None:
+            self.labels, self.data = labels, np.zeros((len(labels), 2, 2), np.uint8)
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+    def construct(name: str, folder: Path) -> dict[Part, Any]:
+        return {Part.TRAIN: Set([1, None, 0]), Part.UNLABELLED: Set([0, 1])}
+
+    monkeypatch.setattr(sources, "_construct", construct)
+    listing = list_source("torchvision:STL10", tmp_path, lambda line: None)
+    assert listing.labels.tolist() == [1, -1, 0, -1, -1]
+    assert listing.parts.tolist() == [Part.TRAIN] * 3 + [Part.UNLABELLED] * 2
+    assert (listing.labels.dtype, listing.parts.dtype) == (np.int64, np.int8)
+    assert listing.name(4) == "unlabelled[1]"
 
 
 @pytest.mark.parametrize(
@@ -678,6 +704,19 @@ def test_fashion_mnist_is_found_checked_and_put_in_place(tmp_path: Path, where: 
     assert not [name for name in files if name.startswith(".partial")]
 
 
+def test_fashion_mnist_is_listed_from_where_it_was_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "raw", zipped=True)
+    bring = partial(bring_fashion_mnist, system=tmp_path / "none", sha256=SUMS)
+    monkeypatch.setattr(sources, "bring_fashion_mnist", bring)
+    said: list[str] = []
+    listing = list_source("torchvision:FashionMNIST", tmp_path / "raw", said.append)
+    assert listing.origin == f"data/raw: {(tmp_path / 'raw').as_posix()}"
+    assert said == [f"FashionMNIST: from {listing.origin}"]
+    assert (np.bincount(listing.parts) == [30, 0, 10]).all()
+    assert listing.labels[:12].tolist() == [*range(10), 0, 1]
+    assert listing.classes[9] == "Ankle boot"
+
+
 def test_raw_data_go_before_the_installed_package(tmp_path: Path) -> None:
     put(tmp_path / "raw")
     put(tmp_path / "system/usr/share/datasets/fashion-mnist", zipped=True)
@@ -827,6 +866,34 @@ def test_where_nothing_is_there_torchvision_brings_the_four_files(
         f"FashionMNIST: from {found}",
     ]
     assert {path.name: path.read_bytes() for path in (tmp_path / "raw" / PLACE).iterdir()} == TINY
+
+
+def test_our_own_reading_knows_both_spellings_of_names_and_writes_nothing_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "file").write_text("x")
+
+    def member(name: str, body: bytes) -> bytes:
+        return f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(body):<10}`\n".encode() + body + b"\n" * (len(body) % 2)
+
+    for inside, there in (("file", True), ("../outside", False)):
+        with tarfile.open(tmp_path / "data.tar.gz", "w:gz") as data:
+            data.add(tmp_path / "file", inside)
+        content = (tmp_path / "data.tar.gz").read_bytes()
+        # GNU's ar ends a name with a slash; a first member of odd length is padded
+        package = b"!<arch>\n" + member("debian-binary/", b"2.0") + member("data.tar.gz/", content)
+        (tmp_path / "x.deb").write_bytes(package)
+        if there:
+            unpack_deb(tmp_path / "x.deb", tmp_path / "out")
+            assert (tmp_path / "out/file").read_text() == "x"
+        else:
+            with pytest.raises(tarfile.TarError):
+                unpack_deb(tmp_path / "x.deb", tmp_path / "out")
+    assert not (tmp_path / "outside").exists()
+    (tmp_path / "x.deb").write_bytes(b"!<arch>\n" + member("debian-binary", b"2.0\n"))
+    with pytest.raises(RuntimeError, match="x.deb holds no data.tar"):
+        unpack_deb(tmp_path / "x.deb", tmp_path / "out")
 
 
 def test_what_is_no_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
