@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tracemalloc
@@ -225,6 +226,36 @@ def test_the_array_holds_every_image_in_order_and_opens_as_a_memory_map(tmp_path
     assert store.info["counts"] == sizes
 
 
+def test_what_lies_beside_the_array_is_text_to_read_and_names_what_was_asked(tmp_path: Path) -> None:
+    listing = Listing(**{**vars(digits()), "name": "caf\u00e9 {}".format, "classes": ("\u732b", *"123456789")})
+    done: list[int] = []
+    write_store(tmp_path / "new/folder", listing, **CHOICES, progress=done.append)
+    assert done[-1] == 200 and done == sorted(done)
+    names = (tmp_path / "new/folder/names.json").read_bytes().decode("utf-8")
+    assert names.startswith('[\n"caf\u00e9 0",\n"caf\u00e9 1",\n') and names.endswith('199"\n]\n')
+    text = (tmp_path / "new/folder/info.json").read_bytes().decode("utf-8")
+    assert text.startswith('{\n  "classes": [\n    "\u732b",\n') and text.endswith("\n}\n")
+    info = open_store(tmp_path / "new/folder").info
+    asked = {"source": "folder:x", "image_size": 8, "channels": 1, "fit": "crop"}
+    assert {key: info[key] for key in info if key not in ("classes", "counts", "sha256")} == asked
+
+
+def test_the_checksum_is_of_pixels_splits_labels_and_classes_as_written_by_hand(tmp_path: Path) -> None:
+    write_store(tmp_path, digits(), **CHOICES)
+    store = open_store(tmp_path)
+    digest = hashlib.sha256(hashlib.sha256(np.ascontiguousarray(store.images).tobytes()).digest())
+    for name in ("labelled", "unlabelled", "validation", "test"):
+        digest.update(b"".join(int(i).to_bytes(8, "little") for i in store.splits[name]))
+    digest.update(b"".join(int(label).to_bytes(8, "little", signed=True) for label in store.labels))
+    digest.update(b'["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]')
+    assert store.sha256 == digest.hexdigest()
+
+
+def test_a_store_is_refused_too_many_pixels(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="200 cannot be read:\n  digit 0: has 64 pixels"):
+        write_store(tmp_path, digits(), **{**CHOICES, "max_pixels": 63})
+
+
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -285,6 +316,51 @@ def test_no_prepared_data_says_how_to_make_them(tmp_path: Path) -> None:
         open_store(tmp_path)
 
 
+LABELS_NPY = "labels.npy does not hold the number of a class, or -1, for each image"
+NO_LABELS = np.full(60, -1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("info.json", b"[]", r".*info.json: holds no JSON object."),
+        ("info.json", {"classes": list("0123456789")}, "info.json lacks sha256"),
+        ("info.json", {"classes": [], "sha256": "0"}, r"info.json has classes: \[\]"),
+        ("info.json", {"classes": list("0123456789"), "sha256": 5}, "info.json has sha256: 5"),
+        ("images.npy", np.zeros((60, 8, 8, 1), np.float32), r"images.npy is float32 \[60, 8, 8, 1\]"),
+        ("images.npy", np.zeros((60, 8, 8), np.uint8), r"images.npy is uint8 \[60, 8, 8\]"),
+        ("labels.npy", NO_LABELS.astype(np.int32), LABELS_NPY),
+        ("labels.npy", NO_LABELS[:-1], LABELS_NPY),
+        ("labels.npy", NO_LABELS + 11, LABELS_NPY),
+        ("labels.npy", NO_LABELS - 1, LABELS_NPY),
+        ("splits.npz", {"validation": None}, "splits.npz has no numbers of images called validation"),
+        ("splits.npz", {"test": np.zeros(0, np.uint8)}, "splits.npz has no numbers of images called test"),
+        ("splits.npz", {"test": np.zeros((2, 1), np.int64)}, "splits.npz has no numbers of images called test"),
+        ("splits.npz", {"labelled": np.array([60])}, "splits.npz has no numbers of images called labelled"),
+        ("splits.npz", {"labelled": np.array([-1])}, "splits.npz has no numbers of images called labelled"),
+    ],
+)
+def test_files_that_are_not_of_one_set_of_data_are_refused(tmp_path: Path, name: str, content: Any, said: str) -> None:
+    write_store(tmp_path, digits(60), **{**CHOICES, "labelled": 20, "validation": 10, "test": 10})
+    file = tmp_path / name
+    if name == "splits.npz":
+        whole = {key: value for key, value in np.load(file).items() if content.get(key, value) is not None}
+        np.savez(file, **{**whole, **{key: value for key, value in content.items() if value is not None}})
+    elif name.endswith(".npy"):
+        np.save(file, content)
+    else:
+        file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(DataError, match=rf"^{tmp_path}: no prepared data \({said}\). Make them: dvc repro prepare$"):
+        open_store(str(tmp_path))
+
+
+def test_the_least_and_the_largest_numbers_are_read(tmp_path: Path) -> None:
+    write_store(tmp_path, digits(60), **{**CHOICES, "labelled": 20, "validation": 10, "test": 10})
+    np.save(tmp_path / "labels.npy", np.where(np.arange(60) % 2, -1, 9))
+    np.savez(tmp_path / "splits.npz", labelled=[0, 59], **{name: np.zeros(0, np.int64) for name in SPLITS[1:]})
+    assert open_store(tmp_path).splits["labelled"].tolist() == [0, 59]
+
+
 # ---------------------------------------------------------------- unreadable files
 
 
@@ -309,7 +385,10 @@ SMALL = {**CHOICES, "labelled": 8, "validation": 4, "test": 4}
 
 
 def test_unreadable_files_within_the_limit_are_left_out_and_named(damaged: Listing, tmp_path: Path) -> None:
+    damaged = Listing(**{**vars(damaged), "ignored": ("a/x.psd", "b/x.txt", "b/y.txt")})
     report = write_store(tmp_path / "out", damaged, **{**SMALL, "max_unreadable": 0.2})
+    assert report["ignored"] == {"count": 3, "kinds": "2 .txt, 1 .psd", "files": ["a/x.psd", "b/x.txt", "b/y.txt"]}
+    assert report["unreadable"]["count"] == 3
     assert list(report["unreadable"]["files"]) == ["a/97.jpg", "a/99.jpg", "b/98.png"]
     assert "truncated" in report["unreadable"]["files"]["a/97.jpg"].lower()
     assert report["images"] == {
@@ -328,6 +407,29 @@ def test_more_unreadable_files_than_allowed_stop_it_with_their_names(damaged: Li
         write_store(tmp_path / "out", damaged, **{**SMALL, "max_unreadable": 0.1})
     for name in ("a/97.jpg", "a/99.jpg", "b/98.png"):
         assert f"  {name}: " in str(caught.value)
+
+
+def unreadable(count: int) -> Listing:
+    def read(i: int) -> Image.Image:
+        raise OSError(f"broken {i}")
+
+    labels, parts = np.zeros(count, np.int64), np.zeros(count, np.int8)
+    return Listing(classes=("a", "b"), labels=labels, parts=parts, name="{}.png".format, read=read, origin="made")
+
+
+@pytest.mark.parametrize(
+    ("count", "more"), [(3, ""), (100, ""), (101, "\n  ... and 1 more"), (130, "\n  ... and 30 more")]
+)
+def test_of_many_unreadable_files_a_hundred_are_named_and_all_is_too_many(
+    tmp_path: Path, count: int, more: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        write_store(tmp_path, unreadable(count), **{**SMALL, "max_unreadable": 1.0})
+    named = "\n".join(f"  {i}.png: broken {i}" for i in range(min(count, 100)))
+    assert str(caught.value) == (
+        f"data.max_unreadable: 1.0 allows {count} of {count} images, {count} cannot be read:\n{named}{more}\n"
+        "Mend or remove them, or raise data.max_unreadable"
+    )
 
 
 # ---------------------------------------------------------------- splitting
@@ -484,22 +586,23 @@ def test_the_report_does_not_tell_the_classes_of_the_unlabelled_part(tmp_path: P
 
 
 def test_twins_leaks_and_contradictions_are_counted(tmp_path: Path) -> None:
-    # rows 0-8, by their grey value; equal values are equal images
-    values = [1, 1, 2, 3, 1, 4, 5, 3, 6]
+    # rows 0-9, by their grey value; equal values are equal images
+    values = [1, 1, 2, 3, 1, 4, 5, 3, 6, 6]
     homes = {"labelled": [0, 1, 2], "unlabelled": [3], "validation": [4, 5], "test": [6, 7]}
     listing = Listing(
-        classes=("a", "b"), labels=np.array([0, 1, 0, 0, 0, 1, 0, 1, 0]), parts=np.zeros(9, np.int8),
+        classes=("a", "b", "c"), labels=np.array([0, 1, 0, 0, 0, 1, 0, 1, 0, 0]), parts=np.zeros(10, np.int8),
         name=lambda i: f"{i}.png", read=lambda i: Image.new("L", (2, 2), values[i]), origin="made",
     )  # fmt: skip
     written = write_images(tmp_path / "i.npy", listing, image_size=2, channels=1, fit="crop", max_pixels=4)
     splits = {name: np.array(rows) for name, rows in homes.items()}
     report = integrity_report(listing, written, forget(listing.labels, splits), splits)
     assert report["duplicates"] == {
-        "count": 3,  # of 9 images 6 differ
+        "count": 4,  # of 10 images 6 differ
         "with_other_label": 1,  # rows 0, 1, 4; rows 3 and 7 differ too, but the label of 3 is unknown
         "groups": [
             ["labelled: 0.png", "labelled: 1.png", "validation: 4.png"],
             ["unlabelled: 3.png", "test: 7.png"],
+            ["unused: 8.png", "unused: 9.png"],
         ],
     }
     assert report["leakage"]["count"] == {
@@ -507,5 +610,7 @@ def test_twins_leaks_and_contradictions_are_counted(tmp_path: Path) -> None:
         "unlabelled_validation": 0, "unlabelled_test": 1, "validation_test": 0,
     }  # fmt: skip
     assert len(report["leakage"]["groups"]) == 2
-    assert report["images"]["unused"] == 1
-    assert report["balance"]["labelled"] == {"a": 2, "b": 1}
+    assert report["images"]["unused"] == 2
+    assert report["balance"]["labelled"] == {"a": 2, "b": 1, "c": 0}
+    few = integrity_report(listing, written, forget(listing.labels, splits), splits, examples=1)
+    assert few["duplicates"]["groups"] == report["duplicates"]["groups"][:1] and few["duplicates"]["count"] == 4
