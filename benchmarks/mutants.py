@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("modules", nargs="+", help="of thinner, for example views or data/store")
     parser.add_argument("--least", type=float, default=0.0, help="percent that must be killed in each")
     parser.add_argument("--but", default="", help="tests that are left out, as pytest -k names them: slow ones")
-    parser.add_argument("--only", default="*", help="a sample: mutants of such names, for example '*[27]' for a fifth")
+    parser.add_argument("--only", default="", help="a sample: mutants of such names, for example '*[27]' for a fifth")
     parser.add_argument("--children", type=int, default=1, help="processes")
     parser.add_argument("--work", type=Path, default=ROOT / ".thinner/mutants", help="where mutants are kept")
     given = parser.parse_args(arguments)
@@ -134,7 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
             work, module = given.work / name, only(Path("thinner"), f"{name}.py")
             files = (f"test_{module.name}", *ALSO.get(module.stem, ()))
             copied(module, [only(Path("tests/thinner"), file) for file in files], work, given.but)
-            mutmut(work, "run", "--max-children", str(given.children), given.only, shown=True)
+            sample = [given.only] if given.only else []  # those that are named are tried even where they were before
+            mutmut(work, "run", "--max-children", str(given.children), *sample, shown=True)
             found = outcomes(mutmut(work, "results", "--all", "true"))
             alive = [mutant for mutant, what in found.items() if what in ("survived", "no tests")]
             (work / "survivors.diff").write_text(called(work, "-c", SHOW, *alive))
