@@ -498,6 +498,42 @@ def test_a_count_draws_from_the_sources_own_test_split() -> None:
     assert (chosen % 2 == 0).all()
 
 
+def test_what_is_drawn_for_labelled_is_of_the_training_part_and_has_a_label() -> None:
+    parts = TRAIN.copy()
+    parts[::2] = Part.TEST  # of which 50 are drawn: the others are in no split, and least of all in training
+    labels = np.where(np.arange(1000) % 4 == 1, -1, LABELS)
+    splits = split(labels, parts, ABC, **{**ASK, "test": 50, "validation": 20, "labelled": 0.5})
+    assert len(splits["labelled"]) == 125  # half of those of the training part that have a label
+    for name in ("labelled", "validation"):
+        assert (splits[name] % 2 == 1).all() and (labels[splits[name]] >= 0).all()
+    assert (splits["unlabelled"] % 2 == 1).all() and len(splits["unlabelled"]) == 500 - 125 - 20
+
+
+def test_a_draw_leaves_an_image_of_each_class_for_the_splits_after_it() -> None:
+    labels, parts = np.array([0] * 12 + [1] * 3), np.zeros(15, np.int8)
+    splits = split(labels, parts, ("common", "rare"), **{**ASK, "test": 9, "validation": 2, "labelled": 4})
+    # in proportion it would be 7 and 2 for test; but of the rare one each of the other two needs one
+    expected = {"test": [8, 1], "validation": [1, 1], "labelled": [3, 1], "unlabelled": [0, 0]}
+    assert {name: np.bincount(labels[found], minlength=2).tolist() for name, found in splits.items()} == expected
+
+
+def test_a_count_may_be_all_of_the_sources_own_split_and_as_few_as_there_are_classes() -> None:
+    parts = TRAIN.copy()
+    parts[::2] = Part.TEST
+    parts[1::4] = Part.VALIDATION
+    ask = {**ASK, "test": 500, "validation": 3, "labelled": 3}
+    splits = split(LABELS, parts, ABC, **ask)
+    assert splits["test"].tolist() == list(range(0, 1000, 2))
+    for name, remainder in (("validation", 1), ("labelled", 3)):
+        assert LABELS[splits[name]].tolist() == [0, 1, 2]
+        assert (splits[name] % 4 == remainder).all()
+
+
+def test_a_class_without_images_is_named() -> None:
+    with pytest.raises(DataError, match=r"data.test: 200: too few images left of class 'd' \(0\), 'e' \(0\) to be in"):
+        split(LABELS, TRAIN, (*ABC, "d", "e"), **ASK)
+
+
 def test_a_count_of_unlabelled_images_is_in_proportion() -> None:
     chosen = split(LABELS, TRAIN, ABC, **{**ASK, "unlabelled": 100})["unlabelled"]
     assert np.bincount(LABELS[chosen]).tolist() == [60, 30, 10]
@@ -548,7 +584,7 @@ def test_a_ratio_of_a_ready_made_split_is_refused() -> None:
 def test_a_test_image_without_label_is_refused() -> None:
     parts = TRAIN.copy()
     parts[:5] = Part.TEST
-    with pytest.raises(DataError, match=r"data.test: 5 images of the test split have no label"):
+    with pytest.raises(DataError, match=r"data.test: 5 images of the test split have no label. Label them, or"):
         split(np.where(parts == Part.TEST, -1, LABELS), parts, ABC, **{**ASK, "test": None})
 
 
