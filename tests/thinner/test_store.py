@@ -86,6 +86,23 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     assert decode(opened(Image.fromarray(values), "PNG"), 2, 3, "crop")[1, 1].tolist() == [255] * 3
 
 
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_more_than_sixteen_bits_and_floating_point_have_no_range_that_is_agreed(value: int) -> None:
+    for fine in (0, 65535):
+        pixels = np.array([[0, fine], [65535, 0]], np.int32)
+        got = decode(lambda pixels=pixels: Image.fromarray(pixels), 2, 1, "crop")[..., 0]
+        assert got.tolist() == [[0, fine // 257], [255, 0]]
+    for pixels, reason in (
+        (np.array([[0, value], [0, 0]], np.int32), "^more than 16 bits per pixel$"),
+        (
+            np.zeros((2, 2), np.float32),
+            "^floating-point pixels have no agreed range; convert the file to 8 or 16 bits$",
+        ),
+    ):
+        with pytest.raises(UnreadableError, match=reason):
+            decode(lambda pixels=pixels: Image.fromarray(pixels), 2, 1, "crop")
+
+
 def test_palette_with_transparency_lies_on_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
