@@ -67,6 +67,7 @@ def copied(module: Path, tests: list[Path], work: Path, but: str = "") -> None:
     arguments = ["-q", "-p", "no:cacheprovider", "-m", "not integration and not gpu"]
     arguments += ["-k", f"not ({but})"] if but else []
     work.mkdir(parents=True, exist_ok=True)
+    (work / "mutants/mutmut-stats.json").unlink(missing_ok=True)  # which test reaches what: asked anew
     for name in ("thinner", "tests", "tasks", "benchmarks", "docs"):
         shutil.rmtree(work / name, ignore_errors=True)
         shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
