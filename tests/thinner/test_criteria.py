@@ -1,6 +1,7 @@
 """Each criterion gives the numbers of its paper, worked by hand on a network of three layers."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from thinner.compress import criteria
 from thinner.compress.criteria import (
     CRITERIA,
+    Criterion,
     CriterionError,
     Examples,
     GroupImportance,
@@ -88,6 +90,62 @@ JOINED = {
 def groups_of(model, example):
     graph = tp.DependencyGraph().build_dependency(model, example)
     return list(graph.get_all_groups(ignored_layers=[models.head_of(model)[1]]))
+
+
+def item(module, side, channels, roots):
+    """As Torch-Pruning names them: a layer, its ``channels`` that are cut, and those of the group's first that they
+    belong to."""
+    handler = SimpleNamespace(__name__=f"prune_{side}_channels")
+    dep = SimpleNamespace(handler=handler, target=SimpleNamespace(module=module))
+    return SimpleNamespace(dep=dep, idxs=channels, root_idxs=roots)
+
+
+@pytest.mark.parametrize(
+    ("join", "normalise", "expected"),
+    [
+        ("sum", "none", [(1 + 3 + 4) / 2, (2 + 5 + 6) / 2]),
+        ("mean", "none", [(1 + 3.5) / 2, (2 + 5.5) / 2]),
+        ("first", "none", [1, 2]),
+        ("sum", "mean", [4 / 5.25, 6.5 / 5.25]),
+        ("sum", "lamp", [4 / 10.5, 1]),
+    ],
+)
+def test_a_group_of_layers_by_hand(join, normalise, expected):
+    model = nn.ModuleDict({name: nn.Linear(4, 2) for name in "abcd"})
+    scores = {("a", "out"): [1, 2], ("a", "in"): [50] * 4, ("b", "in"): [3, 4, 5, 6], ("c", "out"): [7, 8]}
+    scores = {key: torch.tensor(values, dtype=torch.float32) for key, values in scores.items()}
+    # one without scores; one whose channels are known, and two of which it is not known where they belong
+    group = [
+        item(model["d"], "out", [0, 1], [0, 1]), item(model["a"], "out", [0, 1], [0, 1]),
+        item(model["c"], "out", [0, 1], None), item(model["c"], "out", [0, 1], [0, None]),
+        item(model["b"], "in", [0, 1, 2, 3], [0, 0, 1, 1]),
+    ]  # fmt: skip
+    importance = GroupImportance(model, Criterion(None, None, "", "", join=join, normalise=normalise), scores)
+    found = importance(group)
+    assert found.dtype == torch.float64 and found.tolist() == pytest.approx(expected, abs=1e-8)
+    assert importance(group[:1]) is None
+    assert importance([item(nn.Linear(2, 2), "out", [0, 1], [0, 1])]) is None  # not of this network
+    turned = importance([item(model["a"], "out", [1, 0], [0, 1])]).tolist()
+    assert turned[0] > turned[1]
+
+
+def test_a_channel_of_queries_keys_and_values_is_all_of_its_rows():
+    model = nn.ModuleDict({"qkv": nn.Linear(6, 6)})
+    model["qkv"].rows = lambda channel: torch.tensor([channel, channel + 2, channel + 4])
+    scores = {("qkv", side): torch.arange(1.0, 7.0) for side in ("out", "in")}
+    importance = GroupImportance(model, Criterion(None, None, "", "", normalise="none"), scores)
+    found = importance([item(model["qkv"], "out", [0, 1], [0, 1])])
+    assert found.tolist() == pytest.approx([1 + 3 + 5, 2 + 4 + 6], abs=1e-8)
+    inputs = importance([item(model["qkv"], "in", [0, 1], [0, 1])])  # those are channels one by one
+    assert inputs.tolist() == pytest.approx([1, 2], abs=1e-8)
+
+
+def test_groups_of_no_importance_are_told_apart_by_when_they_were_asked_for():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    importance = GroupImportance(model, Criterion(None, None, "", "", normalise="none"), {("a", "out"): torch.zeros(2)})
+    group = [item(model["a"], "out", [0, 1], [0, 1])]
+    found = [importance(group).tolist() for _ in range(3)]
+    assert found == [pytest.approx([n * 1e-18, 0.5e-9 + n * 1e-18], rel=1e-12) for n in (1, 2, 3)]
 
 
 def test_equal_channels_go_first_things_first_and_layers_of_equal_ones_lose_the_same_share():
