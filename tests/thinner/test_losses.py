@@ -506,6 +506,23 @@ def test_similarity_preserving_is_the_papers_formula() -> None:
     assert losses.sp(student[:1], teacher[:1]).item() == 0
 
 
+def test_a_short_row_of_similarities_is_divided_by_a_millionth() -> None:
+    faint, plain = torch.full((1, 1), 1e-4, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    assert losses.sp(faint, plain).item() == pytest.approx((1e-8 / 1e-6 - 1) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("weights", [{}, {"distance": 3.0, "angle": 0.5}])
+def test_relations_of_pooled_features_are_summed_over_layers(weights: dict[str, float]) -> None:
+    student, teacher = [maps(1, 5, 4), maps(2, 5, 3)], [maps(3, 5, 6), maps(4, 5, 2)]
+    shapes = [(4,), (3,)], [(6,), (2,)]
+    pairs = [(s.numpy(), t.numpy(), LABELS.numpy()) for s, t in zip(student, teacher, strict=True)]
+    expected = sum(oracle_rkd(*pair, **{"distance": 1.0, "angle": 2.0, **weights}) for pair in pairs)
+    assert losses.make_rkd_pooled(*shapes, **weights)(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+    if not weights:
+        total = sum(oracle_pkt(*pair) for pair in pairs)
+        assert losses.make_pkt_pooled(*shapes)(student, teacher).item() == pytest.approx(total, rel=1e-12)
+
+
 @pytest.mark.parametrize("side", [8, 4])
 def test_hierarchical_context_loss_is_the_weighted_mean_over_grids(side: int) -> None:
     student, teacher = maps(1, 2, 3, side, side), maps(2, 2, 3, side, side)
@@ -827,6 +844,67 @@ def test_without_labels_and_without_ce_nothing_of_the_labels_is_read() -> None:
     student, teacher = logits(1), logits(2)
     unlabelled = free(student, teacher, torch.full((8,), -1))
     assert torch.equal(unlabelled["loss"], free(student, teacher, torch.full((8,), 999))["loss"])
+
+
+def test_unequal_classes_count_in_what_asks_for_it_alone() -> None:
+    balance = losses.Balance(weights=torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+    student, teacher = logits(1).float(), logits(2).float()
+    parts = [("kd", 1.0, {}, None), ("ce", 1.0, {"label_smoothing": 0.1}, None)]
+    weighed, plain = (combine(parts, balance=found)(student, teacher, LABELS) for found in (balance, None))
+    assert weighed["ce"].equal(losses.ce(student, teacher, LABELS, label_smoothing=0.1, balance=balance))
+    assert plain["ce"].equal(losses.ce(student, teacher, LABELS, label_smoothing=0.1))
+    assert not torch.isclose(weighed["ce"], plain["ce"])
+    assert weighed["kd"].equal(plain["kd"])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("kd", {}, {"temperature": 3.0}),
+        ("kd", {"temperature": 5}, {"temperature": 5}),
+        ("dkd", {"beta": 2}, {"beta": 2, "temperature": 3.0}),
+        ("mse", {}, {}),
+        ("ce", {"label_smoothing": 0.1}, {"label_smoothing": 0.1}),
+        ("crd", {"width": 4}, {"width": 4}),  # whose temperature is another thing
+    ],
+)
+def test_a_temperature_for_all_fills_in_where_a_loss_of_logits_has_one(
+    name: str, given: dict[str, object], expected: dict[str, object]
+) -> None:
+    before = dict(given)
+    found = losses.with_temperature(name, given, 3.0)
+    assert found == expected and given == before and found is not given
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "low", "high"),
+    [
+        ("kd", "temperature", 0.01, 1000),
+        ("dkd", "beta", 0, 1e6),
+        ("ce", "label_smoothing", 0, 0.99),
+        ("crd", "width", 1, 2**16),
+        ("crd", "momentum", 0, 1),
+    ],
+)
+def test_a_parameter_may_be_its_bounds_and_nothing_beyond(name: str, key: str, low: float, high: float) -> None:
+    parameter = LOSSES[name].parameters[key]
+    whole = isinstance(parameter.default, int)
+    for bound in (low, high):
+        found = parameter.check("there", bound)
+        assert found == bound and type(found) is (int if whole else float)
+    for beyond in (low - 1 if whole else low - 1e-3, high + 1):
+        with pytest.raises(UserError) as caught:
+            parameter.check("there", beyond)
+        noun = "a whole number" if whole else "a number"
+        assert str(caught.value) == f"there: {noun} from {low} to {high} is needed, got {beyond!r}"
+
+
+def test_a_loss_that_is_called_by_names_is_in_full_precision_and_keeps_its_name() -> None:
+    student, teacher = logits(1).float(), logits(2).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = losses.sp(student_features=student, teacher_features=teacher)
+    assert found.equal(losses.sp(student, teacher))
+    assert losses.sp.__name__ == "sp"
 
 
 def test_a_loss_may_occur_twice_and_is_numbered() -> None:
