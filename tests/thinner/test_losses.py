@@ -179,6 +179,24 @@ def test_logit_loss_is_the_papers_formula(name: str, other: bool, labels: torch.
         assert LOSSES[name].function(student, teacher, labels).item() == value
 
 
+@pytest.mark.parametrize(("images", "scale"), [(3, 1.0), (4, 1e-3), (8, 1e-3)])
+@pytest.mark.parametrize("name", RELATIONAL)
+def test_relations_of_few_images_that_lie_close_together(name: str, images: int, scale: float) -> None:
+    student, teacher = scale * logits(1, images), logits(2, images)
+    defaults = {key: parameter.default for key, parameter in LOSSES[name].parameters.items()}
+    expected = ORACLES[name](student.numpy(), teacher.numpy(), LABELS.numpy(), **defaults)
+    assert LOSSES[name].function(student, teacher, LABELS[:images]).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_dkd_of_the_first_class_which_the_teacher_does_not_favour(classes: int) -> None:
+    student, teacher, labels = logits(1, classes=classes), logits(2, classes=classes), torch.zeros(8, dtype=torch.int64)
+    teacher[:, 1] += 9
+    parameters = {"temperature": 4.0, "alpha": 1.0, "beta": 8.0, "target": "label"}
+    expected = oracle_dkd(student.numpy(), teacher.numpy(), labels.numpy(), **parameters)
+    assert losses.dkd(student, teacher, labels).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
 def test_kd_worked_by_hand() -> None:
     # teacher (3/4, 1/4), student (1/2, 1/2), T = 1: 3/4 ln(3/2) + 1/4 ln(1/2)
     teacher = torch.tensor([[math.log(3.0), 0.0]])
@@ -499,6 +517,15 @@ def test_attention_transfer_is_the_papers_formula_and_pools_the_larger_map() -> 
     torch.testing.assert_close(losses.at(5 * student, teacher), losses.at(student, teacher))
 
 
+def test_of_maps_that_are_not_square_each_side_is_the_smaller_ones() -> None:
+    student, teacher = maps(1, 4, 3, 8, 2), maps(2, 4, 6, 4, 4)
+    pooled = [oracle_pool(x.numpy(), 4, 2) for x in (student, teacher)]
+    assert losses.at(student, teacher).item() == pytest.approx(oracle_at(*pooled), rel=1e-12)
+    low = [maps(seed, 2, 3, 2, 8) for seed in (3, 4)]
+    expected = oracle_hcl_small(*(x.numpy() for x in low))
+    assert losses.hcl(*low).item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_similarity_preserving_is_the_papers_formula() -> None:
     student, teacher = maps(1, 5, 3, 4, 4), maps(2, 5, 7, 2, 2)
     assert losses.sp(student, teacher).item() == pytest.approx(oracle_sp(student.numpy(), teacher.numpy()), rel=1e-12)
@@ -644,6 +671,7 @@ def test_contrast_draws_negatives_scores_both_ways_and_remembers() -> None:
         total += oracle_crd(own, positives, negatives, usable=usable, scale=float(np.mean(scores)), t=0.5)
     assert value.item() == pytest.approx(total, rel=1e-5)
     new = module.state_dict()
+    assert new["step"].item() == 1 and new["step"].dtype == torch.int64
     np.testing.assert_allclose(
         new["student_memory"][index], unit(0.25 * old["student_memory"][index] + 0.75 * g_s), atol=1e-6
     )
