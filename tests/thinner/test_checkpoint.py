@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from thinner.compress import pruning
 from thinner.errors import DamagedError
@@ -35,28 +36,27 @@ def pruned(network, size, share, round_to=1):
     return pruning.cut(model, example, macs=int(share * macs), criterion="l2", round_to=round_to)[0]
 
 
-@pytest.mark.parametrize(
-    ("network", "size"),
-    [
-        (NETWORK, 32),
-        (NetworkSpec("torchvision:mobilenet_v3_small", 5, 3), 64),
-        (NetworkSpec("torchvision:squeezenet1_1", 5, 3), 64),
-    ],
-)
-def test_a_pruned_network_loads_in_a_new_process_with_the_same_logits(tmp_path, network, size):
-    model = pruned(network, size, 0.6)
-    checkpoint.save(tmp_path, model, spec(network))
-    x = torch.randn(2, network.channels, size, size, generator=torch.Generator().manual_seed(1))
-    np.save(tmp_path / "x.npy", x.numpy())
+def test_pruned_networks_load_in_a_new_process_with_the_same_logits(tmp_path):
+    sizes = {"resnet8": 32, "torchvision:mobilenet_v3_small": 64, "torchvision:squeezenet1_1": 64}
+    models_of = {}
+    for number, (name, size) in enumerate(sizes.items()):
+        network = NETWORK if name == "resnet8" else NetworkSpec(name, 5, 3)
+        models_of[str(number)] = model = pruned(network, size, 0.6)
+        checkpoint.save(tmp_path / str(number), model, spec(network))
+        x = torch.randn(2, network.channels, size, size, generator=torch.Generator().manual_seed(1))
+        np.save(tmp_path / str(number) / "x.npy", x.numpy())
     script = (
-        "import sys, numpy, torch; from thinner import checkpoint; torch.set_num_threads(int(sys.argv[2]))\n"
-        "loaded = checkpoint.load(sys.argv[1]); x = torch.from_numpy(numpy.load(sys.argv[1] + '/x.npy'))\n"
-        "with torch.inference_mode(): numpy.save(sys.argv[1] + '/y.npy', loaded.model(x).numpy())"
+        "import sys, numpy, torch; from thinner import checkpoint; torch.set_num_threads(int(sys.argv[1]))\n"
+        "for folder in sys.argv[2:]:\n"
+        "    model = checkpoint.load(folder).model; x = torch.from_numpy(numpy.load(folder + '/x.npy'))\n"
+        "    with torch.inference_mode(): numpy.save(folder + '/y.npy', model(x).numpy())"
     )
-    threads = str(torch.get_num_threads())
-    subprocess.run([sys.executable, "-c", script, str(tmp_path), threads], check=True, cwd=Path(__file__).parents[2])
-    with torch.inference_mode():
-        assert np.array_equal(np.load(tmp_path / "y.npy"), model(x).numpy())
+    command = [sys.executable, "-c", script, str(torch.get_num_threads()), *(str(tmp_path / n) for n in models_of)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    for number, model in models_of.items():
+        x, y = (np.load(tmp_path / number / name) for name in ("x.npy", "y.npy"))
+        with torch.inference_mode():
+            assert np.array_equal(y, model(torch.from_numpy(x)).numpy())
 
 
 @pytest.mark.parametrize("at", [1, 2])
@@ -231,3 +231,243 @@ def test_the_spec_is_plain_json_and_nothing_is_left_beside_it(tmp_path):
     }  # fmt: skip
     assert checkpoint.load(tmp_path).network == NETWORK
     assert sha == whole.file_sha256(tmp_path / "model.safetensors")
+
+
+# ---------------------------------------------------------------------------------- what a description may say
+
+TINY = NetworkSpec("resnet8", 5, 1, width=4, stem_stride=2)
+
+
+def unsealed(folder, change=lambda spec: None):
+    """A checkpoint in ``folder`` whose description was written by hand."""
+    torch.manual_seed(0)
+    checkpoint.save(folder, models.create(TINY), spec(TINY))
+    found = json.loads((folder / "model.json").read_text())
+    del found["integrity"], found["sealed"]
+    change(found)
+    (folder / "model.json").write_text(json.dumps(found))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "may"),
+    [
+        (4, 8, True), (8, 8, True), (1, 8, True), (9, 8, False), (0, 8, False), (0, 0, True), (-1, 0, False),
+        (True, 8, False), (4, True, False), ("4", 8, False), (4, None, False), (None, None, False),
+        ((4, 3), (8, 3), True), ((8, 4), (8, 3), False), ((4,), (8, 3), False), ([4, 3], (8, 3), False), (4, (8,), False),
+        ((4,), 8, False),
+        (0.5, 0.25, True), (0.5, 2, True), (2, 0.5, True), (float("inf"), 0.5, False), ("x", 0.5, False), (0.5, None, False),
+        (0.5, "x", False),
+    ],
+)  # fmt: skip
+def test_pruning_makes_numbers_smaller_and_scales_anything(value, old, may):
+    assert checkpoint._is_less(value, old) is may
+
+
+def blocks():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.BatchNorm1d(6))
+    model[0].heads, model[0].scale, model[0].grid = 4, 0.5, (2, 3)
+    model[0].weight.requires_grad_(False)
+    model[0].register_buffer("table", torch.zeros(6, dtype=torch.int32), persistent=False)
+    return model
+
+
+def test_dimensions_and_shapes_are_set_where_they_are_named():
+    model, before = blocks(), blocks()
+    checkpoint.apply_dimensions(
+        model,
+        {
+            "attributes": {
+                "0": {"out_features": 3, "heads": 2, "scale": 0.7, "grid": [1, 3]},
+                "1": {"num_features": 3},
+            },
+            "shapes": {"0.weight": [3, 8], "0.table": [4], "1.running_mean": [3]},
+        },
+    )
+    linear, norm = model
+    assert (linear.out_features, linear.in_features, linear.heads, linear.scale, linear.grid) == (3, 8, 2, 0.7, (1, 3))
+    assert norm.num_features == 3
+    shapes = {name: tuple(tensor.shape) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    assert shapes["0.weight"] == (3, 8) and shapes["0.table"] == (4,) and shapes["1.running_mean"] == (3,)
+    assert shapes["0.bias"] == shapes["1.running_var"] == (6,)
+    assert not linear.weight.requires_grad and linear.bias.requires_grad
+    assert linear.table.dtype == torch.int32
+    assert model.state_dict().keys() == before.state_dict().keys()  # the table stays out of it
+
+
+@pytest.mark.parametrize(
+    ("pruned", "message"),
+    [
+        ({"attributes": {"0": {"out_features": 7}}, "shapes": {}}, "0.out_features cannot be 7"),
+        ({"attributes": {"2": {"out_features": 3}}, "shapes": {}}, "2.out_features cannot be 3"),
+        ({"attributes": {"0": {"forward": 3}}, "shapes": {}}, "0.forward cannot be 3"),
+        ({"attributes": {"0": {"grid": [3, 3]}}, "shapes": {}}, r"0.grid cannot be \(3, 3\)"),
+        ({"attributes": {}, "shapes": {"0.weight": [7, 8]}}, r"0.weight cannot be of shape \[7, 8\]"),
+        ({"attributes": {}, "shapes": {"0.weight": 3}}, "0.weight cannot be of shape 3"),
+        ({"attributes": {}, "shapes": {"0.other": [3]}}, r"0.other cannot be of shape \[3\]"),
+    ],
+)
+def test_a_description_may_make_nothing_larger_and_set_nothing_new(pruned, message):
+    text = rf"^model.json: {message} in a pruned Sequential. Make it again: dvc checkout --force$"
+    with pytest.raises(DamagedError, match=text):
+        checkpoint.apply_dimensions(blocks(), pruned)
+
+
+def test_what_pruning_changed_is_found_by_comparing_with_a_new_network():
+    torch.manual_seed(0)
+    model = models.create(TINY)
+    conv, norm = model.stages[0][0].conv1, model.stages[0][0].bn1
+    conv.out_channels, norm.num_features = 3, 3
+    conv.weight = torch.nn.Parameter(conv.weight[:3])
+    norm.register_buffer("running_mean", norm.running_mean[:3])
+    names = {module: name for name, module in model.named_modules()}
+    assert checkpoint.changed_dimensions(model, TINY) == {
+        "attributes": {names[conv]: {"out_channels": 3}, names[norm]: {"num_features": 3}},
+        "shapes": {f"{names[conv]}.weight": [3, 4, 3, 3], f"{names[norm]}.running_mean": [3]},
+    }
+    plain = torch.nn.Module()
+    plain.number, plain.share, plain.sizes = 3, 0.5, (1, 2)
+    plain.flag, plain.word, plain.none, plain.mixed, plain.empty, plain._own = True, "x", None, (1, 0.5), (), 4
+    plain.inner = torch.nn.Identity()  # has no number
+    assert checkpoint._dimensions(plain) == {"": {"number": 3, "share": 0.5, "sizes": (1, 2)}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(classes=[]), "has classes: []"),
+        (lambda s: s.update(classes=["a", 1]), "has classes: ['a', 1]"),
+        (lambda s: s.update(input="text"), "has input: 'text'"),
+        (lambda s: s.update(parents=[]), "has parents: []"),
+        (lambda s: s.update(val_accuracy="good"), "has val_accuracy: 'good'"),
+        (lambda s: s.update(pruned=[1]), "has pruned: [1]"),
+        (lambda s: s.update(network=[]), "network is no object"),
+        (lambda s: s["network"].update(name=""), "network has name: ''"),
+        (lambda s: s["network"].pop("name"), "network lacks name"),
+        (lambda s: s["network"].update(channels=2), "network has channels: 2"),
+        (lambda s: s["network"].update(width=0), "network has width: 0"),
+        (lambda s: s["network"].update(width=10_001), "network has width: 10001"),
+        (lambda s: s["network"].update(stem_stride=True), "network has stem_stride: True"),
+        (lambda s: s["network"].update(classes=4), "network has classes: 4"),
+        (lambda s: s.update(preprocessing=[]), "preprocessing is no object"),
+        (lambda s: s["preprocessing"].update(image_size=1025), "preprocessing has image_size: 1025"),
+        (lambda s: s["preprocessing"].update(mean=[0.5, 0.5]), "preprocessing has mean: [0.5, 0.5]"),
+        (lambda s: s["preprocessing"].update(mean=[]), "preprocessing has mean: []"),
+        (lambda s: s["preprocessing"].update(std=["x"]), "preprocessing has std: ['x']"),
+        (lambda s: s["preprocessing"].update(std=0.5), "preprocessing has std: 0.5"),
+        (lambda s: s["preprocessing"].pop("std"), "preprocessing lacks std"),
+        (lambda s: s.update(pruned={"attributes": [], "shapes": {}}), "pruned has attributes: []"),
+        (lambda s: s.update(pruned={"attributes": {"0": 3}, "shapes": {}}), "pruned has attributes: {'0': 3}"),
+        (lambda s: s.update(pruned={"attributes": {}, "shapes": []}), "pruned has shapes: []"),
+        (lambda s: s.update(pruned={"attributes": {}}), "pruned lacks shapes"),
+    ],
+)
+def test_a_description_that_no_stage_writes_is_refused_where_it_is_read(tmp_path, change, message):
+    written = {**spec(TINY), "network": dict(TINY)}
+    change(written)
+    (tmp_path / "model.json").write_text(json.dumps(written))
+    with pytest.raises(DamagedError) as caught:
+        checkpoint.read_spec(tmp_path)
+    again = f"Make it again: dvc checkout --force {tmp_path}"
+    assert str(caught.value) == f"{tmp_path / 'model.json'}: {message}. {again}"
+
+
+def test_a_description_of_three_channels_and_of_before_pruning_is_read(tmp_path):
+    written = spec({**TINY, "channels": 3, "width": 10_000, "stem_stride": 1}) | {"input": "pixels", "pruned": None}
+    written["preprocessing"] |= {"mean": [0.5, 0, 1], "std": [1, 1, 1.0], "image_size": 1024}
+    written["val_accuracy"] = 0.5
+    (tmp_path / "model.json").write_text(json.dumps(written))
+    assert checkpoint.read_spec(tmp_path) == written
+
+
+def test_a_description_that_is_not_ours_is_told_from_one_that_is_damaged(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"network": TINY}))
+    lacks = "model.json: lacks classes, preprocessing. It was not written by thinner"
+    with pytest.raises(checkpoint.CheckpointError, match=lacks):
+        checkpoint.read_spec(tmp_path)
+    (tmp_path / "model.json").write_text("[1]")
+    with pytest.raises(checkpoint.CheckpointError, match="lacks classes, network, preprocessing"):
+        checkpoint.read_spec(tmp_path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(
+        DamagedError, match=rf"model.json: not JSON \(.*\). Make it again: dvc checkout --force {tmp_path}$"
+    ):
+        checkpoint.read_spec(tmp_path)
+
+
+def test_a_file_beside_the_description_is_checked_by_it(tmp_path):
+    sha = checkpoint.save(tmp_path, models.create(TINY), spec(TINY))
+    assert checkpoint.check_file(tmp_path / "model.safetensors") == sha
+    (tmp_path / "other.onnx").write_bytes(b"of no one")
+    assert checkpoint.check_file(tmp_path / "other.onnx") == whole.file_sha256(tmp_path / "other.onnx")
+    again = checkpoint.write_spec(tmp_path, checkpoint.read_spec(tmp_path), "model.safetensors", "other.onnx")
+    assert again == sha
+    (tmp_path / "other.onnx").write_bytes(b"changed")
+    digest, known = whole.file_sha256(tmp_path / "other.onnx"), json.loads((tmp_path / "model.json").read_text())
+    with pytest.raises(DamagedError) as caught:
+        checkpoint.check_file(tmp_path / "other.onnx")
+    assert str(caught.value) == (
+        f"{tmp_path / 'other.onnx'}: is not what was written (SHA-256 {digest[:12]}, model.json beside it says "
+        f"{known['integrity']['files']['other.onnx'][:12]}). Make it again: dvc checkout --force {tmp_path}"
+    )
+    with pytest.raises(checkpoint.CheckpointError, match=r"none.pt2: no such file. Make it again: dvc repro"):
+        checkpoint.check_file(tmp_path / "none.pt2")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match=r"model.safetensors: no such file"):
+        checkpoint.load(tmp_path)
+
+
+def test_what_was_saved_is_loaded_in_eval_mode_with_its_digest(tmp_path):
+    model = models.create(TINY).train()
+    sha = checkpoint.save(tmp_path / "new/folder", model, spec(TINY))
+    loaded = checkpoint.load(str(tmp_path / "new/folder"))
+    assert loaded.sha256 == sha and not loaded.model.training
+    assert loaded.spec == {**spec(TINY), "pruned": None}
+    for name, tensor in model.state_dict().items():
+        assert loaded.model.state_dict()[name].equal(tensor), name
+
+
+def test_tensors_of_another_kind_or_none_are_named_with_what_was_expected(tmp_path):
+    unsealed(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["extra"] = torch.zeros(2, 3, dtype=torch.float16)
+    tensors["fc.bias"] = torch.zeros(5, dtype=torch.int64)
+    save_file(tensors, weights)
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        checkpoint.load(tmp_path)
+    said = (
+        "2 tensors do not fit the spec; first extra: file float16 [2, 3], spec none. Take the two files of one folder"
+    )
+    assert str(caught.value) == f"{weights}: {said}"
+    del tensors["extra"]
+    save_file(tensors, weights)
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"1 tensors .* first fc.bias: file int64 \[5\], spec float32 \[5\]"
+    ):
+        checkpoint.load(tmp_path)
+
+
+def test_a_file_that_is_no_safetensors_and_a_network_that_cannot_be_built_are_named(tmp_path):
+    unsealed(tmp_path)
+    whole_file = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole_file[:1000])
+    again = rf"Make it again: dvc checkout --force {tmp_path}$"
+    with pytest.raises(DamagedError, match=rf"model.safetensors: damaged \(.+\). {again}"):
+        checkpoint.load(tmp_path)
+    half = {"attributes": {}, "shapes": {"fc.bias": [2.5]}}
+    unsealed(tmp_path, lambda s: s.update(pruned=half))
+    with pytest.raises(DamagedError, match=rf"model.json: no network can be built as it says \(\w+: .+\). {again}"):
+        checkpoint.load(tmp_path)
+
+
+def test_buffers_outside_of_the_state_are_hidden_and_saved_where_they_were_resized():
+    model = blocks()
+    assert checkpoint._hidden(model).keys() == {"0.table"}
+    assert checkpoint._hidden(model, {"1.running_mean"}) == {}
+    assert checkpoint._hidden(model, {"0.table"}).keys() == {"0.table"}
+    state = model.state_dict().keys()
+    assert checkpoint.saved_tensors(model, {}).keys() == state
+    assert checkpoint.saved_tensors(model, {"pruned": None}).keys() == state
+    resized = {"pruned": {"attributes": {}, "shapes": {"0.table": [4], "0.weight": [3, 8]}}}
+    assert checkpoint.saved_tensors(model, resized).keys() == state | {"0.table"}

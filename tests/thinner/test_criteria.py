@@ -1,14 +1,17 @@
 """Each criterion gives the numbers of its paper, worked by hand on a network of three layers."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch_pruning as tp
 from torch import nn
 
+from thinner.compress import criteria
 from thinner.compress.criteria import (
     CRITERIA,
+    Criterion,
     CriterionError,
     Examples,
     GroupImportance,
@@ -90,6 +93,74 @@ def groups_of(model, example):
     return list(graph.get_all_groups(ignored_layers=[models.head_of(model)[1]]))
 
 
+def item(module, side, channels, roots):
+    """As Torch-Pruning names them: a layer, its ``channels`` that are cut, and those of the group's first that they
+    belong to."""
+    handler = SimpleNamespace(__name__=f"prune_{side}_channels")
+    dep = SimpleNamespace(handler=handler, target=SimpleNamespace(module=module))
+    return SimpleNamespace(dep=dep, idxs=channels, root_idxs=roots)
+
+
+@pytest.mark.parametrize(
+    ("join", "normalise", "expected"),
+    [
+        ("sum", "none", [(1 + 3 + 4) / 2, (2 + 5 + 6) / 2]),
+        ("mean", "none", [(1 + 3.5) / 2, (2 + 5.5) / 2]),
+        ("first", "none", [1, 2]),
+        ("sum", "mean", [4 / 5.25, 6.5 / 5.25]),
+        ("sum", "lamp", [4 / 10.5, 1]),
+    ],
+)
+def test_a_group_of_layers_by_hand(join, normalise, expected):
+    model = nn.ModuleDict({name: nn.Linear(4, 2) for name in "abcd"})
+    scores = {("a", "out"): [1, 2], ("a", "in"): [50] * 4, ("b", "in"): [3, 4, 5, 6], ("c", "out"): [7, 8]}
+    scores = {key: torch.tensor(values, dtype=torch.float32) for key, values in scores.items()}
+    # one without scores; one whose channels are known, and two of which it is not known where they belong
+    group = [
+        item(model["d"], "out", [0, 1], [0, 1]), item(model["a"], "out", [0, 1], [0, 1]),
+        item(model["c"], "out", [0, 1], None), item(model["c"], "out", [0, 1], [0, None]),
+        item(model["b"], "in", [0, 1, 2, 3], [0, 0, 1, 1]),
+    ]  # fmt: skip
+    importance = GroupImportance(model, Criterion(None, None, "", "", join=join, normalise=normalise), scores)
+    found = importance(group)
+    assert found.dtype == torch.float64 and found.tolist() == pytest.approx(expected, abs=1e-8)
+    assert importance(group[:1]) is None
+    assert importance([item(nn.Linear(2, 2), "out", [0, 1], [0, 1])]) is None  # not of this network
+    turned = importance([item(model["a"], "out", [1, 0], [0, 1])]).tolist()
+    assert turned[0] > turned[1]
+
+
+def test_a_channel_of_queries_keys_and_values_is_all_of_its_rows():
+    model = nn.ModuleDict({"qkv": nn.Linear(6, 6)})
+    model["qkv"].rows = lambda channel: torch.tensor([channel, channel + 2, channel + 4])
+    scores = {("qkv", side): torch.arange(1.0, 7.0) for side in ("out", "in")}
+    importance = GroupImportance(model, Criterion(None, None, "", "", normalise="none"), scores)
+    found = importance([item(model["qkv"], "out", [0, 1], [0, 1])])
+    assert found.tolist() == pytest.approx([1 + 3 + 5, 2 + 4 + 6], abs=1e-8)
+    inputs = importance([item(model["qkv"], "in", [0, 1], [0, 1])])  # those are channels one by one
+    assert inputs.tolist() == pytest.approx([1, 2], abs=1e-8)
+
+
+def test_groups_of_no_importance_are_told_apart_by_when_they_were_asked_for():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    importance = GroupImportance(model, Criterion(None, None, "", "", normalise="none"), {("a", "out"): torch.zeros(2)})
+    group = [item(model["a"], "out", [0, 1], [0, 1])]
+    found = [importance(group).tolist() for _ in range(3)]
+    assert found == [pytest.approx([n * 1e-18, 0.5e-9 + n * 1e-18], rel=1e-12) for n in (1, 2, 3)]
+
+
+def test_equal_channels_go_first_things_first_and_layers_of_equal_ones_lose_the_same_share():
+    model = nn.Sequential(*(nn.Conv2d(2, 2, 1, bias=False) for _ in range(3)), nn.Flatten(), nn.Linear(2, 2))
+    for layer in (*model[:3], model[4]):
+        nn.init.ones_(layer.weight)
+    importance = GroupImportance(model, *score_channels("l1", model))
+    found = [importance(group) for group in groups_of(model, torch.zeros(1, 2, 1, 1))]
+    # 1 each, and far below that: the place in the layer, and far below that, which layer it is
+    steps = [[(value - 1) * 1e9 for value in values.tolist()] for values in found]
+    assert steps == [pytest.approx([0, 0.5], abs=1e-6)] * 3
+    assert all(values.dtype == torch.float64 for values in found)
+
+
 @pytest.mark.parametrize("name", JOINED)
 def test_layers_that_are_cut_together_are_joined(name):
     model = network()
@@ -110,6 +181,92 @@ def test_fpgm_is_the_distance_to_all_other_filters_by_hand():
     assert scores["2", "out"].tolist() == [4.0, 4.0]
 
 
+@pytest.mark.parametrize(
+    ("groups", "weight", "expected"),
+    [
+        # inputs x outputs of a group: output filters are the columns (0, 0), (3, 4), (6, 8)
+        (1, [[0.0, 3.0, 6.0], [0.0, 4.0, 8.0]], [15.0, 10.0, 15.0]),
+        # one input for each group of 2 outputs: the filters are 0, 1 and 3, 7
+        (2, [[0.0, 1.0], [3.0, 7.0]], [0 + 1 + 3 + 7, 1 + 0 + 2 + 6, 3 + 2 + 0 + 4, 7 + 6 + 4 + 0]),
+    ],
+)
+def test_fpgm_of_a_transposed_convolution_by_hand(groups, weight, expected):
+    # behind a normalisation, which has no filters
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.ConvTranspose2d(2, len(expected), 1, groups=groups, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor(weight)[..., None, None])
+    assert {key: value.tolist() for key, value in score_channels("fpgm", model)[1].items()} == {("1", "out"): expected}
+
+
+def test_filters_that_are_equal_have_no_distance():
+    # 30 of them: from 26 on torch.cdist would take a matrix product, which rounds
+    model = nn.Linear(7, 30)
+    with torch.no_grad():
+        model.weight.copy_((torch.arange(1.0, 8) / 3).expand(30, 7))
+    assert not score_channels("fpgm", model)[1]["", "out"].any()
+
+
+def test_channel_scores_are_sums_of_weight_scores():
+    # by a call from here: the table's rows are made when the module is imported
+    seen = []
+
+    def weights(model, examples, seed):
+        seen.append((model, examples, seed))
+        return {"2": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(2, 2, 1, 1)}
+
+    model = network()
+    found = criteria._summed(weights)(model, EXAMPLES, 7)
+    assert seen == [(model, EXAMPLES, 7)]
+    assert {key: value.tolist() for key, value in found.items()} == {("2", "out"): [3, 7], ("2", "in"): [4, 6]}
+    transposed = nn.Sequential(nn.ConvTranspose2d(2, 2, 1))
+    twice = criteria._summed(lambda model, examples, seed: {"0": torch.tensor([[1.0, 2.0], [3.0, 4.0]])})
+    assert {key: value.tolist() for key, value in twice(transposed, None, 0).items()} == {
+        ("0", "in"): [3, 7],
+        ("0", "out"): [4, 6],
+    }
+
+
+def test_activations_are_means_over_batches_images_and_places_of_what_arrives_by_hand():
+    # by a call from here: the table's rows are made when the module is imported
+    class Tokens(nn.Module):
+        """A normalisation, a convolution, and a linear layer whose channels come last."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv, self.head = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1, bias=False), nn.Linear(2, 2)
+            nn.init.eye_(self.conv.weight.data.view(2, 2))
+
+        def forward(self, x):
+            return self.head(self.conv(self.norm(x)).relu().flatten(2).movedim(1, 2)).mean(1)
+
+    model = Tokens().train()
+    model.norm.eps = 0.0
+    model.conv.eval()
+    first = torch.tensor([[[[1.0, -3.0]], [[0.0, 2.0]]], [[[5.0, 0.0]], [[-4.0, -4.0]]]])  # 2 images, 2 channels, 1 x 2
+    second = torch.tensor([[[[3.0, 0.0]], [[0.0, 8.0]]]])
+    examples = Examples([(first, torch.zeros(2)), (second, torch.zeros(1))], label_logit)
+    found = criteria._activations(torch.abs)(model, examples, 0)
+    assert {key: value.tolist() for key, value in found.items()} == {
+        ("conv", "in"): pytest.approx([(1 + 3 + 5 + 0 + 3 + 0) / 6, (0 + 2 + 4 + 4 + 0 + 8) / 6]),
+        ("head", "in"): pytest.approx([(1 + 0 + 5 + 0 + 3 + 0) / 6, (0 + 2 + 0 + 0 + 0 + 8) / 6]),
+    }
+    assert all(value.dtype == torch.float64 and not value.requires_grad for value in found.values())
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(CriterionError, match=r"looks at images\. Give examples=Examples\(batches, loss\)"):
+        criteria._activations(torch.abs)(model, None, 0)
+
+
+@pytest.mark.parametrize("name", ["taylor", "hessian"])
+def test_a_layer_that_the_network_does_not_use_has_no_score(name):
+    model = network()
+    model.add_module("spare", nn.Linear(2, 2))
+    model.forward = model[:6].forward
+    used = {("0", "out"), ("0", "in"), ("2", "out"), ("2", "in"), ("5", "out"), ("5", "in")}
+    assert score_channels(name, model, EXAMPLES)[1].keys() == used
+    assert score_weights(name, model, EXAMPLES).keys() == {"0", "2", "5"}
+
+
 def test_bn_scale_is_the_size_of_the_scale_and_its_penalty_their_sum():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():
@@ -126,6 +283,7 @@ def test_bn_scale_is_the_size_of_the_scale_and_its_penalty_their_sum():
 def test_lamp_by_hand():
     # 1 / (1 + 4 + 9), 4 / (4 + 9), 9 / 9
     assert lamp(torch.tensor([4.0, 9.0, 1.0])).tolist() == pytest.approx([4 / 13, 1.0, 1 / 14])
+    assert lamp(torch.tensor([0.04, 0.09, 0.01])).tolist() == pytest.approx([4 / 13, 1.0, 1 / 14])
     assert lamp(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
     scores = score_weights("lamp", network())
     assert scores["0"].flatten().tolist() == pytest.approx([1 / 5, 1.0])
@@ -286,7 +444,12 @@ def test_random_is_uniform_and_follows_the_seed():
     one, again, other = (score_channels("random", model, seed=seed)[1] for seed in (0, 0, 1))
     assert all(one[key].equal(again[key]) for key in one)
     assert not any(one[key].equal(other[key]) for key in one)
-    values = score_weights("random", nn.Sequential(nn.Linear(100, 100)))["0"].flatten()
+    layer = nn.Sequential(nn.Linear(100, 100))
+    values = score_weights("random", layer)["0"].flatten()
+    assert values.equal(score_weights("random", layer)["0"].flatten())
+    assert not values.equal(score_weights("random", layer, seed=1)["0"].flatten())
+    # float32 has 2 ** 24 numbers there: two of 10,000 weights would be equal, and both cut
+    assert {values.dtype, *(vector.dtype for vector in one.values())} == {torch.float64}
     assert 0 <= float(values.min()) and float(values.max()) < 1
     assert float(values.mean()) == pytest.approx(0.5, abs=4 / math.sqrt(12 * 10_000))
 

@@ -179,6 +179,24 @@ def test_logit_loss_is_the_papers_formula(name: str, other: bool, labels: torch.
         assert LOSSES[name].function(student, teacher, labels).item() == value
 
 
+@pytest.mark.parametrize(("images", "scale"), [(3, 1.0), (4, 1e-3), (8, 1e-3)])
+@pytest.mark.parametrize("name", RELATIONAL)
+def test_relations_of_few_images_that_lie_close_together(name: str, images: int, scale: float) -> None:
+    student, teacher = scale * logits(1, images), logits(2, images)
+    defaults = {key: parameter.default for key, parameter in LOSSES[name].parameters.items()}
+    expected = ORACLES[name](student.numpy(), teacher.numpy(), LABELS.numpy(), **defaults)
+    assert LOSSES[name].function(student, teacher, LABELS[:images]).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_dkd_of_the_first_class_which_the_teacher_does_not_favour(classes: int) -> None:
+    student, teacher, labels = logits(1, classes=classes), logits(2, classes=classes), torch.zeros(8, dtype=torch.int64)
+    teacher[:, 1] += 9
+    parameters = {"temperature": 4.0, "alpha": 1.0, "beta": 8.0, "target": "label"}
+    expected = oracle_dkd(student.numpy(), teacher.numpy(), labels.numpy(), **parameters)
+    assert losses.dkd(student, teacher, labels).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
 def test_kd_worked_by_hand() -> None:
     # teacher (3/4, 1/4), student (1/2, 1/2), T = 1: 3/4 ln(3/2) + 1/4 ln(1/2)
     teacher = torch.tensor([[math.log(3.0), 0.0]])
@@ -499,11 +517,37 @@ def test_attention_transfer_is_the_papers_formula_and_pools_the_larger_map() -> 
     torch.testing.assert_close(losses.at(5 * student, teacher), losses.at(student, teacher))
 
 
+def test_of_maps_that_are_not_square_each_side_is_the_smaller_ones() -> None:
+    student, teacher = maps(1, 4, 3, 8, 2), maps(2, 4, 6, 4, 4)
+    pooled = [oracle_pool(x.numpy(), 4, 2) for x in (student, teacher)]
+    assert losses.at(student, teacher).item() == pytest.approx(oracle_at(*pooled), rel=1e-12)
+    low = [maps(seed, 2, 3, 2, 8) for seed in (3, 4)]
+    expected = oracle_hcl_small(*(x.numpy() for x in low))
+    assert losses.hcl(*low).item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_similarity_preserving_is_the_papers_formula() -> None:
     student, teacher = maps(1, 5, 3, 4, 4), maps(2, 5, 7, 2, 2)
     assert losses.sp(student, teacher).item() == pytest.approx(oracle_sp(student.numpy(), teacher.numpy()), rel=1e-12)
     torch.testing.assert_close(losses.sp(5 * student, teacher), losses.sp(student, teacher))
     assert losses.sp(student[:1], teacher[:1]).item() == 0
+
+
+def test_a_short_row_of_similarities_is_divided_by_a_millionth() -> None:
+    faint, plain = torch.full((1, 1), 1e-4, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    assert losses.sp(faint, plain).item() == pytest.approx((1e-8 / 1e-6 - 1) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("weights", [{}, {"distance": 3.0, "angle": 0.5}])
+def test_relations_of_pooled_features_are_summed_over_layers(weights: dict[str, float]) -> None:
+    student, teacher = [maps(1, 5, 4), maps(2, 5, 3)], [maps(3, 5, 6), maps(4, 5, 2)]
+    shapes = [(4,), (3,)], [(6,), (2,)]
+    pairs = [(s.numpy(), t.numpy(), LABELS.numpy()) for s, t in zip(student, teacher, strict=True)]
+    expected = sum(oracle_rkd(*pair, **{"distance": 1.0, "angle": 2.0, **weights}) for pair in pairs)
+    assert losses.make_rkd_pooled(*shapes, **weights)(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+    if not weights:
+        total = sum(oracle_pkt(*pair) for pair in pairs)
+        assert losses.make_pkt_pooled(*shapes)(student, teacher).item() == pytest.approx(total, rel=1e-12)
 
 
 @pytest.mark.parametrize("side", [8, 4])
@@ -627,6 +671,7 @@ def test_contrast_draws_negatives_scores_both_ways_and_remembers() -> None:
         total += oracle_crd(own, positives, negatives, usable=usable, scale=float(np.mean(scores)), t=0.5)
     assert value.item() == pytest.approx(total, rel=1e-5)
     new = module.state_dict()
+    assert new["step"].item() == 1 and new["step"].dtype == torch.int64
     np.testing.assert_allclose(
         new["student_memory"][index], unit(0.25 * old["student_memory"][index] + 0.75 * g_s), atol=1e-6
     )
@@ -827,6 +872,67 @@ def test_without_labels_and_without_ce_nothing_of_the_labels_is_read() -> None:
     student, teacher = logits(1), logits(2)
     unlabelled = free(student, teacher, torch.full((8,), -1))
     assert torch.equal(unlabelled["loss"], free(student, teacher, torch.full((8,), 999))["loss"])
+
+
+def test_unequal_classes_count_in_what_asks_for_it_alone() -> None:
+    balance = losses.Balance(weights=torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+    student, teacher = logits(1).float(), logits(2).float()
+    parts = [("kd", 1.0, {}, None), ("ce", 1.0, {"label_smoothing": 0.1}, None)]
+    weighed, plain = (combine(parts, balance=found)(student, teacher, LABELS) for found in (balance, None))
+    assert weighed["ce"].equal(losses.ce(student, teacher, LABELS, label_smoothing=0.1, balance=balance))
+    assert plain["ce"].equal(losses.ce(student, teacher, LABELS, label_smoothing=0.1))
+    assert not torch.isclose(weighed["ce"], plain["ce"])
+    assert weighed["kd"].equal(plain["kd"])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("kd", {}, {"temperature": 3.0}),
+        ("kd", {"temperature": 5}, {"temperature": 5}),
+        ("dkd", {"beta": 2}, {"beta": 2, "temperature": 3.0}),
+        ("mse", {}, {}),
+        ("ce", {"label_smoothing": 0.1}, {"label_smoothing": 0.1}),
+        ("crd", {"width": 4}, {"width": 4}),  # whose temperature is another thing
+    ],
+)
+def test_a_temperature_for_all_fills_in_where_a_loss_of_logits_has_one(
+    name: str, given: dict[str, object], expected: dict[str, object]
+) -> None:
+    before = dict(given)
+    found = losses.with_temperature(name, given, 3.0)
+    assert found == expected and given == before and found is not given
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "low", "high"),
+    [
+        ("kd", "temperature", 0.01, 1000),
+        ("dkd", "beta", 0, 1e6),
+        ("ce", "label_smoothing", 0, 0.99),
+        ("crd", "width", 1, 2**16),
+        ("crd", "momentum", 0, 1),
+    ],
+)
+def test_a_parameter_may_be_its_bounds_and_nothing_beyond(name: str, key: str, low: float, high: float) -> None:
+    parameter = LOSSES[name].parameters[key]
+    whole = isinstance(parameter.default, int)
+    for bound in (low, high):
+        found = parameter.check("there", bound)
+        assert found == bound and type(found) is (int if whole else float)
+    for beyond in (low - 1 if whole else low - 1e-3, high + 1):
+        with pytest.raises(UserError) as caught:
+            parameter.check("there", beyond)
+        noun = "a whole number" if whole else "a number"
+        assert str(caught.value) == f"there: {noun} from {low} to {high} is needed, got {beyond!r}"
+
+
+def test_a_loss_that_is_called_by_names_is_in_full_precision_and_keeps_its_name() -> None:
+    student, teacher = logits(1).float(), logits(2).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = losses.sp(student_features=student, teacher_features=teacher)
+    assert found.equal(losses.sp(student, teacher))
+    assert losses.sp.__name__ == "sp"
 
 
 def test_a_loss_may_occur_twice_and_is_numbered() -> None:

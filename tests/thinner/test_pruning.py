@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,6 +212,109 @@ def test_a_latency_is_measured_in_milliseconds_of_a_whole_batch():
         pruning.size_of("latency_ms", Slow(), EXAMPLE)
 
 
+def test_a_clock_runs_copies_in_eval_mode_on_one_thread_in_its_layout_of_memory(monkeypatch):
+    seen = []
+
+    class Looks(nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.name, self.conv = name, nn.Conv2d(2, 2, 3)
+
+        def forward(self, x):
+            last = torch.channels_last
+            layouts = [t.is_contiguous(memory_format=last) for t in (x, self.conv.weight)]
+            seen.append(
+                (self.name, len(x), *layouts, self.training, torch.get_num_threads(), torch.is_inference_mode_enabled())
+            )
+            return x
+
+    def once(calls, repeats):
+        for call in calls.values():
+            call()
+        return {name: np.arange(1.0, repeats + 1) for name in calls}
+
+    monkeypatch.setattr(pruning, "measure_latency", once)
+    model, beside, example = Looks("it").train(), Looks("beside").train(), torch.zeros(1, 2, 4, 4)
+    torch.set_num_threads(2)
+    # of 20 runs the median lies between the 6th and the 15th
+    assert pruning.size_of("latency_ms", model, example, pruning.Clock(3, repeats=20, beside=beside)) == 15
+    assert [found[0] for found in seen] == ["it", "beside"]
+    assert {found[1:] for found in seen} == {(3, True, True, False, 1, True)}
+    assert torch.get_num_threads() == 2 and model.training and beside.training
+    assert not model.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    seen.clear()
+    pruning.size_of("latency_ms", model, example, pruning.Clock(1, torch.contiguous_format, repeats=20))
+    assert seen == [("it", 1, False, False, False, 1, True)]
+
+
+def test_sizes_by_hand():
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(12, 2, bias=False))
+    with torch.no_grad():
+        model[2].weight[0, :5] = 0
+    example = torch.zeros(7, 2, 2, 2)
+    sizes = {unit: pruning.size_of(unit, model, example) for unit in ("macs", "params", "nonzero")}
+    assert sizes == {"macs": 2 * 3 * 4 + 12 * 2, "params": 2 * 3 + 3 + 24, "nonzero": 2 * 3 + 3 + 24 - 5}
+
+
+@pytest.mark.parametrize(
+    ("parts", "width", "going", "round_to", "goes"),
+    [
+        (1, 16, 3, 1, 3),
+        (1, 16, 5, 8, 8),  # 11 remain: 8 is the nearest multiple
+        (1, 16, 3, 8, 0),  # 13 remain: 16 is
+        (1, 16, 15, 8, 8),  # at least one multiple
+        (1, 16, 16, 8, 8),
+        (1, 12, 0, 8, 0),  # 12: round(1.5) is 2, and none grows
+        (1, 8, 4, 8, 4),  # no wider than the multiple: halved
+        (1, 8, 1, 8, 0),
+        (1, 5, 4, 8, 1),  # 4, half of 8, of 5
+        (1, 3, 2, 8, 0),  # narrower than half of it: it stays
+        (4, 16, 9, 16, 8),  # 4 groups share multiples of 4: 7 remain, 8 are nearest
+        (3, 16, 12, 16, 8),  # 3 groups share none of 16: half, 8 of each
+        (6, 8, 7, 4, 6),  # multiples of 2 in each of 6 groups
+    ],
+)
+def test_widths_are_rounded_by_hand(parts, width, going, round_to, goes):
+    rounded = pruning._WholeMultiples._round_to(SimpleNamespace(_parts=parts), going, parts * width, round_to)
+    assert rounded == goes
+
+
+@pytest.mark.parametrize(
+    ("unit", "schedule", "rounds", "cuts"),
+    [("macs", "linear", 4, 4), ("params", "cubic", 3, 3), ("macs", "one_shot", 4, 1), ("latency_ms", "linear", 4, 1)],
+)
+def test_a_target_may_count_on_so_many_cuts_in_a_row(unit, schedule, rounds, cuts):
+    assert pruning.cuts_in_a_row(unit, schedule, rounds) == cuts
+
+
+def test_without_examples_what_needs_some_counts_as_l2_and_rounds_have_seeds_of_their_own(monkeypatch):
+    seen, score = [], pruning.score_channels
+
+    def spied(name, model, examples, seed):
+        seen.append((name, examples, seed))
+        return score(name, model, examples, seed)
+
+    monkeypatch.setattr(pruning, "score_channels", spied)
+    pruning.reachable("params", network(), EXAMPLE, criterion="taylor", seed=5, rounds=2, round_to=16)
+    assert seen == [("l2", None, 5), ("l2", None, 6)]
+    seen.clear()
+    examples = Examples([(EXAMPLE, torch.zeros(1, dtype=torch.int64))], nn.functional.cross_entropy)
+    pruning.reachable("params", network(), EXAMPLE, criterion="taylor", examples=examples)
+    assert seen == [("taylor", examples, 0)]
+
+
+def test_what_a_cut_did_is_counted_of_the_whole_network():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Flatten(), nn.Linear(4, 2, bias=False))
+    _, made = pruning.cut(model, torch.zeros(1, 1, 1, 1), params=6, criterion="l2")
+    assert made == pruning.Cut(macs_before=12, macs_after=6, params_before=12, params_after=6)
+    with pytest.raises(pruning.PruningError) as caught:
+        pruning.cut(model, torch.zeros(1, 1, 1, 1), params=2, criterion="l2")
+    assert str(caught.value) == (
+        "prune.target: 2 parameters of 12 parameters are asked for; with round_to 1 the smallest that can be reached "
+        "is 3 parameters (25%). Ask for 25% to 100%, or lower prune.round_to"
+    )
+
+
 def test_an_out_of_reach_target_names_the_reach_and_what_stands_in_its_way():
     model = network()
     with pytest.raises(
@@ -417,13 +521,21 @@ def test_a_whole_number_is_a_count_and_one_with_a_point_a_share():
 
 def test_statistics_are_the_plain_mean_over_the_batches():
     norm = nn.BatchNorm2d(1)
-    model = nn.Sequential(norm)
+    model = nn.Sequential(norm).eval()
+    norm(torch.full((2, 1, 3, 3), 1e6))  # what was seen before is forgotten
+    norm.running_mean.fill_(1e6)
     data = torch.randn(4, 8, 1, 5, 5, generator=torch.Generator().manual_seed(0)) * 3 + 2
     pruning.reestimate_statistics(model, lambda number: data[number], 4)
     assert torch.allclose(norm.running_mean, data.mean(dim=(1, 2, 3, 4)).mean().view(1), atol=1e-6)
     assert torch.allclose(norm.running_var, data.flatten(1).var(dim=1).mean().view(1), rtol=1e-5)
     assert not model.training
     assert norm.momentum == 0.1
+
+
+def test_a_network_without_statistics_is_left_alone():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1)).train()
+    pruning.reestimate_statistics(model, lambda number: pytest.fail("a batch was asked for"), 4)
+    assert model.training
 
 
 def test_what_rounds_can_reach_is_less_than_what_one_cut_can():

@@ -11,7 +11,12 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,6 +59,7 @@ def test_a_folder_of_class_folders_is_one_training_part(tmp_path: Path) -> None:
         picture(tmp_path / "photos" / name)
     listing = list_source(f"folder:{tmp_path}/photos", tmp_path)
     assert listing.classes == ("cat", "dog")
+    assert listing.origin == f"folder {(tmp_path / 'photos').as_posix()}"
     assert table(listing) == [
         ("cat/1.bmp", 0, "TRAIN"),
         ("dog/b.png", 1, "TRAIN"),
@@ -158,9 +164,22 @@ def refused(photos: Path, message: str) -> None:
         assert str(caught.value).isprintable()  # one line, that can be written anywhere
 
 
-def test_a_name_that_is_not_utf8_is_shown_escaped(photos: Path) -> None:
-    os.rename(photos / "cat/1.png", os.fsencode(photos) + b"/cat/caf\xe9.png")
-    refused(photos, r"'.*/cat/caf\\xe9.png' has a name that is not UTF-8. Rename it")
+@pytest.mark.parametrize("byte", [b"\xe9", b"\x80", b"\xff"])
+def test_a_name_that_is_not_utf8_is_shown_escaped(photos: Path, byte: bytes) -> None:
+    os.rename(photos / "cat/1.png", os.fsencode(photos) + b"/cat/caf" + byte + b".png")
+    refused(photos, rf"'.*/cat/caf\\x{byte.hex()}.png' has a name that is not UTF-8. Rename it")
+
+
+@pytest.mark.parametrize(
+    ("signs", "move"),
+    [
+        ("\0\x1b\x7f\x9f\u2028\u2029", True),  # controls, ends of lines and of paragraphs
+        ("\u202a\u202e\u2066\u2069", True),  # the first and the last that embed, override, isolate
+        ("\u2027\u202f\u2065\u206a a\u05d0\u200d", False),
+    ],
+)
+def test_what_moves_text(signs: str, move: bool) -> None:
+    assert [sources._moves_text(sign) for sign in signs] == [move] * len(signs)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +272,40 @@ def test_a_folder_that_may_not_be_read_is_named(photos: Path, monkeypatch: pytes
     refused(photos, r"'.*/dog/sub' cannot be read \(Permission denied\)")
 
 
+def test_a_root_that_is_missing_is_no_matter_here_and_a_folder_that_vanishes_is(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_files(photos / "none", "folder:x")  # told where it is looked for
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("sub"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refused(photos, r"'.*/dog/sub' cannot be read \(No such file or directory\)")
+
+
+def test_a_picture_that_may_not_be_read_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # root may read everything, so permissions alone would show nothing
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK or not str(path).endswith("2.png"))
+    refused(photos, r"^data.root: '.*/dog/sub/2.png' may not be read. Allow it \(chmod\), or move it away$")
+
+
+def test_a_folder_with_a_colon_in_its_name_is_read(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / "photos: all" / name / "1.png")
+    assert len(list_source(f"folder:{tmp_path}/photos: all", tmp_path)) == 2
+
+
+def test_of_many_kinds_the_most_frequent_eight_are_told() -> None:
+    names = [f"x.{ending}" for ending in "aabcdefghi"]
+    assert sources.kinds(names) == "2 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f, 1 .g, 1 .h, ..."
+    assert sources.kinds(names[:9]) == "2 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f, 1 .g, 1 .h"
+    assert sources.kinds([]) == ""
+
+
 def test_files_of_other_kinds_are_counted_where_nothing_else_is_there(tmp_path: Path) -> None:
     for name in ("a/1.psd", "a/2.PSD", "b/notes"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -336,7 +389,7 @@ def test_a_picture_whose_library_is_missing_is_listed_and_names_it(
 def test_a_csv_gives_labels_splits_and_unlabelled_images(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(
         "\ufeffpath, label ,split,note\n"
-        "p/1.png,dog,train,x\n"
+        'p/1.png, "dog",train,"x\ny"\n'
         "p/2.png,cat,,\n"
         '"p/a, b.png",dog,VAL,\n'
         "p/4.png,cat,test,\n"
@@ -354,6 +407,8 @@ def test_a_csv_gives_labels_splits_and_unlabelled_images(tmp_path: Path) -> None
         ("p/5.png", -1, "TRAIN"),
         ("p/6.png", -1, "UNLABELLED"),
     ]
+    assert (listing.labels.dtype, listing.parts.dtype) == (np.int64, np.int8)
+    assert listing.origin == f"csv {(tmp_path / 'list.csv').as_posix()}"
     picture(tmp_path / "p/1.png", 7)
     with listing.read(0) as image:
         assert image.getpixel((0, 0)) == 7
@@ -470,6 +525,68 @@ def test_lists_of_a_json_set_come_in_the_order_of_paths(tmp_path: Path) -> None:
     assert [Path(listing.name(i)).stem for i in range(3)] == ["9", "1", "2"]
 
 
+def test_what_a_set_does_not_label_is_minus_one_whatever_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Set:
+        classes = ("a", "b")
+
+        def __init__(self, labels: list[int | None]) -> None:
+            self.labels, self.data = labels, np.zeros((len(labels), 2, 2), np.uint8)
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+    def construct(name: str, folder: Path) -> dict[Part, Any]:
+        return {Part.TRAIN: Set([1, None, 0]), Part.UNLABELLED: Set([0, 1])}
+
+    monkeypatch.setattr(sources, "_construct", construct)
+    listing = list_source("torchvision:STL10", tmp_path, lambda line: None)
+    assert listing.labels.tolist() == [1, -1, 0, -1, -1]
+    assert listing.parts.tolist() == [Part.TRAIN] * 3 + [Part.UNLABELLED] * 2
+    assert (listing.labels.dtype, listing.parts.dtype) == (np.int64, np.int8)
+    assert listing.name(4) == "unlabelled[1]"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "labels", "classes", "numbers"),
+    [
+        ({"classes": [("tench", "Tinca tinca"), "shark"]}, [1, 0], ("tench, Tinca tinca", "shark"), [1, 0]),
+        ({"classes": [], "categories": ["b", "a"]}, [0, 1], ("b", "a"), [0, 1]),
+        ({"all_categories": ["plant/oak", "plant/ash"]}, [1, 1], ("plant/oak", "plant/ash"), [1, 1]),
+        ({"class_to_idx": {"x": 0, "y": 1}}, [0, 1], ("x", "y"), [0, 1]),
+        # Omniglot's characters in the order of the disk: b is 0 there, and 1 in the order of names
+        ({"_characters": ["b", "c", "a"]}, [0, 1, 2, 0], ("a", "b", "c"), [1, 2, 0, 1]),
+        ({}, [7, -1, 0, 7], ("0", "7"), [1, -1, 0, 1]),
+    ],
+)
+def test_class_names_are_whatever_the_set_has(attributes, labels, classes, numbers) -> None:
+    names, found = sources._names(SimpleNamespace(**attributes), np.array(labels))
+    assert (names, found.tolist()) == (classes, numbers)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "straight"),
+    [
+        ((2, 4, 5), np.uint8, True),  # grey
+        ((2, 4, 5, 3), np.uint8, True),  # colour
+        ((2, 3, 4, 5), np.uint8, False),  # channels first, as SVHN's
+        ((2, 4, 5), np.float32, False),
+        (None, None, False),
+    ],
+)
+def test_pixels_come_straight_from_an_array_that_is_one_of_pictures(shape, kind, straight) -> None:
+    class Set:
+        def __getitem__(self, i: int) -> tuple[str, int]:
+            return f"picture {i}", 9
+
+    dataset: Any = Set()
+    if shape:
+        dataset.data = np.arange(np.prod(shape)).reshape(shape).astype(kind)
+    got = sources._pixels(dataset)(1)
+    assert (np.asarray(got) == dataset.data[1]).all() if straight else got == "picture 1"
+
+
 def test_every_listed_set_exists_and_takes_the_arguments_it_is_given() -> None:
     import inspect
 
@@ -495,6 +612,54 @@ def test_every_listed_set_exists_and_takes_the_arguments_it_is_given() -> None:
 def test_an_unknown_set_names_near_ones(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(DataError, match=f"unknown torchvision set '{name}'. {message}"):
         list_source(f"torchvision:{name}", tmp_path)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder from which torchvision downloads MNIST and FashionMNIST, by a server of this process."""
+    from torchvision import datasets
+
+    (tmp_path / "mirror").mkdir()
+    resources = []
+    for name, content in mnist_files(seed=1).items():
+        packed = gzip.compress(content)
+        (tmp_path / f"mirror/{name}.gz").write_bytes(packed)
+        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "mirror")) as server:
+        for kind in (datasets.MNIST, datasets.FashionMNIST):
+            monkeypatch.setattr(kind, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+            monkeypatch.setattr(kind, "resources", resources)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield tmp_path / "mirror"
+        server.shutdown()
+
+
+def test_torchvision_downloads_what_is_not_there_and_only_whole_sets_are_put_in_place(
+    tmp_path: Path, mirror: Path
+) -> None:
+    root, said = tmp_path / "raw", []
+    kept = root / "torchvision/MNIST/raw/of-the-user"  # the folder is there, the set is not
+    kept.parent.mkdir(parents=True)
+    kept.write_text("stays")
+    listing = list_source("torchvision:MNIST", root, said.append)
+    assert (len(listing), listing.origin) == (40, "torchvision's download of MNIST")
+    assert said == [f"MNIST: not complete in {root / 'torchvision'} (Dataset not found. You can use download=True to "
+                    "download it)", "MNIST: torchvision downloads it"]  # fmt: skip
+    assert kept.read_text() == "stays"
+    assert [path.name for path in (root / "torchvision").iterdir()] == ["MNIST"]  # nothing of the download is left
+    again = list_source("torchvision:MNIST", root, said.append)
+    assert again.origin == f"data/raw: {(root / 'torchvision').as_posix()}"
+    assert said[2:] == [f"MNIST: found in {root / 'torchvision'}"]
+    (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(b"another file")  # the last of the four
+    with pytest.raises(DataError, match=r"torchvision:MNIST could not be downloaded \(Error downloading t10k-labels.*"
+                       r"Put its files into '.*/other/torchvision' as the page of torchvision.datasets.MNIST says"):  # fmt: skip
+        list_source("torchvision:MNIST", tmp_path / "other", said.append)
+    assert list((tmp_path / "other/torchvision").iterdir()) == []
 
 
 def test_a_set_that_nobody_can_download_says_so(tmp_path: Path) -> None:
@@ -537,6 +702,19 @@ def test_fashion_mnist_is_found_checked_and_put_in_place(tmp_path: Path, where: 
     files = {path.name: path.read_bytes() for path in (tmp_path / "raw" / PLACE).iterdir()}
     assert {name: files[name] for name in TINY} == TINY
     assert not [name for name in files if name.startswith(".partial")]
+
+
+def test_fashion_mnist_is_listed_from_where_it_was_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "raw", zipped=True)
+    bring = partial(bring_fashion_mnist, system=tmp_path / "none", sha256=SUMS)
+    monkeypatch.setattr(sources, "bring_fashion_mnist", bring)
+    said: list[str] = []
+    listing = list_source("torchvision:FashionMNIST", tmp_path / "raw", said.append)
+    assert listing.origin == f"data/raw: {(tmp_path / 'raw').as_posix()}"
+    assert said == [f"FashionMNIST: from {listing.origin}"]
+    assert (np.bincount(listing.parts) == [30, 0, 10]).all()
+    assert listing.labels[:12].tolist() == [*range(10), 0, 1]
+    assert listing.classes[9] == "Ankle boot"
 
 
 def test_raw_data_go_before_the_installed_package(tmp_path: Path) -> None:
@@ -633,6 +811,89 @@ def test_a_package_is_unpacked_without_root(
     unpack_deb(package, tmp_path / "out")
     unpacked = tmp_path / "out/usr/share/datasets/fashion-mnist"
     assert {name: gzip.decompress((unpacked / f"{name}.gz").read_bytes()) for name in TINY} == TINY
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["with package lists", "without"])
+def test_apt_get_brings_the_package_and_fetches_its_lists_where_there_are_none(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: bool
+) -> None:
+    # a script stands for apt-get: it answers as the real one does where it has, and has not, lists of packages
+    folder, log, name = tmp_path / "temporary", tmp_path / "log", sources.PACKAGE
+    (tmp_path / "bin").mkdir()
+    folder.mkdir()
+    ready = f"cp {package} {name}_1_all.deb; exit 0" if lists else ":"
+    (tmp_path / "bin/apt-get").write_text(
+        f"""#!/bin/sh
+echo "$@" >> {log}
+case "$*" in
+  "download {name}") {ready} ;;
+  *update) [ -d {folder}/lists/partial -a -d {folder}/cache/archives/partial ] && touch {log}.updated && exit 0 ;;
+  *"download {name}") [ -e {log}.updated ] && cp {package} {name}_1_all.deb && exit 0 ;;
+esac
+[ "$LC_ALL" = C ] && echo "E: Unable to locate package" >&2
+exit 100
+"""
+    )
+    (tmp_path / "bin/apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/bin:/usr/bin")
+    found = sources._apt_download(folder)
+    assert {name: gzip.decompress((found / f"{name}.gz").read_bytes()) for name in TINY} == TINY
+    own = f"-o Dir::State::Lists={folder}/lists -o Dir::Cache={folder}/cache"
+    asked = [f"download {name}"]
+    if not lists:
+        asked += [f"{own} -o Debug::NoLocking=1 update", f"{own} download {name}"]
+    assert log.read_text().splitlines() == asked
+    package.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (tmp_path / "bin/apt-get").write_text("#!/bin/sh\necho E: no network in $LC_ALL >&2\nexit 100")
+    with pytest.raises(RuntimeError, match=r"^`apt-get -o .* update` said 100: E: no network in C$"):
+        sources._apt_download(folder)
+
+
+def test_where_nothing_is_there_torchvision_brings_the_four_files(
+    tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # a machine without apt
+    said: list[str] = []
+    found = bring_fashion_mnist(tmp_path / "raw", said.append, tmp_path / "system", SUMS)
+    assert found == "torchvision's download of FashionMNIST"
+    apt = f"the Debian package {sources.PACKAGE}, brought by apt-get download"
+    assert said == [
+        f"FashionMNIST: not in {tmp_path / 'raw'}; trying {apt}",
+        f"FashionMNIST: no {apt}: there is no apt-get on this machine",
+        f"FashionMNIST: not in {tmp_path / 'raw'}; trying {found}",
+        f"FashionMNIST: from {found}",
+    ]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "raw" / PLACE).iterdir()} == TINY
+
+
+def test_our_own_reading_knows_both_spellings_of_names_and_writes_nothing_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "file").write_text("x")
+
+    def member(name: str, body: bytes) -> bytes:
+        return f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(body):<10}`\n".encode() + body + b"\n" * (len(body) % 2)
+
+    for inside, there in (("file", True), ("../outside", False)):
+        with tarfile.open(tmp_path / "data.tar.gz", "w:gz") as data:
+            data.add(tmp_path / "file", inside)
+        content = (tmp_path / "data.tar.gz").read_bytes()
+        # GNU's ar ends a name with a slash; a first member of odd length is padded
+        package = b"!<arch>\n" + member("debian-binary/", b"2.0") + member("data.tar.gz/", content)
+        (tmp_path / "x.deb").write_bytes(package)
+        if there:
+            unpack_deb(tmp_path / "x.deb", tmp_path / "out")
+            assert (tmp_path / "out/file").read_text() == "x"
+        else:
+            with pytest.raises(tarfile.TarError):
+                unpack_deb(tmp_path / "x.deb", tmp_path / "out")
+    assert not (tmp_path / "outside").exists()
+    (tmp_path / "x.deb").write_bytes(b"!<arch>\n" + member("debian-binary", b"2.0\n"))
+    with pytest.raises(RuntimeError, match="x.deb holds no data.tar"):
+        unpack_deb(tmp_path / "x.deb", tmp_path / "out")
 
 
 def test_what_is_no_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

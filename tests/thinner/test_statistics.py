@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,35 @@ def test_each_kind_of_claim_is_understood(text: str, expected: tuple[object, ...
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "prune answers 80 % of images with at least 95.5 % accuracy",
+            Claim("", "answers", "prune", "prune", 0.8, "accuracy", at_least=0.955),
+        ),
+        (
+            "prune is faster than distill by 2x at batch 1 on raspberry-pi",
+            Claim("", "faster", "prune", "distill", 2.0, "latency", 1, "onnxruntime", "raspberry-pi"),
+        ),
+        (
+            "prune has at most 60 % of the milliseconds of distill at batch 8",
+            Claim("", "at_most", "prune", "distill", 0.6, "latency", 8, "pytorch", None),
+        ),
+        (
+            "prune beats distill on macro_f1 by 1 point",
+            Claim("", "beats", "prune", "distill", 0.01, "macro_f1"),
+        ),
+        (
+            "prune is within 2 points of distill on worst_class",
+            Claim("", "within", "prune", "distill", 0.02, "worst_class"),
+        ),
+    ],
+)
+def test_all_that_a_claim_says_is_understood(text: str, expected: Claim) -> None:
+    assert parse_claim(text) == dataclasses.replace(expected, text=text)
+
+
+@pytest.mark.parametrize(
     ("text", "word", "message"),
     [
         ("distill beat scratch on accuracy", "beat", "expected one of: agrees, answers, beats, has, is"),
@@ -117,6 +147,17 @@ def test_each_kind_of_claim_is_understood(text: str, expected: tuple[object, ...
             "1.5",
             "a whole number of images, 1 or more, is needed",
         ),
+        ("prune is faster than distill by 1.5x at batch 0", "0", "a whole number of images, 1 or more, is needed"),
+        ("prune is faster than distill by 0.9x at batch 1", "0.9", "a factor of 1 or more is needed"),
+        ("prune has at most 0 % of the macs of distill", "0", "a share above 0 % is needed"),
+        ("prune agrees with distill on 0 % of images", "0", "a share above 0 % and below 100 % is needed"),
+        (
+            "prune answers 80 % of images with at least 90 % macro_f1",
+            "macro_f1",
+            "expected accuracy: operating points are fitted for it alone",
+        ),
+        ("prune answers 100 % of images with at least 9 % accuracy", "100", "a share above 0 % and below 100 %"),
+        ("prune answers 80 % of images with at least 0 % accuracy", "0 % acc", "a share above 0 % and below 100 %"),
     ],
 )
 def test_a_mistake_is_pointed_at_by_word_with_the_choices(text: str, word: str, message: str) -> None:
@@ -580,6 +621,139 @@ def test_a_verdict_reads_as_a_sentence_with_effect_interval_p_and_counts() -> No
 def test_missing_evidence_is_named(text: str, message: str) -> None:
     with pytest.raises(ClaimError, match=re.escape(message)):
         judge([parse_claim(text)], evidence())
+
+
+def tail(at_least: int, of: int, share: float) -> float:
+    """P(Binomial(of, share) >= at_least), term by term."""
+    return sum(math.comb(of, k) * share**k * (1 - share) ** (of - k) for k in range(at_least, of + 1))
+
+
+def of_answers(answered: int, right: int, images: int = 200) -> Evidence:
+    """``answered`` of the images, ``right`` of those; of the others, which do not count, all are wrong."""
+    which, correct = np.arange(images) < answered, np.arange(images) < right
+    none = np.zeros(images, dtype=bool)
+    points = {"prune": {0.99: none, 0.9: which}}
+    return Evidence(
+        right={"prune": correct[None], "x": ~correct}, predictions={}, sizes={}, latency_ms={}, answered=points
+    )
+
+
+@pytest.mark.parametrize(
+    ("answered", "right", "outcome", "count", "asked", "p_value", "words"),
+    [
+        # 80 % of 200 and 90 % of the answers are claimed; of two that hold it is the one that is shown less
+        (180, 178, "proven", 200, 0.8, 2 * tail(180, 200, 0.8), "of images answered"),
+        (190, 180, "proven", 190, 0.9, 2 * tail(180, 190, 0.9), "of answers right"),
+        # and what does not hold, whatever the other does
+        (100, 100, "refuted", 200, 0.8, 2 * tail(100, 200, 0.2), "of images answered"),
+        (190, 100, "refuted", 190, 0.9, 2 * tail(90, 190, 0.1), "of answers right"),
+        (165, 150, "not shown", 165, 0.9, 1.0, "of answers right"),
+    ],
+)
+def test_of_what_is_answered_and_right_both_have_to_hold(
+    answered: int, right: int, outcome: str, count: int, asked: float, p_value: float, words: str
+) -> None:
+    claim = parse_claim("prune answers 80 % of images with at least 90 % accuracy")
+    (verdict,) = judge([claim], of_answers(answered, right))
+    e = verdict.estimate
+    assert (verdict.outcome, e.count, e.seeds, e.method) == (outcome, count, 1, f"{words}, exact binomial")
+    if p_value < 1:
+        assert e.p_value == pytest.approx(p_value)
+    seen = answered if count == 200 else right
+    assert (verdict.threshold, e.effect) == (asked, seen / count)
+    limits = stats.beta.ppf([0.025, 0.975], [seen, seen + 1], [count - seen + 1, count - seen])
+    assert (e.low, e.high) == pytest.approx(tuple(np.where([True, seen < count], limits, 1.0)))
+
+
+def test_an_operating_point_that_answers_nothing_shows_nothing_and_one_that_is_missing_is_named() -> None:
+    (nothing,) = judge([parse_claim("prune answers 5 % of images with at least 99 % accuracy")], of_answers(9, 9))
+    assert (nothing.outcome, nothing.estimate.effect, nothing.threshold) == ("refuted", 0.0, 0.05)
+    none = statistics._share(np.zeros(0, dtype=bool), 0.9, "of answers right")
+    assert none == statistics.Estimate(0.0, 0.0, 1.0, 1.0, 0, 1, "of answers right: there are none")
+    text = "{} answers 80 % of images with at least 95 % accuracy"
+    for name, known in (("prune", "99 %, 90 %"), ("x", "none")):
+        with pytest.raises(ClaimError) as caught:
+            judge([parse_claim(text.format(name))], of_answers(9, 9))
+        assert str(caught.value) == (
+            f"{text.format(name)}\n{name} has no operating point of 95 %, or it is of several seeds; known are: {known}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("claim", "estimate", "expected"),
+    [
+        (
+            Claim("", "faster", "a", "b", 1.5, "latency", 1, "pytorch"),
+            (2.0, 1.754, 2.5, 0.0123, 30, 1, "m"),
+            "2.00x [1.75, 2.50], asked 1.50x, p = 0.012, 30 rounds, 1 seed (m)",
+        ),
+        (
+            Claim("", "smaller", "a", "b", 1.5, "macs"),
+            (2.0, 2.0, 3.0, None, 1, 3, "m"),
+            "2.00x [2.00, 3.00], asked 1.50x, 3 seeds (m)",
+        ),
+        (
+            Claim("", "at_most", "a", "b", 1.5, "bytes"),
+            (0.5, 0.25, 0.75, None, 1, 1, "m"),
+            "50.00% [25.00%, 75.00%], asked at most 150.00% (m)",
+        ),
+        (
+            Claim("", "agrees", "a", "b", 1.5, "agreement"),
+            (0.5, 0.25, 0.75, 0.5, 9, 2, "m"),
+            "50.00% [25.00%, 75.00%], asked 150.00%, p = 0.5, 9 images, 2 seeds (m)",
+        ),
+        (
+            Claim("", "answers", "a", "a", 1.5, "accuracy", at_least=0.9),
+            (0.5, 0.25, 0.75, 0.5, 9, 1, "m"),
+            "50.00% [25.00%, 75.00%], asked 150.00%, p = 0.5, 9 images, 1 seed (m)",
+        ),
+        (
+            Claim("", "within", "a", "b", 1.5, "macro_f1"),
+            (-0.5, -0.25, 0.75, 0.5, 9, 1, "m"),
+            "-50.00 points [-25.00, +75.00], asked +150.00, p = 0.5, 9 images, 1 seed (m)",
+        ),
+    ],
+)
+def test_numbers_are_in_the_claims_own_units(claim: Claim, estimate: tuple[Any, ...], expected: str) -> None:
+    verdict = statistics.Verdict(claim, "proven", statistics.Estimate(*estimate), 1.5, estimate[3])
+    assert verdict.numbers == expected
+
+
+def test_times_are_looked_for_where_the_claim_says() -> None:
+    one = evidence()
+    times = one.latency_ms["onnxruntime", 64]
+    both = dataclasses.replace(one, latency_ms={**one.latency_ms, ("pi5", 1): {"prune": times["prune"]}})
+    for place, known in (("at batch 64 in onnxruntime", True), ("at batch 64", False), ("at batch 1 on pi5", False)):
+        assert statistics.is_timed(parse_claim(f"prune is faster than distill {place}"), both) == known
+    both.latency_ms["pi5", 1]["distill"] = 2 * times["prune"]
+    claim = parse_claim("prune is faster than distill at batch 1 on pi5")
+    assert statistics.is_timed(claim, both)
+    assert judge([claim], both)[0].estimate.effect == pytest.approx(2)
+
+
+def test_a_share_of_the_time_is_the_speed_up_upside_down() -> None:
+    texts = [
+        f"prune {words} distill at batch 64 in onnxruntime"
+        for words in ("is faster than", "has at most 80 % of the milliseconds of")
+    ]
+    faster, share = judge(parse_claims(texts), evidence(), seed=3, resamples=500)
+    e, f = share.estimate, faster.estimate
+    assert (1 / e.effect, 1 / e.high, 1 / e.low) == pytest.approx((f.effect, f.low, f.high))
+    assert share.threshold == 0.8
+    times = evidence().latency_ms["onnxruntime", 64]
+    same = speed_ratio(times["prune"], times["distill"], factor=1.25, seed=3, resamples=500)
+    assert e.p_value == same.p_value
+
+
+def test_sizes_over_seeds_have_to_hold_for_each() -> None:
+    sizes = {"a": {"macs": [10, 30]}, "b": {"macs": [100, 100]}}
+    two = Evidence(right={}, predictions={}, sizes=sizes, latency_ms={})
+    smaller, at_most = judge(
+        parse_claims(["a is smaller than b by 5x in macs", "a has at most 25 % of the macs of b"]), two
+    )
+    assert smaller.estimate == statistics.Estimate(100 / 30, 100 / 30, 10.0, None, 1, 2, "exact, least of seeds")
+    assert at_most.estimate == statistics.Estimate(0.3, 0.1, 0.3, None, 1, 2, "exact, largest of seeds")
+    assert (smaller.outcome, at_most.outcome) == ("refuted", "refuted")
 
 
 def test_no_claims_give_no_verdicts() -> None:

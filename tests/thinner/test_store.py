@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tracemalloc
@@ -83,6 +84,23 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     got = decode(opened(Image.fromarray(values), "PNG"), 2, 1, "crop")[..., 0]
     assert got.tolist() == [[0, 1], [128, 255]]
     assert decode(opened(Image.fromarray(values), "PNG"), 2, 3, "crop")[1, 1].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_more_than_sixteen_bits_and_floating_point_have_no_range_that_is_agreed(value: int) -> None:
+    for fine in (0, 65535):
+        pixels = np.array([[0, fine], [65535, 0]], np.int32)
+        got = decode(lambda pixels=pixels: Image.fromarray(pixels), 2, 1, "crop")[..., 0]
+        assert got.tolist() == [[0, fine // 257], [255, 0]]
+    for pixels, reason in (
+        (np.array([[0, value], [0, 0]], np.int32), "^more than 16 bits per pixel$"),
+        (
+            np.zeros((2, 2), np.float32),
+            "^floating-point pixels have no agreed range; convert the file to 8 or 16 bits$",
+        ),
+    ):
+        with pytest.raises(UnreadableError, match=reason):
+            decode(lambda pixels=pixels: Image.fromarray(pixels), 2, 1, "crop")
 
 
 def test_palette_with_transparency_lies_on_white() -> None:
@@ -225,6 +243,36 @@ def test_the_array_holds_every_image_in_order_and_opens_as_a_memory_map(tmp_path
     assert store.info["counts"] == sizes
 
 
+def test_what_lies_beside_the_array_is_text_to_read_and_names_what_was_asked(tmp_path: Path) -> None:
+    listing = Listing(**{**vars(digits()), "name": "caf\u00e9 {}".format, "classes": ("\u732b", *"123456789")})
+    done: list[int] = []
+    write_store(tmp_path / "new/folder", listing, **CHOICES, progress=done.append)
+    assert done[-1] == 200 and done == sorted(done)
+    names = (tmp_path / "new/folder/names.json").read_bytes().decode("utf-8")
+    assert names.startswith('[\n"caf\u00e9 0",\n"caf\u00e9 1",\n') and names.endswith('199"\n]\n')
+    text = (tmp_path / "new/folder/info.json").read_bytes().decode("utf-8")
+    assert text.startswith('{\n  "classes": [\n    "\u732b",\n') and text.endswith("\n}\n")
+    info = open_store(tmp_path / "new/folder").info
+    asked = {"source": "folder:x", "image_size": 8, "channels": 1, "fit": "crop"}
+    assert {key: info[key] for key in info if key not in ("classes", "counts", "sha256")} == asked
+
+
+def test_the_checksum_is_of_pixels_splits_labels_and_classes_as_written_by_hand(tmp_path: Path) -> None:
+    write_store(tmp_path, digits(), **CHOICES)
+    store = open_store(tmp_path)
+    digest = hashlib.sha256(hashlib.sha256(np.ascontiguousarray(store.images).tobytes()).digest())
+    for name in ("labelled", "unlabelled", "validation", "test"):
+        digest.update(b"".join(int(i).to_bytes(8, "little") for i in store.splits[name]))
+    digest.update(b"".join(int(label).to_bytes(8, "little", signed=True) for label in store.labels))
+    digest.update(b'["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]')
+    assert store.sha256 == digest.hexdigest()
+
+
+def test_a_store_is_refused_too_many_pixels(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="200 cannot be read:\n  digit 0: has 64 pixels"):
+        write_store(tmp_path, digits(), **{**CHOICES, "max_pixels": 63})
+
+
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -285,6 +333,51 @@ def test_no_prepared_data_says_how_to_make_them(tmp_path: Path) -> None:
         open_store(tmp_path)
 
 
+LABELS_NPY = "labels.npy does not hold the number of a class, or -1, for each image"
+NO_LABELS = np.full(60, -1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("info.json", b"[]", r".*info.json: holds no JSON object."),
+        ("info.json", {"classes": list("0123456789")}, "info.json lacks sha256"),
+        ("info.json", {"classes": [], "sha256": "0"}, r"info.json has classes: \[\]"),
+        ("info.json", {"classes": list("0123456789"), "sha256": 5}, "info.json has sha256: 5"),
+        ("images.npy", np.zeros((60, 8, 8, 1), np.float32), r"images.npy is float32 \[60, 8, 8, 1\]"),
+        ("images.npy", np.zeros((60, 8, 8), np.uint8), r"images.npy is uint8 \[60, 8, 8\]"),
+        ("labels.npy", NO_LABELS.astype(np.int32), LABELS_NPY),
+        ("labels.npy", NO_LABELS[:-1], LABELS_NPY),
+        ("labels.npy", NO_LABELS + 11, LABELS_NPY),
+        ("labels.npy", NO_LABELS - 1, LABELS_NPY),
+        ("splits.npz", {"validation": None}, "splits.npz has no numbers of images called validation"),
+        ("splits.npz", {"test": np.zeros(0, np.uint8)}, "splits.npz has no numbers of images called test"),
+        ("splits.npz", {"test": np.zeros((2, 1), np.int64)}, "splits.npz has no numbers of images called test"),
+        ("splits.npz", {"labelled": np.array([60])}, "splits.npz has no numbers of images called labelled"),
+        ("splits.npz", {"labelled": np.array([-1])}, "splits.npz has no numbers of images called labelled"),
+    ],
+)
+def test_files_that_are_not_of_one_set_of_data_are_refused(tmp_path: Path, name: str, content: Any, said: str) -> None:
+    write_store(tmp_path, digits(60), **{**CHOICES, "labelled": 20, "validation": 10, "test": 10})
+    file = tmp_path / name
+    if name == "splits.npz":
+        whole = {key: value for key, value in np.load(file).items() if content.get(key, value) is not None}
+        np.savez(file, **{**whole, **{key: value for key, value in content.items() if value is not None}})
+    elif name.endswith(".npy"):
+        np.save(file, content)
+    else:
+        file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(DataError, match=rf"^{tmp_path}: no prepared data \({said}\). Make them: dvc repro prepare$"):
+        open_store(str(tmp_path))
+
+
+def test_the_least_and_the_largest_numbers_are_read(tmp_path: Path) -> None:
+    write_store(tmp_path, digits(60), **{**CHOICES, "labelled": 20, "validation": 10, "test": 10})
+    np.save(tmp_path / "labels.npy", np.where(np.arange(60) % 2, -1, 9))
+    np.savez(tmp_path / "splits.npz", labelled=[0, 59], **{name: np.zeros(0, np.int64) for name in SPLITS[1:]})
+    assert open_store(tmp_path).splits["labelled"].tolist() == [0, 59]
+
+
 # ---------------------------------------------------------------- unreadable files
 
 
@@ -309,7 +402,10 @@ SMALL = {**CHOICES, "labelled": 8, "validation": 4, "test": 4}
 
 
 def test_unreadable_files_within_the_limit_are_left_out_and_named(damaged: Listing, tmp_path: Path) -> None:
+    damaged = Listing(**{**vars(damaged), "ignored": ("a/x.psd", "b/x.txt", "b/y.txt")})
     report = write_store(tmp_path / "out", damaged, **{**SMALL, "max_unreadable": 0.2})
+    assert report["ignored"] == {"count": 3, "kinds": "2 .txt, 1 .psd", "files": ["a/x.psd", "b/x.txt", "b/y.txt"]}
+    assert report["unreadable"]["count"] == 3
     assert list(report["unreadable"]["files"]) == ["a/97.jpg", "a/99.jpg", "b/98.png"]
     assert "truncated" in report["unreadable"]["files"]["a/97.jpg"].lower()
     assert report["images"] == {
@@ -328,6 +424,29 @@ def test_more_unreadable_files_than_allowed_stop_it_with_their_names(damaged: Li
         write_store(tmp_path / "out", damaged, **{**SMALL, "max_unreadable": 0.1})
     for name in ("a/97.jpg", "a/99.jpg", "b/98.png"):
         assert f"  {name}: " in str(caught.value)
+
+
+def unreadable(count: int) -> Listing:
+    def read(i: int) -> Image.Image:
+        raise OSError(f"broken {i}")
+
+    labels, parts = np.zeros(count, np.int64), np.zeros(count, np.int8)
+    return Listing(classes=("a", "b"), labels=labels, parts=parts, name="{}.png".format, read=read, origin="made")
+
+
+@pytest.mark.parametrize(
+    ("count", "more"), [(3, ""), (100, ""), (101, "\n  ... and 1 more"), (130, "\n  ... and 30 more")]
+)
+def test_of_many_unreadable_files_a_hundred_are_named_and_all_is_too_many(
+    tmp_path: Path, count: int, more: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        write_store(tmp_path, unreadable(count), **{**SMALL, "max_unreadable": 1.0})
+    named = "\n".join(f"  {i}.png: broken {i}" for i in range(min(count, 100)))
+    assert str(caught.value) == (
+        f"data.max_unreadable: 1.0 allows {count} of {count} images, {count} cannot be read:\n{named}{more}\n"
+        "Mend or remove them, or raise data.max_unreadable"
+    )
 
 
 # ---------------------------------------------------------------- splitting
@@ -396,6 +515,42 @@ def test_a_count_draws_from_the_sources_own_test_split() -> None:
     assert (chosen % 2 == 0).all()
 
 
+def test_what_is_drawn_for_labelled_is_of_the_training_part_and_has_a_label() -> None:
+    parts = TRAIN.copy()
+    parts[::2] = Part.TEST  # of which 50 are drawn: the others are in no split, and least of all in training
+    labels = np.where(np.arange(1000) % 4 == 1, -1, LABELS)
+    splits = split(labels, parts, ABC, **{**ASK, "test": 50, "validation": 20, "labelled": 0.5})
+    assert len(splits["labelled"]) == 125  # half of those of the training part that have a label
+    for name in ("labelled", "validation"):
+        assert (splits[name] % 2 == 1).all() and (labels[splits[name]] >= 0).all()
+    assert (splits["unlabelled"] % 2 == 1).all() and len(splits["unlabelled"]) == 500 - 125 - 20
+
+
+def test_a_draw_leaves_an_image_of_each_class_for_the_splits_after_it() -> None:
+    labels, parts = np.array([0] * 12 + [1] * 3), np.zeros(15, np.int8)
+    splits = split(labels, parts, ("common", "rare"), **{**ASK, "test": 9, "validation": 2, "labelled": 4})
+    # in proportion it would be 7 and 2 for test; but of the rare one each of the other two needs one
+    expected = {"test": [8, 1], "validation": [1, 1], "labelled": [3, 1], "unlabelled": [0, 0]}
+    assert {name: np.bincount(labels[found], minlength=2).tolist() for name, found in splits.items()} == expected
+
+
+def test_a_count_may_be_all_of_the_sources_own_split_and_as_few_as_there_are_classes() -> None:
+    parts = TRAIN.copy()
+    parts[::2] = Part.TEST
+    parts[1::4] = Part.VALIDATION
+    ask = {**ASK, "test": 500, "validation": 3, "labelled": 3}
+    splits = split(LABELS, parts, ABC, **ask)
+    assert splits["test"].tolist() == list(range(0, 1000, 2))
+    for name, remainder in (("validation", 1), ("labelled", 3)):
+        assert LABELS[splits[name]].tolist() == [0, 1, 2]
+        assert (splits[name] % 4 == remainder).all()
+
+
+def test_a_class_without_images_is_named() -> None:
+    with pytest.raises(DataError, match=r"data.test: 200: too few images left of class 'd' \(0\), 'e' \(0\) to be in"):
+        split(LABELS, TRAIN, (*ABC, "d", "e"), **ASK)
+
+
 def test_a_count_of_unlabelled_images_is_in_proportion() -> None:
     chosen = split(LABELS, TRAIN, ABC, **{**ASK, "unlabelled": 100})["unlabelled"]
     assert np.bincount(LABELS[chosen]).tolist() == [60, 30, 10]
@@ -446,7 +601,7 @@ def test_a_ratio_of_a_ready_made_split_is_refused() -> None:
 def test_a_test_image_without_label_is_refused() -> None:
     parts = TRAIN.copy()
     parts[:5] = Part.TEST
-    with pytest.raises(DataError, match=r"data.test: 5 images of the test split have no label"):
+    with pytest.raises(DataError, match=r"data.test: 5 images of the test split have no label. Label them, or"):
         split(np.where(parts == Part.TEST, -1, LABELS), parts, ABC, **{**ASK, "test": None})
 
 
@@ -484,22 +639,23 @@ def test_the_report_does_not_tell_the_classes_of_the_unlabelled_part(tmp_path: P
 
 
 def test_twins_leaks_and_contradictions_are_counted(tmp_path: Path) -> None:
-    # rows 0-8, by their grey value; equal values are equal images
-    values = [1, 1, 2, 3, 1, 4, 5, 3, 6]
+    # rows 0-9, by their grey value; equal values are equal images
+    values = [1, 1, 2, 3, 1, 4, 5, 3, 6, 6]
     homes = {"labelled": [0, 1, 2], "unlabelled": [3], "validation": [4, 5], "test": [6, 7]}
     listing = Listing(
-        classes=("a", "b"), labels=np.array([0, 1, 0, 0, 0, 1, 0, 1, 0]), parts=np.zeros(9, np.int8),
+        classes=("a", "b", "c"), labels=np.array([0, 1, 0, 0, 0, 1, 0, 1, 0, 0]), parts=np.zeros(10, np.int8),
         name=lambda i: f"{i}.png", read=lambda i: Image.new("L", (2, 2), values[i]), origin="made",
     )  # fmt: skip
     written = write_images(tmp_path / "i.npy", listing, image_size=2, channels=1, fit="crop", max_pixels=4)
     splits = {name: np.array(rows) for name, rows in homes.items()}
     report = integrity_report(listing, written, forget(listing.labels, splits), splits)
     assert report["duplicates"] == {
-        "count": 3,  # of 9 images 6 differ
+        "count": 4,  # of 10 images 6 differ
         "with_other_label": 1,  # rows 0, 1, 4; rows 3 and 7 differ too, but the label of 3 is unknown
         "groups": [
             ["labelled: 0.png", "labelled: 1.png", "validation: 4.png"],
             ["unlabelled: 3.png", "test: 7.png"],
+            ["unused: 8.png", "unused: 9.png"],
         ],
     }
     assert report["leakage"]["count"] == {
@@ -507,5 +663,7 @@ def test_twins_leaks_and_contradictions_are_counted(tmp_path: Path) -> None:
         "unlabelled_validation": 0, "unlabelled_test": 1, "validation_test": 0,
     }  # fmt: skip
     assert len(report["leakage"]["groups"]) == 2
-    assert report["images"]["unused"] == 1
-    assert report["balance"]["labelled"] == {"a": 2, "b": 1}
+    assert report["images"]["unused"] == 2
+    assert report["balance"]["labelled"] == {"a": 2, "b": 1, "c": 0}
+    few = integrity_report(listing, written, forget(listing.labels, splits), splits, examples=1)
+    assert few["duplicates"]["groups"] == report["duplicates"]["groups"][:1] and few["duplicates"]["count"] == 4
