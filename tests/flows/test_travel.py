@@ -2,74 +2,25 @@
 that speaks S3 and asks for a signature."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.stores import Store, signed_s3
 from tests.toy import Toy
 
 STAGES = ["prepare", "finetune", "scratch", "distill"]
-POLICY = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
-MAKE_KEYS = """
-import json, sys, boto3
-where = dict(endpoint_url=sys.argv[1], aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1")
-users = boto3.client("iam", **where)
-users.create_user(UserName="team")
-users.put_user_policy(UserName="team", PolicyName="all", PolicyDocument=sys.argv[2])
-key = users.create_access_key(UserName="team")["AccessKey"]
-boto3.client("s3", **where).create_bucket(Bucket="team")
-print(json.dumps([key["AccessKeyId"], key["SecretAccessKey"]]))
-"""
-
-
-@dataclass
-class Store:
-    """Where results travel: what `thinner remote init` is told, and the credentials in the environment."""
-
-    words: list[str]
-    env: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    pytest.importorskip("moto")
-    pytest.importorskip("dvc_s3")
-    folder = tmp_path_factory.mktemp("s3")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    env = os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": "4"}  # what makes the user and the bucket; then it asks
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    try:
-        give_up = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/moto-api/", timeout=5):
-                    break
-            except (urllib.error.URLError, OSError):
-                assert server.poll() is None and time.monotonic() < give_up, (folder / "log").read_text()[-2000:]
-                time.sleep(0.2)
-        made = [sys.executable, "-c", MAKE_KEYS, url, json.dumps(POLICY)]
-        key, secret = json.loads(subprocess.run(made, check=True, text=True, capture_output=True).stdout)
-        yield Store(
-            ["s3://team/thinner", "--endpoint", url], {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
-        )
-    finally:
-        server.terminate()
-        server.wait(20)
+    with signed_s3(tmp_path_factory.mktemp("s3")) as store:
+        yield store
 
 
 @pytest.fixture(params=["folder", "s3"])
