@@ -42,6 +42,10 @@ def init(
     ] = False,
     local: Annotated[bool, typer.Option("--local", help="Of this clone only: .dvc/config.local.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="In place of the remote that is set up.")] = False,
+    untried: Annotated[
+        bool,
+        typer.Option("--untried", help="Write no file there: credentials come later, by dvc remote modify --local."),
+    ] = False,
 ) -> None:
     """Set up where results travel: write and remove a file there, and make it DVC's default remote. No credentials in
     it; they come from the environment, a profile, or: dvc remote modify --local."""
@@ -61,17 +65,19 @@ def init(
             f"or take this one in its place: thinner remote init --replace {url}"
         )
     remote.check_installed(url)
-    with busy() as telling:
-        telling(f"asking {url}")
-        remote.probe(root, {"url": url, **options}, writing=True)
+    if not untried:
+        with busy() as telling:
+            telling(f"asking {url}")
+            remote.probe(root, {"url": url, **options}, writing=True)
     remote.write(root, url, options, local=local, replace=replace)
     if each_run:
         for key in ("thinner.pull", "thinner.push"):
             subprocess.run(["git", "config", key, "true"], cwd=root, check=True)
     place = ".dvc/config.local" if local else ".dvc/config"
     commit = "" if local else f"         git commit -m 'Results travel' {place}    other clones have it then\n"
+    tried = "was not tried" if untried else "answers"
     console.print(
-        f"{url} answers, and {place} names it\n\nNext     thinner push    send the results that are here\n{commit}"
+        f"{url} {tried}, and {place} names it\n\nNext     thinner push    send the results that are here\n{commit}"
         f"         thinner pull    in another clone: bring what is there, and train nothing",
         markup=False,
     )

@@ -48,12 +48,13 @@ SECRETS = (
     "gdrive_client_secret", "custom_auth_header",
 )  # fmt: skip
 _AWS_KEY = re.compile(r"(?<![A-Z0-9])(AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])")
+_BY_DVC = f"or, after thinner remote init --untried, by: dvc remote modify --local {NAME}"
 _HOW = {
     "s3": "by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, by --profile NAME of ~/.aws/credentials, "
-    f"or by: dvc remote modify --local {NAME} access_key_id ... (and secret_access_key)",
-    "gs": "by GOOGLE_APPLICATION_CREDENTIALS in the environment, by: gcloud auth application-default login, or by: "
-    f"dvc remote modify --local {NAME} credentialpath FILE",
-    "ssh": f"by a key of ssh-agent or ~/.ssh, or by: dvc remote modify --local {NAME} password ...",
+    f"{_BY_DVC} access_key_id ... (and secret_access_key)",
+    "gs": "by GOOGLE_APPLICATION_CREDENTIALS in the environment, by: gcloud auth application-default login, "
+    f"{_BY_DVC} credentialpath FILE",
+    "ssh": f"by a key of ssh-agent or ~/.ssh, {_BY_DVC} keyfile FILE",
 }
 
 
@@ -100,6 +101,11 @@ def _parse_folder(text: str, root: Path) -> str:
     if not folder.parent.is_dir():
         raise UserError(f"remote: there is no folder {folder.parent}. Is its disk mounted? Else: mkdir -p {folder}")
     return str(folder)
+
+
+def scheme_of(url: str) -> str:
+    """s3, gs, ssh; "" of a folder."""
+    return url.partition("://")[0] if "://" in url else ""
 
 
 def check_endpoint(url: str) -> None:
@@ -157,14 +163,23 @@ def required(root: Path) -> Remote:
 
 def check_installed(url: str) -> None:
     """Raise UserError where DVC's plug-in for the address is missing."""
-    scheme = url.partition("://")[0]
+    scheme = scheme_of(url)
     if scheme in EXTRAS and importlib.util.find_spec(EXTRAS[scheme]) is None:
         plugin = EXTRAS[scheme].replace("_", "-")
         raise UserError(f"{scheme}://: {plugin} is not installed. Install it: pip install -e '.[{scheme}]'")
 
 
 def write(root: Path, url: str, options: dict[str, str], *, local: bool, replace: bool) -> None:
-    """Make ``url`` DVC's default remote, in .dvc/config (``local``: in .dvc/config.local, of this clone only)."""
+    """Make ``url`` DVC's default remote, in .dvc/config (``local``: in .dvc/config.local, of this clone only).
+
+    What .dvc/config.local has for a remote of another kind goes: DVC refuses a file that names, say, a password of S3.
+    """
+    if replace:
+        with _repo(root) as repo:
+            other = scheme_of(repo.config["remote"].get(NAME, {}).get("url", url)) != scheme_of(url)
+            if other and NAME in repo.config.read("local").get("remote", {}):
+                with repo.config.edit("local") as config:
+                    del config["remote"][NAME]
     with _repo(root) as repo, repo.config.edit("local" if local else "repo") as config:
         config.setdefault("remote", {})
         if replace:
@@ -396,7 +411,7 @@ def probe(root: Path, options: dict[str, str] | None = None, *, writing: bool = 
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         text = f"{remote['url']}: did not answer within {ANSWER_SECONDS:g} seconds. Is the address right?"
-        how = _HOW.get(remote["url"].partition("://")[0])
+        how = _HOW.get(scheme_of(remote["url"]))
         raise UserError(f"{text} Credentials come {how}" if how else text) from None
     if done.returncode:
         lines = done.stderr.strip().splitlines()
@@ -408,10 +423,12 @@ def _probe(root: Path, options: dict[str, str] | None, writing: bool) -> None:
 
     with _repo(root) as repo:
         name = NAME if options else repo.config["core"]["remote"]
-        given = {"connect_timeout": 5, "read_timeout": 10} if (options or {}).get("url", "").startswith("s3:") else {}
-        known = repo.config["remote"].get(name, {})
-        kept = {key: value for key, value in known.items() if not options or key in SECRETS or key == "profile"}
-        cls, config, path = get_cloud_fs(repo.config, **{**given, **kept, **(options or {})})
+        patience = {"connect_timeout": 5, "read_timeout": 10}
+        given = patience if options and scheme_of(options["url"]) == "s3" else {}
+        known = dict(repo.config["remote"].get(name, {}))
+        if options and scheme_of(known.get("url", "")) != scheme_of(options["url"]):
+            known = {}  # else with what --local has for it: credentials, a key's file
+        cls, config, path = get_cloud_fs(repo.config, **{**given, **known, **(options or {})})
         fs = cls(**config)
         if not writing:
             fs.exists(fs.join(path, "runs"))
@@ -428,7 +445,7 @@ def explain(error: BaseException, url: str) -> str:
     while error is not None and error not in chain:
         chain.append(error)
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    scheme = url.partition("://")[0] if "://" in url else ""
+    scheme = scheme_of(url)
     how = _HOW.get(scheme, "")
     for one in chain:
         names = {cls.__name__ for cls in type(one).__mro__}

@@ -1,4 +1,4 @@
-"""Servers on this machine that ask who is there: one that speaks S3 (moto's), and PostgreSQL."""
+"""Servers on this machine that ask who is there: one that speaks S3 (moto's), SSH (asyncssh's), and PostgreSQL."""
 
 import contextlib
 import json
@@ -71,6 +71,40 @@ def signed_s3(folder: Path) -> Iterator[Store]:
     finally:
         server.terminate()
         server.wait(20)
+
+
+SERVE_FILES = """
+import asyncio, sys, asyncssh
+folder, port = sys.argv[1], int(sys.argv[2])
+async def serve():
+    for name in ("host", "key"):
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        key.write_private_key(f"{folder}/{name}")
+        key.write_public_key(f"{folder}/{name}.pub")
+    await asyncssh.listen("127.0.0.1", port, server_host_keys=[f"{folder}/host"],
+                          authorized_client_keys=f"{folder}/key.pub", sftp_factory=True)
+    print("listening", flush=True)
+    await asyncio.sleep(3600)
+asyncio.run(serve())
+"""
+
+
+@contextlib.contextmanager
+def sftp(folder: Path) -> Iterator[Store]:
+    """An SSH server with files alone, below ``folder``; the words: an address, and the file of the key that it takes.
+    Skips the test where dvc-ssh is not installed."""
+    pytest.importorskip("dvc_ssh")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", SERVE_FILES, str(folder), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None and server.stdout.readline() == "listening\n"
+            (folder / "key").chmod(0o600)
+            yield Store([f"ssh://joe@127.0.0.1:{port}{folder}/store", f"{folder}/key"])
+        finally:
+            server.terminate()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stores import Store, signed_s3
+from tests.stores import Store, sftp, signed_s3
 from tests.toy import Toy
 
 STAGES = ["prepare", "finetune", "scratch", "distill"]
@@ -156,10 +156,31 @@ def test_a_store_that_refuses_or_does_not_answer_is_one_line_and_a_run_goes_on_w
 
 @pytest.mark.integration
 def test_credentials_beside_the_file_that_git_keeps_are_used(toy: Toy, s3: Store) -> None:
-    _thinner(toy, "remote", "init", *s3.words, **s3.env)
+    assert "was not tried, and .dvc/config names it" in _thinner(toy, "remote", "init", *s3.words, "--untried")
+    assert _thinner(toy, "push", check=False).startswith("s3://team/thinner: no credentials were found")
     for option, value in zip(("access_key_id", "secret_access_key"), s3.env.values(), strict=True):
         toy.run("dvc", "remote", "modify", "--local", "results", option, value)
     assert "results of 4 stages" in _thinner(toy, "push")
     toy.commit()
     committed = toy.run("git", "show", "--format=", "HEAD").stdout
     assert "s3://team/thinner" in committed and not any(value in committed for value in s3.env.values())
+
+
+@pytest.mark.integration
+def test_by_ssh_results_travel_with_a_key_that_each_clone_has(toy: Toy, tmp_path: Path, empty_record: Path) -> None:
+    (tmp_path / "server").mkdir()
+    with sftp(tmp_path / "server") as server:
+        url, key = server.words
+        refused = _thinner(toy, "remote", "init", url, check=False)
+        assert refused.startswith(f"{url}: refused (Permission denied for user joe on host 127.0.0.1)"), refused
+        _thinner(toy, "remote", "init", url, "--untried")
+        toy.run("dvc", "remote", "modify", "--local", "results", "keyfile", key)
+        assert f"{url} answers" in _thinner(toy, "remote", "init", url)
+        _thinner(toy, "push")
+        toy.commit()
+        there = _clone(toy, tmp_path / "there", empty_record)
+        there.run("dvc", "remote", "modify", "--local", "results", "keyfile", key)
+        assert _thinner(there, "pull") == "restored: prepare, finetune, scratch, distill"
+        assert there.ran() == []
+        _thinner(there, "remote", "init", str(tmp_path / "store"), "--replace")  # no folder takes a keyfile
+        assert "results of 4 stages" in _thinner(there, "push")
