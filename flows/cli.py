@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from flows import data, device
+from flows import data, device, remote
 from flows.console import abbreviated, busy, console, print_comparison, print_verdicts
 from tasks import integrity, lineage
 from tasks.environment import repository_root, set_environment
@@ -647,6 +647,9 @@ def candidate_folder(root: Path, name: str) -> Path:
 
 app.add_typer(data.app(_for_people), name="data")
 app.add_typer(device.app(_for_people), name="device")
+app.add_typer(remote.app(_for_people), name="remote")
+app.command()(_for_people(remote.push))
+app.command()(_for_people(remote.pull))
 
 if __name__ == "__main__":
     app()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from flows.console import console
 from tasks.environment import repository_root
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from thinner.data.cleaning import Change
+    from thinner.data.difference import Difference, Index
     from thinner.data.duplicates import Pair
     from thinner.data.store import Store
     from thinner.data.views import Preprocessing
@@ -42,6 +44,7 @@ def app(for_people: Callable[[Callable[..., None]], Callable[..., None]]) -> typ
     )
     for command in (duplicates, suspects, apply):
         made.command()(for_people(command))
+    made.command("diff")(for_people(difference))
     return made
 
 
@@ -295,6 +298,79 @@ def _print_changes(changes: Sequence[Change], rows: int) -> None:
         console.print(f"  {one_line(change.file)}: {change.before} \N{RIGHTWARDS ARROW} {change.after}")
     if len(changes) > 5:
         console.print(f"  ... and {len(changes) - 5:,} more")
+
+
+# ------------------------------------------------------------------------------- two revisions
+
+
+def difference(
+    before: Annotated[str, typer.Argument(metavar="REV", help="A commit, tag or branch.")],
+    after: Annotated[
+        str | None, typer.Argument(metavar="[REV]", help="Another one; none: data/prepared as it lies here.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--csv", help="Keep every change in this file.")] = None,
+) -> None:
+    """Say which pictures came, went, changed their label or their split between two commits. Reads names, labels and
+    splits alone, from DVC's cache or the remote; no picture is fetched."""
+    root = repository_root()
+    from thinner.data import difference as differing
+
+    old, old_pixels = _index_at(root, before)
+    new, new_pixels = _index_at(root, after)
+    found = differing.compare(old, new)
+    _print_difference(found)
+    if old.stored != new.stored:
+        console.print(f"stored differently: {old.stored}, then {new.stored}", markup=False)
+    elif not found.came and not found.went and old_pixels != new_pixels:
+        console.print(
+            "the names are the same and the pixels are not: some file has another picture in it", markup=False
+        )
+    if file is not None:
+        rows = [("came", name, "", label or "") for name, label in found.came]
+        rows += [("went", name, label or "", "") for name, label in found.went]
+        rows += [("label", *change) for change in found.relabelled] + [("split", *change) for change in found.moved]
+        _write_csv(file, ("change", "file", "before", "after"), rows)
+        console.print(f"{file}    {len(rows):,} changes", markup=False)
+
+
+def _index_at(root: Path, revision: str | None) -> tuple[Index, str]:
+    """What is known of the pictures, and the MD5 of all their pixels."""
+    import hashlib
+    import tempfile
+
+    from tasks import revisions
+    from thinner.data import difference as differing
+
+    if revision is None:
+        found = differing.read(PREPARED)
+        with (PREPARED / "images.npy").open("rb") as pixels:
+            return found, hashlib.file_digest(pixels, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        listing = revisions.files_at(root, revision, str(PREPARED), differing.FILES, Path(folder))
+        return differing.read(Path(folder)), listing.get("images.npy", "")
+
+
+def _print_difference(found: Difference) -> None:
+    def counted(words: Iterable[str]) -> str:
+        return ", ".join(f"{one_line(word)} {count:,}" for word, count in Counter(words).most_common(8))
+
+    arrow = "\N{RIGHTWARDS ARROW}"
+    table = Table(box=None, pad_edge=False)
+    for heading in ("pictures", "", "of these", "for example"):
+        table.add_column(heading, justify="right" if heading == "pictures" else "left", overflow="fold")
+    changes: list[tuple[str, list[tuple[str, str]]]] = [
+        ("came", [(name, label or "no label") for name, label in found.came]),
+        ("went", [(name, label or "no label") for name, label in found.went]),
+        ("changed label", [(name, f"{old} {arrow} {new}") for name, old, new in found.relabelled]),
+        ("changed split", [(name, f"{old} {arrow} {new}") for name, old, new in found.moved]),
+    ]
+    for what, rows in changes:
+        some = "; ".join(one_line(name, 60) for name, _ in rows[:3])
+        table.add_row(f"{len(rows):,}", what, Text(counted(word for _, word in rows)), Text(some))
+    console.print(table)
+    unknown = found.stayed - found.compared
+    tail = f"; the labels of {unknown:,} are not known in both, so not compared" if unknown else ""
+    console.print(f"{found.stayed:,} pictures are in both{tail}", markup=False)
 
 
 # ------------------------------------------------------------------------------- what the commands share

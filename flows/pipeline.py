@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console, ending, server
 from flows.watch import MARK
-from tasks import integrity, lineage, lockfile, processes
+from tasks import integrity, lineage, lockfile, processes, remote
 from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, UNSENT, child_environment, repository_root
 from tasks.stage import params_digest
 from thinner.config import load_params
@@ -108,8 +108,12 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         nodes = select(graph, stages)
         if left := lineage.remove_leftovers(root, graph):
             get_run_logger().info("removed, as params.yaml no longer names it: %s", ", ".join(left))
+        travel = _travel(root, get_run_logger().info)
         stale = plan(root, nodes)
+        asks = bool(stale) and travel.pull and remote.answers(root, get_run_logger().warning)
         environment = _before_first_stage() if stale else {}
+        if asks:
+            environment[remote.FETCH] = "yes"
         _cancelled.clear()
         _ended.clear()
         _took.clear()
@@ -150,7 +154,17 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
             console.stop_bars()
             if PARENT in environment:
                 _close_record(root, environment, status, states, closing)
+        if travel.push and any(state.name == "Completed" for state in states.values()):
+            remote.send(root, get_run_logger().info, get_run_logger().warning)
     return server.decided(_verdict(states))
+
+
+def _travel(root: Path, say: Callable[[str], None]) -> remote.Travel:
+    """Whether results travel with this run; if so, raw data that .dvc files name has come when this returns."""
+    travel = remote.travel(root)
+    if travel.pull:
+        remote.bring_data(root, say)
+    return travel
 
 
 def _later(before: Mapping[str, State], now: dict[str, State]) -> dict[str, State]:
@@ -198,7 +212,9 @@ def stage(
 
 def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logger: Any) -> State:
     began = time.monotonic()
-    process = start_dvc(lineage.reproduce_command(node.name, alone=True), root, environment)
+    fetching = remote.FETCH in environment
+    command = remote.command("repro", node.name) if fetching else lineage.reproduce_command(node.name, alone=True)
+    process = start_dvc(command, root, environment)
     with _guard:
         _processes[node.name] = process
     timed_out = threading.Event()
@@ -555,6 +571,7 @@ def _bring_up_to_date(
     root: Path, nodes: list[lineage.Node], stages: list[str] | None, jobs: int, quiet: bool
 ) -> tuple[str, str]:
     """Run what is out of date and tell the end; the verdict (one of ending.CODES) and what it rests on."""
+    _travel(root, lambda line: console.console.print(line, markup=False))
     stale = plan(root, nodes)
     if not quiet:
         console.console.print(
@@ -563,6 +580,8 @@ def _bring_up_to_date(
             else f"Every stage is up to date: {', '.join(node.name for node in nodes)}",
             markup=False,
         )
+        if stale and (said := remote.hint(root)):
+            console.console.print(said, style="yellow", markup=False)
     _took.clear()
     _ended.clear()
     if not stale and PREFECT_API_URL.value() is None:

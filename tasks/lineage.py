@@ -1,4 +1,4 @@
-"""The only file that talks to DVC: the graph, what is up to date and why not, and what a stage reads.
+"""What talks to DVC (its remotes: remote.py): the graph, what is up to date and why not, and what a stage reads.
 
 DVC owns these answers. Nothing here caches them or keeps a second ledger. DVC *runs* a stage only as a
 process of its own (`reproduce_command`): its locks know process ids, so two threads of one process would run
@@ -178,7 +178,7 @@ def remove_leftovers(root: Path, nodes: list[Node]) -> list[str]:
     """
     names, outs = {node.name for node in nodes}, {out for node in nodes for out in node.outs}
     removed = []
-    for name, entry in _locked_stages(root).items():
+    for name, entry in locked_stages(root).items():
         if "@" not in name or name in names:
             continue
         for out in [out["path"] for out in entry.get("outs", []) if out["path"] not in outs]:
@@ -273,7 +273,7 @@ def locked_outs(root: Path) -> list[Out]:
     """All that stages have written, in the order of dvc.lock."""
     return [
         Out(out["path"], out["md5"], name)
-        for name, entry in _locked_stages(root).items()
+        for name, entry in locked_stages(root).items()
         for out in entry.get("outs", [])
         if "md5" in out
     ]
@@ -355,12 +355,12 @@ def locked_hashes(root: Path) -> dict[str, str]:
     """For each stage of dvc.lock, the `Inputs.hash` that it had when it ran."""
     from dvc.stage.cache import _get_cache_hash
 
-    entries = _locked_stages(root)
+    entries = locked_stages(root)
     return {name: _get_cache_hash(copy.deepcopy(entry), key=True) for name, entry in entries.items()}
 
 
 @_patient
-def _locked_stages(root: Path) -> dict[str, Any]:
+def locked_stages(root: Path) -> dict[str, Any]:
     path = root / lockfile.LOCK
     try:
         entries = (yaml.load(path.read_text(), Loader=lockfile.LOADER) or {}).get("stages") or {}  # noqa: S506
