@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -197,11 +198,12 @@ def remove_leftovers(root: Path, nodes: list[Node]) -> list[str]:
 def reasons(root: Path, name: str) -> list[str]:
     """Why the stage is out of date, one short phrase each; empty when it is up to date."""
     with _repo(root) as repo:
-        status = repo.status(name)
+        # a bare name would be that of the current folder's dvc.yaml, which for a worktree is another one
+        status = repo.status(f"{root.resolve() / 'dvc.yaml'}:{name}")
     if status and name not in locked_hashes(root):
         return ["has not run yet"]  # DVC would list every file as modified
     found: list[str] = []
-    for entry in status.get(name, []):
+    for entry in itertools.chain(*status.values()):
         if isinstance(entry, str):  # "changed command", "always changed"
             found.append(entry)
             continue
