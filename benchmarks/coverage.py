@@ -35,6 +35,8 @@ from typing import Any
 
 from tasks.environment import repository_root, set_environment
 from tasks.machine import keep_memory
+from thinner.data import views
+from thinner.networks.spec import NetworkSpec
 
 RESULTS, PAGE = Path("benchmarks/coverage.json"), Path("docs/networks.md")
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
@@ -112,7 +114,7 @@ def parameters(name: str) -> int:
     from thinner.measure.profiling import count_params
     from thinner.networks import models
 
-    return count_params(models.skeleton({"name": name, "classes": CLASSES, "channels": 3}))
+    return count_params(models.skeleton(NetworkSpec(name, CLASSES, 3)))
 
 
 # ------------------------------------------------------------------------------------------------ one network
@@ -130,7 +132,7 @@ def examine(name: str, size: int, folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = {"name": name, "classes": CLASSES, "channels": 3}
+    network = NetworkSpec(name, CLASSES, 3)
     model = models.create(network).eval()
     shape = (3, size, size)
     macs, params = count_macs(model, shape), count_params(model)
@@ -148,9 +150,11 @@ def examine(name: str, size: int, folder: Path) -> dict[str, Any]:
         found["ratios"][str(ratio)] = row
         row["step"] = train_step(smaller, x)
         kept = folder / str(ratio)
-        sees = {"image_size": size, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+        sees = views.Preprocessing(size, mean=(0.5,) * 3, std=(0.5,) * 3)
         names = [f"class {number}" for number in range(CLASSES)]
-        checkpoint.save(kept, smaller, {"network": network, "classes": names, "preprocessing": sees})
+        checkpoint.save(
+            kept, smaller, {"network": network.as_json(), "classes": names, "preprocessing": sees.as_json()}
+        )
         np.save(kept / "x.npy", x.numpy())
         with torch.inference_mode():
             logits = smaller(x).numpy()

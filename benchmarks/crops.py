@@ -32,13 +32,13 @@ from thinner.errors import DamagedError, UserError
 from thinner.files import whole
 from thinner.learn import training
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 
 STORED, SIZE = 32, 16  # px
 LABELLED, VALIDATION = 1000, 200  # of each class, of the training pictures
 STEPS, BATCH, EVERY = 1000, 128, 200
 SEEDS = (0, 1, 2)
-NETWORK = {"name": "resnet8", "channels": 3, "width": 16, "stem_stride": 1}
-PREPROCESSING: dict[str, Any] = {"image_size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3}
+PREPROCESSING = views.Preprocessing(SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {  # name: (which pictures, the policy beside flips)
     "crop: 0.7, reduced": ("reduced", {"crop": 0.7}),
     "crop: 0.7": ("stored", {"crop": 0.7}),
@@ -83,8 +83,9 @@ class Pictures:
 def learn(pictures: Pictures, images: NDArray[np.uint8], policy: views.Policy, seed: int, steps: int) -> float:
     """Accuracy (0 to 1) on the test pictures after training on views of ``images``."""
     torch.manual_seed(seed)
-    model = models.create(NETWORK | {"classes": pictures.classes}).to(memory_format=torch.channels_last)
-    mean, std = (tuple(PREPROCESSING[key]) for key in ("mean", "std"))
+    network = NetworkSpec("resnet8", pictures.classes, channels=3, width=16, stem_stride=1)
+    model = models.create(network).to(memory_format=torch.channels_last)
+    mean, std = PREPROCESSING.mean, PREPROCESSING.std
     training.fit(
         model,
         training.Batches(images, pictures.labels, pictures.labelled, BATCH, seed, SIZE, mean, std, policy),

@@ -36,6 +36,7 @@ from tasks.environment import repository_root, set_environment
 from tasks.machine import keep_memory, set_up_torch, thread_count
 from thinner.config import load_params
 from thinner.errors import UserError
+from thinner.networks.spec import NetworkSpec
 
 WAYS = ("limit", "cached", "plain", "live")
 
@@ -45,9 +46,9 @@ class Job:
     """What is measured; sizes in pixels, counts in images, steps per round."""
 
     name: str
-    student: dict[str, Any]
+    student: NetworkSpec
     student_size: int
-    teacher: dict[str, Any]
+    teacher: NetworkSpec
     teacher_size: int
     stored_size: int
     images: int
@@ -63,10 +64,9 @@ FEW_IMAGES = 7_000
 
 
 def jobs(params: Any) -> list[Job]:
-    teacher = {"name": params.finetune.network, "classes": 10, "channels": params.finetune.channels}
-    student = {"name": params.student.network, "classes": 10, "channels": params.student.channels}
-    if params.student.width is not None:
-        student |= {"width": params.student.width, "stem_stride": params.student.stem_stride}
+    teacher = NetworkSpec(params.finetune.network, 10, params.finetune.channels)
+    given = params.student
+    student = NetworkSpec(given.network, 10, given.channels, width=given.width, stem_stride=given.stem_stride)
     augmented = {"crop": 0.7, "flip": True, "erase": 0.3}
     default = Job(
         "default job",
@@ -84,9 +84,9 @@ def jobs(params: Any) -> list[Job]:
     moving = Job(**{**vars(default), "name": "default job, views that differ", "policy": augmented})
     resnet18 = Job(
         "ResNet-18, 224 px",
-        {"name": "torchvision:resnet18", "classes": 10, "channels": 3},
+        NetworkSpec("torchvision:resnet18", 10, 3),
         224,
-        teacher | {"channels": 3},
+        replace(teacher, channels=3),
         224,
         224,
         images=512,
@@ -105,7 +105,7 @@ def generate(job: Job, folder: Path) -> tuple[Any, Any, Any]:
     from thinner.learn import signals
 
     rng = np.random.default_rng(0)
-    shape = (job.images, job.stored_size, job.stored_size, job.student["channels"])
+    shape = (job.images, job.stored_size, job.stored_size, job.student.channels)
     images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     for start in range(0, job.images, 1_000):
         images[start : start + 1_000] = rng.integers(0, 256, images[start : start + 1_000].shape, dtype=np.uint8)
@@ -128,7 +128,7 @@ def measure(job: Job, rounds: int, folder: Path, params: Any, student: Any = Non
     from thinner.networks import models
 
     images, labels, cache = generate(job, folder)
-    channels, pool = job.student["channels"], np.arange(job.images)
+    channels, pool = job.student.channels, np.arange(job.images)
     policy = views.Policy(**job.policy)
     fabric = training.make_fabric(params.run.device, 1, params.run.precision)
     device = fabric.device
@@ -138,11 +138,9 @@ def measure(job: Job, rounds: int, folder: Path, params: Any, student: Any = Non
     )  # fmt: skip
     kept = torch.channels_last if params.run.channels_last else torch.contiguous_format
     teacher = models.create(job.teacher).eval().to(device, memory_format=kept)
-    preprocessing = {
-        "image_size": job.teacher_size,
-        "mean": [0.5] * job.teacher["channels"],
-        "std": [0.5] * job.teacher["channels"],
-    }
+    preprocessing = views.Preprocessing(
+        job.teacher_size, mean=(0.5,) * job.teacher.channels, std=(0.5,) * job.teacher.channels
+    )
     loss = losses.combine([("kd", 1.0, {"temperature": 4.0}, None)])
     fixed = batches(0)
     fixed_logits = cache.logits(fixed.index, fixed.view, device)
@@ -220,7 +218,7 @@ def resident(job: Job, folder: Path) -> int:
     set_up_torch(params.run)
     images, labels, cache = generate(job, folder)
     fabric = training.make_fabric(params.run.device, 1, params.run.precision)
-    channels = job.student["channels"]
+    channels = job.student.channels
     batches = training.Batches(
         images, labels, np.arange(job.images), job.batch_size, 0, job.student_size,
         (0.5,) * channels, (0.5,) * channels, views.Policy(**job.policy), views=1, device=fabric.device,

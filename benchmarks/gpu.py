@@ -7,8 +7,8 @@
     python -m benchmarks.gpu --device cpu --quick     # tiny sizes, to see that every line runs; says nothing of speed
 
 What is timed is what the stages run: a store that thinner.data.store wrote, batches of tasks.learning, the steps of
-tasks.lessons, ``thinner.learn.training.fit``, and the stage teach. Pixels are random, weights too: what pictures show
-makes no difference to the time.
+tasks.distillation, ``thinner.learn.training.fit``, and the stage teach. Pixels are random, weights too: what pictures
+show makes no difference to the time.
 
 - resnet50, student, mobilenet: a training step with the real data path, against the same step on one held batch
 - teach: images a second of the stage teach, against the same network on one held batch
@@ -321,6 +321,7 @@ def open_job(bench: Bench, job: Job, data: Any, store: str) -> tuple[Any, Any, A
     import torch
 
     from tasks import learning
+    from thinner.data import views
 
     params = bench.params(job, store)
     set_up_torch(params.run)
@@ -329,7 +330,7 @@ def open_job(bench: Bench, job: Job, data: Any, store: str) -> tuple[Any, Any, A
     torch.manual_seed(0)
     model = new_network(params, params.student, data, fabric)
     batches = learning.batches_of(
-        stage, data, learning.training_pool(data), learning.preprocessing_of(params.student), params.student.augment,
+        stage, data, learning.training_pool(data), views.Preprocessing.of(params.student), params.student.augment,
         job.batch_size, fabric, number_of_views=params.teach.views,
     )  # fmt: skip
     batches = replace(batches, there=None)  # as it is where a store is too large to lie on the card
@@ -340,7 +341,7 @@ def new_network(params: Any, section: Any, data: Any, fabric: Any) -> Any:
     from tasks import learning
     from thinner.networks import models
 
-    model = models.create(learning.network_of(section, len(data.classes)))
+    model = models.create(models.describe(section, len(data.classes)))
     return model.to(fabric.device, memory_format=learning.memory_format_of(params))
 
 
@@ -434,11 +435,12 @@ class Watched(Stage):
 def save_teacher(params: Any, data: Any, fabric: Any) -> Any:
     """A teacher as the stage finetune leaves one, of random weights; returns its network on the device."""
     from tasks import learning
-    from thinner.networks import checkpoint
+    from thinner.data import views
+    from thinner.networks import checkpoint, models
 
     model = new_network(params, params.finetune, data, fabric)
-    network = learning.network_of(params.finetune, len(data.classes))
-    spec = learning.spec_of("finetune", network, learning.preprocessing_of(params.finetune), data, {})
+    network = models.describe(params.finetune, len(data.classes))
+    spec = learning.spec_of("finetune", network, views.Preprocessing.of(params.finetune), data, {})
     if not Path("data/finetune").exists():  # a spec with an accuracy: else the stage would look for it in each round
         Path("data").mkdir(exist_ok=True)
         checkpoint.save("data/finetune", copy.deepcopy(model).cpu(), {**spec, "val_accuracy": 0.5})
@@ -451,6 +453,7 @@ def teach(bench: Bench) -> list[Row]:
 
     from tasks import learning
     from tasks.teach import teach as stage_teach
+    from thinner.data import views
 
     job = bench.sizes.resnet50
     with bench.store("large") as data:
@@ -459,7 +462,7 @@ def teach(bench: Bench) -> list[Row]:
         fabric = learning.fabric_of(params)
         model = save_teacher(params, data, fabric).eval()
         x = learning.batches_of(
-            Stage("teach", params), data, learning.training_pool(data), learning.preprocessing_of(params.finetune),
+            Stage("teach", params), data, learning.training_pool(data), views.Preprocessing.of(params.finetune),
             params.student.augment, job.batch_size, fabric,
         )(0).images  # fmt: skip
         count = max(1, len(learning.training_pool(data)) // job.batch_size - 2)
@@ -491,7 +494,7 @@ def teach(bench: Bench) -> list[Row]:
 
 def distill(bench: Bench) -> list[Row]:
     """A step with cached signals against a step with the live teacher, for two students of ResNet-50."""
-    from tasks import lessons
+    from tasks import distillation
     from tasks.teach import teach as stage_teach
 
     rows = []
@@ -507,7 +510,7 @@ def distill(bench: Bench) -> list[Row]:
             save_teacher(params["live"], data, fabric)
             stage_teach(Watched("teach", params["cached"]))
             ways = {
-                kind: Way(model, batches, lessons.lesson(given, data, model, len(batches), fabric.device).step)
+                kind: Way(model, batches, distillation.step_of(given, data, model, len(batches), fabric.device).step)
                 for kind, given in params.items()
             }
             times = time_steps(bench, f"distill, {name}", ways, fabric, 40.0)

@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks import learning
 from thinner.config import load_params
 from thinner.data import sources, store, views
 from thinner.learn import imbalance, training
@@ -86,9 +85,9 @@ def learn(
     free = np.setdiff1d(train, labelled)
     validation = thinned(labels, free, [max(1, count // 2) for count in counts], seed)
     fabric = training.make_fabric("cpu", 1, "fp32")
-    preprocessing = learning.preprocessing_of(section)
+    preprocessing = views.Preprocessing.of(section)
     torch.manual_seed(seed)
-    model = models.create(learning.network_of(section, classes))
+    model = models.create(models.describe(section, classes))
     batches = training.Batches(
         images, labels, labelled, BATCH, seed, section.image_size, tuple(section.mean), tuple(section.std),
         views.Policy(crop=0.8, flip=True), balanced=how.sampling == "balanced",

@@ -89,8 +89,7 @@ def _network(params: Params, name: str) -> tuple[Any, tuple[int, int, int]]:
     folder = Path("data") / name
     if (folder / "model.json").exists():
         loaded = checkpoint.load(folder)
-        look = loaded.spec["preprocessing"]
-        return loaded.model, (look["channels"], look["image_size"], look["image_size"])
+        return loaded.model, loaded.preprocessing.shape
     section = params.student if name == "distill" else params.finetune
     job = distillation.jobs(params)[0]
     torch.manual_seed(0)
@@ -113,7 +112,7 @@ def measure(params: Params, orders: Mapping[str, list[Training]], rounds: int) -
             one = orders[name][place]
             asked = replace(
                 job, student_size=one.shape[1], batch_size=one.batch_size, steps={"cached": steps[turn]},
-                student=job.student | {"channels": one.shape[0]},
+                student=replace(job.student, channels=one.shape[0]),
             )  # fmt: skip
             with tempfile.TemporaryDirectory() as folder:
                 times = distillation.measure(asked, 1, Path(folder), params, student=one.model)

@@ -31,13 +31,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import distillation
 from tasks.machine import thread_count
 from thinner.errors import UserError
+from thinner.networks.spec import NetworkSpec
 
 RESULTS, PAGE = Path("benchmarks/peers.json"), Path("docs/peers.md")
 MACS_LEFT = 0.47
@@ -149,8 +150,10 @@ class Bench:
         return self.data.splits["labelled"]
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        return {"image_size": 32, "channels": 3, "mean": list(MEAN), "std": list(STD)}
+    def preprocessing(self) -> Any:
+        from thinner.data import views
+
+        return views.Preprocessing(32, MEAN, STD)
 
     @property
     def policy(self) -> Any:
@@ -159,8 +162,8 @@ class Bench:
 
         return views.Policy(flip=True, translation=0.125)
 
-    def network(self, name: str) -> dict[str, Any]:
-        return {"name": name, "classes": len(self.data.classes), "channels": 3}
+    def network(self, name: str) -> NetworkSpec:
+        return NetworkSpec(name, len(self.data.classes), 3)
 
     def create(self, name: str) -> Any:
         """With the same weights each time."""
@@ -195,8 +198,8 @@ class Bench:
         from thinner.networks import checkpoint
 
         spec = {
-            "stage": "peers", "network": self.network(name), "classes": list(self.data.classes),
-            "preprocessing": self.preprocessing, "parents": {}, "data_sha256": self.data.sha256,
+            "stage": "peers", "network": self.network(name).as_json(), "classes": list(self.data.classes),
+            "preprocessing": self.preprocessing.as_json(), "parents": {}, "data_sha256": self.data.sha256,
         }  # fmt: skip
         checkpoint.save(folder, model.cpu(), spec)
 
@@ -484,18 +487,18 @@ class Pair:
     """Teacher and student of an epoch whose speed is measured; the weights make no difference to it."""
 
     name: str
-    teacher: dict[str, Any]
+    teacher: NetworkSpec
     teacher_size: int  # px
-    student: dict[str, Any]
+    student: NetworkSpec
 
 
 def pairs(bench: Bench, params: Any) -> list[Pair]:
     """The networks of this page, and those of the default job of params.yaml."""
     job = distillation.jobs(params)[0]
-    colour = {"classes": 10, "channels": 3}
+    source, student = (NetworkSpec(name, 10, channels=3) for name in (bench.budget.source, bench.budget.student))
     return [
-        Pair("these networks", {"name": bench.budget.source, **colour}, 32, {"name": bench.budget.student, **colour}),
-        Pair("default job", job.teacher | {"channels": 3}, job.teacher_size, job.student | {"channels": 3}),
+        Pair("these networks", source, 32, student),
+        Pair("default job", replace(job.teacher, channels=3), job.teacher_size, replace(job.student, channels=3)),
     ]
 
 

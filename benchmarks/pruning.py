@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks import distillation
 from thinner.errors import UserError
+from thinner.networks.spec import NetworkSpec
 
 NETWORKS = (
     ("ResNet-18", "torchvision:resnet18", 224),
@@ -83,7 +84,7 @@ def stopwatch() -> Iterator[dict[str, float]]:
             setattr(owner, name, original)
 
 
-def measure_step(network: dict[str, Any], size: int, rounds: int) -> dict[str, Any]:
+def measure_step(network: NetworkSpec, size: int, rounds: int) -> dict[str, Any]:
     """Seconds of each part of a prune step, and of one forward and backward pass, per round; they take turns."""
     import numpy as np
     import torch
@@ -94,7 +95,7 @@ def measure_step(network: dict[str, Any], size: int, rounds: int) -> dict[str, A
 
     torch.manual_seed(0)
     model = models.create(network).eval()
-    image = torch.randn(1, network["channels"], size, size)
+    image = torch.randn(1, network.channels, size, size)
     label = torch.zeros(1, dtype=torch.int64)
     times: dict[str, list[float]] = {part: [] for part in (*PARTS, "pass")}
     for number in range(-1, rounds):  # the first warms up and is not counted
@@ -141,7 +142,7 @@ def students(params: Any) -> tuple[str, dict[float, Any]]:
     if Path("data/distill/model.json").exists():
         loaded = checkpoint.load("data/distill")
         source, model = "data/distill", loaded.model
-        shape = (loaded.spec["preprocessing"]["channels"], *[loaded.spec["preprocessing"]["image_size"]] * 2)
+        shape = loaded.preprocessing.shape
     else:
         torch.manual_seed(0)
         source, model = "fresh weights", models.create(distillation.jobs(params)[0].student).eval()
@@ -244,7 +245,7 @@ def measure_all(params: Any, rounds: int, repeats: int) -> dict[str, Any]:
 
     results: dict[str, Any] = {"step": {}}
     for name, network, size in NETWORKS:
-        asked = {"name": network, "classes": 10, "channels": 3}
+        asked = NetworkSpec(network, 10, 3)
         results["step"][name] = judge_step(measure_step(asked, size, rounds))
         print(f"{name}: done", file=sys.stderr)
     results["source"], networks = students(params)

@@ -176,7 +176,8 @@ def tested(params: Params) -> dict[str, Any]:
             import onnx
 
             network = FakeQuantised(onnx.load(folder / "model.onnx"))
-            mine = logits_of(network, data.images, test, checkpoint.read_spec(folder)["preprocessing"]).numpy()
+            seen = views.Preprocessing.from_json(checkpoint.read_spec(folder)["preprocessing"])
+            mine = logits_of(network, data.images, test, seen).numpy()
             rows[-1] |= {
                 "trained_difference": float(np.abs(mine - logits).max()),
                 "trained_agreement": float((mine.argmax(1) == logits.argmax(1)).mean()),
@@ -202,7 +203,7 @@ def beside_nncf(
     with contextlib.chdir(folder):
         params = params_of(root, part, seed, changes)
         data = store.open_store("data/prepared")
-        preprocessing = checkpoint.read_spec(attempts() / "float")["preprocessing"]
+        preprocessing = views.Preprocessing.from_json(checkpoint.read_spec(attempts() / "float")["preprocessing"])
         pool = np.sort(np.concatenate([data.splits["labelled"], data.splits["unlabelled"]]))
         chosen = np.sort(np.random.default_rng(seed).permutation(pool)[: params.quantize.images])
         given = {}

@@ -41,7 +41,7 @@ def write(name: str, source: Path, store: Store, folder: Path) -> Iterator[tuple
         formats, given = ["openvino"], SimpleNamespace(onnx=source / "model.onnx", metadata={})
     else:
         images = np.asarray(store.images[np.sort(store.splits["validation"][: section.calibration_images])])
-        inputs = views.preprocess(images, spec["preprocessing"]).numpy()
+        inputs = views.preprocess(images, views.Preprocessing.from_json(spec["preprocessing"])).numpy()
         (steps := folder / f"{name}-steps").mkdir()
         formats = list(catalogue.FORMATS)
         given = Source(

@@ -112,7 +112,7 @@ def _answers() -> dict[str, Any]:
             loaded = checkpoint.load(place)
             model = loaded.model.to(memory_format=torch.channels_last)
             for split, numbers in index.items():
-                logits = training.logits_of(model, data.images, numbers, loaded.spec["preprocessing"])
+                logits = training.logits_of(model, data.images, numbers, loaded.preprocessing)
                 found[f"{split}.{name}"] = logits.argmax(1).numpy()
         np.savez(kept, allow_pickle=False, **found)
     with np.load(kept, allow_pickle=False) as file:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows import data, device
-from flows.console import busy, console, few, print_comparison, print_verdicts
+from flows.console import abbreviated, busy, console, print_comparison, print_verdicts
 from tasks import integrity, lineage
 from tasks.environment import repository_root, set_environment
 from thinner.config import load_params
@@ -208,7 +208,7 @@ def status() -> None:
     for node in nodes:
         if why[node.name]:
             stale.add(node.name)
-            table.add_row(node.name, "out of date", few(why[node.name]))
+            table.add_row(node.name, "out of date", abbreviated(why[node.name]))
         elif after := sorted(stale.intersection(node.upstream)):
             # Its inputs have not changed yet, but will: DVC sees that only once the upstream stage has run.
             stale.add(node.name)

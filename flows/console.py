@@ -155,7 +155,7 @@ def _line(what: str, event: Mapping[str, Any], seconds: float) -> str:
     return "  ".join(part for part in (what, f"{share:4.0%}", _numbers(event["numbers"]), left) if part)
 
 
-def few(texts: Sequence[str], most: int = 4) -> str:
+def abbreviated(texts: Sequence[str], most: int = 4) -> str:
     """The first of them, and how many more there are."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more

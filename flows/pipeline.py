@@ -183,7 +183,7 @@ def stage(root: Path, node: lineage.Node, environment: dict[str, str], slots: th
     with slots:
         if _cancelled.is_set():
             return Failed(name="Cancelled", message="cancelled before it started")
-        logger.info("out of date: %s", console.few(why))
+        logger.info("out of date: %s", console.abbreviated(why))
         with console.stage_shown(node.name):
             state = _reproduce(root, node, environment, logger)
         stopped = _cancelled.is_set() and not state.is_completed()

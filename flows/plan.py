@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from flows.console import busy, console, few
+from flows.console import abbreviated, busy, console
 from tasks import forecast, lineage
 from tasks.machine import thread_count
 from thinner.params import Params
@@ -79,7 +79,7 @@ def print_plan(plan: Plan) -> None:
     for each in plan.stages:
         time = about(each.cost.seconds) if each.runs else "-"
         size = si(each.cost.bytes, "B") if each.runs and each.cost.bytes else "-"
-        table.add_row(each.stage, time, size, each.cost.words, few(each.why) if each.runs else "up to date")
+        table.add_row(each.stage, time, size, each.cost.words, abbreviated(each.why) if each.runs else "up to date")
     console.print(table)
     if not any(each.runs for each in plan.stages):
         console.print("\nEverything is up to date: a run takes seconds and trains nothing")

@@ -232,8 +232,7 @@ def _macs(folder: Path) -> dict[str, int]:
         made = checkpoint.load(folder)
     except UserError:  # a stage that makes no network, such as teach; what it says is the stage's
         return {}
-    wants = made.spec["preprocessing"]
-    return {"macs": profiling.count_macs(made.model, (wants["channels"], wants["image_size"], wants["image_size"]))}
+    return {"macs": profiling.count_macs(made.model, made.preprocessing.shape)}
 
 
 # ---------------------------------------------------------------------------------------------------- running

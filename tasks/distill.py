@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tasks import learning, lessons, teachers
+from tasks import distillation, learning, teachers
 from tasks.stage import Stage, run_stage
-from thinner.data import store
+from thinner.data import store, views
 
 
 def distill(stage: Stage) -> None:
@@ -12,7 +12,7 @@ def distill(stage: Stage) -> None:
     data = store.open_store(learning.PREPARED)
     fabric = learning.fabric_of(params)
     model, network, parents = learning.new_student(stage, data)
-    preprocessing = learning.preprocessing_of(params.student)
+    preprocessing = views.Preprocessing.of(params.student)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
     batches = learning.batches_of(
@@ -25,18 +25,18 @@ def distill(stage: Stage) -> None:
         fabric,
         number_of_views=params.teach.views,
     )
-    lesson = lessons.lesson(params, data, model.to(fabric.device), len(batches), fabric.device)
+    distilled = distillation.step_of(params, data, model.to(fabric.device), len(batches), fabric.device)
     history = learning.learn(
         stage,
         "distill",
         model,
         batches,
-        lesson.step,
+        distilled.step,
         plan,
         data,
         preprocessing,
         fabric,
-        extra=lesson.extra,
+        extra=distilled.extra,
     )
     teacher = teachers.plain_or_self_trained(params)
     parents |= {Path(teacher).parts[1]: learning.parent(teacher)}

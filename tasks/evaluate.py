@@ -187,7 +187,7 @@ def _as_trained(
         from thinner.learn.training import logits_of
 
         network = FakeQuantised(onnx.load(places[name] / "model.onnx"))
-        trained = logits_of(network, store.images, store.splits["test"], spec["preprocessing"]).numpy()
+        trained = logits_of(network, store.images, store.splits["test"], candidate.preprocessing).numpy()
         row = {
             "trained_difference": float(np.abs(trained - logits[name]).max()),
             "trained_agreement": metrics.agreement(trained.argmax(axis=1), logits[name].argmax(axis=1)),
@@ -297,12 +297,10 @@ def _size(name: str, candidates: Mapping[str, Candidate], folder: Path) -> dict[
         candidate = candidates[next(iter(candidate.spec["parents"]))]
     if candidate.model is None:
         raise TypeError(f"{name}: no PyTorch network to count")
-    preprocessing = candidate.spec["preprocessing"]
-    side = preprocessing["image_size"]
     return {
         "params": count_params(candidate.model),
         "params_nonzero": count_params(candidate.model, nonzero=True),
-        "macs": count_macs(candidate.model, (len(preprocessing["mean"]), side, side)),
+        "macs": count_macs(candidate.model, candidate.preprocessing.shape),
         "file_bytes": file_bytes(folder),
     }
 

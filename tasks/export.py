@@ -15,7 +15,7 @@ from thinner.compress.quantization import quantise_onnx
 from thinner.data import views
 from thinner.data.store import open_store
 from thinner.networks import checkpoint
-from thinner.networks.export import COMPARED, add_preprocessing, check_parity
+from thinner.networks.export import COMPARED, ExportError, add_preprocessing, check_parity
 from thinner.runtimes import catalogue
 from thinner.runtimes.protocol import Source
 
@@ -44,9 +44,9 @@ def _formats(stage: Stage, folder: Path, source: str, images: Any) -> Iterator[s
     """Write ``source`` in every format below ``folder``, and yield the name of each as it is done."""
     section = stage.params.export
     loaded = checkpoint.load(layout.networks(stage.params)[source])
-    preprocessing = loaded.spec["preprocessing"]
+    preprocessing = loaded.preprocessing
     inputs = views.preprocess(images, preprocessing).numpy()
-    metadata = {"classes": loaded.spec["classes"], "preprocessing": preprocessing}
+    metadata = {"classes": loaded.spec["classes"], "preprocessing": preprocessing.as_json()}
     compared, pictures = inputs[:COMPARED], np.array(images[:COMPARED])
     with tempfile.TemporaryDirectory() as scratch:
         given = Source(loaded.model, inputs, metadata, section.opset, Path(scratch), quantise_onnx)
@@ -54,7 +54,10 @@ def _formats(stage: Stage, folder: Path, source: str, images: Any) -> Iterator[s
             runtime, format_ = catalogue.OF[name], catalogue.FORMATS[name]
             target = folder / f"{source}_{name}" / runtime.files[0]
             target.parent.mkdir(exist_ok=True)
-            format_.write(given, target)
+            try:
+                format_.write(given, target)
+            except ExportError as error:  # of a file on the way to this one, maybe
+                raise ExportError(f"{target.parent.name}: {error}") from error
             spec = {**loaded.spec, "format": name, "stage": "export", "parents": {source: loaded.sha256}}
             pixels = format_.pixels and section.preprocessing_in_graph
             if pixels:

@@ -7,7 +7,7 @@ from torch import nn
 
 from tasks import learning
 from tasks.stage import Stage, run_stage
-from thinner.data import store
+from thinner.data import store, views
 from thinner.networks import models
 
 
@@ -15,7 +15,7 @@ def finetune(stage: Stage) -> None:
     params, section = stage.params, stage.params.finetune
     data = store.open_store(learning.PREPARED)
     fabric = learning.fabric_of(params)
-    preprocessing = learning.preprocessing_of(section)
+    preprocessing = views.Preprocessing.of(section)
 
     model, network, start = learning.started(stage, section, len(data.classes))
     frozen = models.freeze(model, section.freeze)
@@ -33,7 +33,7 @@ def finetune(stage: Stage) -> None:
     learning.finish(stage, model, spec, history)
 
 
-def _probe(stage: Stage, model: nn.Module, data: store.Store, preprocessing: dict[str, Any], fabric: Any) -> None:
+def _probe(stage: Stage, model: nn.Module, data: store.Store, preprocessing: views.Preprocessing, fabric: Any) -> None:
     """Train the head alone, on features as they are: where it starts from noise, its first gradients spoil them (Kumar
     et al. 2022, https://arxiv.org/abs/2202.10054)."""
     section = stage.params.finetune

@@ -31,7 +31,7 @@ from tasks.small import size_of
 from thinner import layout
 from thinner.compress import criteria, rounds
 from thinner.compress.target import Target
-from thinner.data import corruptions, store
+from thinner.data import corruptions, store, views
 from thinner.data.sources import Listing, list_source
 from thinner.evidence import decision
 from thinner.learn import training
@@ -172,10 +172,10 @@ class Clock:
 
         return _median(once) / params.run.devices
 
-    def look_seconds(self, params: Params, name: str, network: Any, preprocessing: Mapping[str, Any]) -> float:
+    def look_seconds(self, params: Params, name: str, network: Any, preprocessing: views.Preprocessing) -> float:
         """Of one image, of which only the answer is wanted."""
         key, make = network
-        size = preprocessing["image_size"]
+        size = preprocessing.image_size
         told = ("look", key, size, params.data.image_size, params.data.channels, params.run)
 
         def measure() -> float:
@@ -185,7 +185,7 @@ class Clock:
             index = np.arange(len(images))
 
             def once(number: int) -> None:
-                training.logits_of(model, images, index, dict(preprocessing), device=device)
+                training.logits_of(model, images, index, preprocessing, device=device)
 
             return _median(once, warm=1, timed=3) / len(images)
 
@@ -242,7 +242,7 @@ def _noise(params: Params, images: int) -> tuple[Any, Any]:
 
 def _fresh(section: Network, classes: int) -> tuple[Any, Callable[[], Any]]:
     """(what it is told apart by, how it is made), with weights that were never trained: they are as fast."""
-    network = learning.network_of(section, classes)
+    network = models.describe(section, classes)
     return repr(network), lambda: models.create(network)
 
 
@@ -319,7 +319,7 @@ class _Job:
         plan = own.training.model_copy(update={"batch_size": own.training.batch_size * (1 + own.ratio)})
         stage = f"self_train@{name}"
         one = self._trained(stage, network, section, section.augment, plan)
-        look = self.clock.look_seconds(self.params, stage, network, learning.preprocessing_of(section))
+        look = self.clock.look_seconds(self.params, stage, network, views.Preprocessing.of(section))
         steps = self._steps(plan, self.counts.labelled)[0]
         looked = steps * own.ratio * own.training.batch_size + 3 * self.counts.validation
         seconds = 2 * one.seconds - self._beside(0.0) + looked * look
@@ -359,7 +359,7 @@ class _Job:
     ) -> Cost:
         steps, looks = self._steps(plan, self.counts.pool if taught else self.counts.labelled)
         each = self._step(stage, network, section, augment, plan, taught)
-        look = self.clock.look_seconds(self.params, stage, network, learning.preprocessing_of(section))
+        look = self.clock.look_seconds(self.params, stage, network, views.Preprocessing.of(section))
         seconds = steps * each + looks * self.counts.validation * look
         size = 4 * profiling.count_params(network[1]())
         return Cost(
@@ -382,10 +382,11 @@ class _Job:
                 continue
             asked = 1 + self.params.teach.flip
             if name == "finetune":
-                network, wants = self.networks[name][0], learning.preprocessing_of(self.params.finetune)
+                network, wants = self.networks[name][0], views.Preprocessing.of(self.params.finetune)
             else:
-                spec = checkpoint.read_spec(name)
-                network, wants = (name, lambda name=name: checkpoint.load(name).model), spec["preprocessing"]
+                seen = checkpoint.read_spec(name)["preprocessing"]
+                network = (name, lambda name=name: checkpoint.load(name).model)
+                wants = views.Preprocessing.from_json(seen)
             total += asked * self.clock.look_seconds(self.params, f"the teacher {name}", network, wants)
         return total
 
@@ -422,7 +423,7 @@ class _Job:
         seconds, size = 0.0, 0
         for number, cut in enumerate(rounds_of, 1):
             each = self._step(f"{stage} {number}", cut, section, params.student.augment, plan, taught=True)
-            look = self.clock.look_seconds(params, f"{stage} {number}", cut, learning.preprocessing_of(section))
+            look = self.clock.look_seconds(params, f"{stage} {number}", cut, views.Preprocessing.of(section))
             seconds += steps * each + (looks + 2) * self.counts.validation * look
             size += 4 * profiling.count_params(cut[1]())
         self.networks[candidate] = (cuts[-1], section)
@@ -444,7 +445,7 @@ class _Job:
         )
         looks = math.ceil(steps / (plan.validate_every or max(1, self.counts.labelled // plan.batch_size)))
         each = self.clock.step_seconds(params, "small", last, section, params.student.augment, plan)
-        look = self.clock.look_seconds(params, "small", last, learning.preprocessing_of(section))
+        look = self.clock.look_seconds(params, "small", last, views.Preprocessing.of(section))
         size = 4 * profiling.count_params(last[1]())
         return Cost(
             "small",
@@ -469,7 +470,7 @@ class _Job:
         if section.candidate is None:
             return Cost("quantize", self._beside(0.0), 0, "nothing")
         network, wants = self.networks[section.source]
-        look = self.clock.look_seconds(self.params, section.source, network, learning.preprocessing_of(wants))
+        look = self.clock.look_seconds(self.params, section.source, network, views.Preprocessing.of(wants))
         attempts = len(section.calibration)
         seen = attempts * (section.images + self.counts.validation) + self.counts.validation
         seconds = look * seen + (1 + attempts) * _QUANTISED * self.start
@@ -492,7 +493,7 @@ class _Job:
         cases = len(corruptions.CORRUPTIONS) * len(corruptions.SEVERITIES) if section.corruptions else 0
         for name in layout.candidate_names(params):
             network, wants = self._of(name)
-            look = self.clock.look_seconds(params, name, network, learning.preprocessing_of(wants))
+            look = self.clock.look_seconds(params, name, network, views.Preprocessing.of(wants))
             look *= 1.0 if layout.runtime_of(params, name) == catalogue.PYTORCH else _ONNX
             seconds += look * (self.counts.test * (1 + cases) + self.counts.validation)
             slower = max(1.0, threads / section.latency_threads)

@@ -19,7 +19,8 @@ from thinner.data import store, views
 from thinner.files import whole
 from thinner.learn import imbalance, training
 from thinner.measure import scores
-from thinner.networks import checkpoint, models, own, weights
+from thinner.networks import checkpoint, models, weights
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Augmentation, Budget, Finetune, Network, Params
 
 PREPARED = "data/prepared"
@@ -35,38 +36,18 @@ class Drawn(Protocol):
     def __call__(self, step: int) -> training.Batch: ...
 
 
-def network_of(section: Network, classes: int) -> dict[str, Any]:
-    """The entry ``network`` of a checkpoint's spec."""
-    network: dict[str, Any] = {"name": section.network, "classes": classes, "channels": section.channels}
-    if section.width is not None:
-        network |= {"width": section.width, "stem_stride": section.stem_stride}
-    network |= models.sized(section.network, section.image_size)
-    if own.is_own(section.network):
-        network["code_sha256"] = own.code_sha256(section.network)
-    return network
-
-
-def preprocessing_of(section: Network) -> dict[str, Any]:
-    return {
-        "image_size": section.image_size,
-        "channels": section.channels,
-        "mean": list(section.mean),
-        "std": list(section.std),
-    }
-
-
 def policy_of(augment: Augmentation) -> views.Policy:
     return views.Policy(**augment.model_dump())
 
 
 def spec_of(
-    stage: str, network: dict[str, Any], preprocessing: dict[str, Any], data: store.Store, parents: dict[str, str]
+    stage: str, network: NetworkSpec, preprocessing: views.Preprocessing, data: store.Store, parents: dict[str, str]
 ) -> dict[str, Any]:
     return {
         "stage": stage,
-        "network": network,
+        "network": network.as_json(),
         "classes": list(data.classes),
-        "preprocessing": preprocessing,
+        "preprocessing": preprocessing.as_json(),
         "parents": parents,
         "data_sha256": data.sha256,
     }
@@ -76,7 +57,7 @@ def batches_of(
     stage: Stage,
     data: store.Store,
     pool: npt.NDArray[np.int64],
-    preprocessing: dict[str, Any],
+    preprocessing: views.Preprocessing,
     augment: Augmentation,
     batch_size: int,
     fabric: Any,
@@ -90,9 +71,9 @@ def batches_of(
         pool=pool,
         batch_size=batch_size,
         seed=run.seed,
-        size=preprocessing["image_size"],
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
+        size=preprocessing.image_size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         policy=policy_of(augment),
         views=number_of_views,
         device=fabric.device,
@@ -135,7 +116,7 @@ def fabric_of(params: Params) -> Any:
 
 
 def validation_of(
-    params: Params, data: store.Store, preprocessing: dict[str, Any], fabric: Any
+    params: Params, data: store.Store, preprocessing: views.Preprocessing, fabric: Any
 ) -> Callable[[nn.Module], training.Row]:
     """What chooses among the weights of a training: the validation split, in the training's precision."""
     return training.validation(
@@ -158,7 +139,7 @@ def learn(
     step: Callable[[nn.Module, training.Batch, int], dict[str, Tensor]],
     plan: Budget,
     data: store.Store,
-    preprocessing: dict[str, Any],
+    preprocessing: views.Preprocessing,
     fabric: Any,
     *,
     resume: Path | None = None,
@@ -240,7 +221,7 @@ def learn_labels(
     how: Any,
     augment: Augmentation,
     data: store.Store,
-    preprocessing: dict[str, Any],
+    preprocessing: views.Preprocessing,
     fabric: Any,
     **further: Any,
 ) -> list[training.Row]:
@@ -343,18 +324,18 @@ def training_pool(data: store.Store) -> npt.NDArray[np.int64]:
     return np.sort(np.concatenate([data.splits["labelled"], data.splits["unlabelled"]]))
 
 
-def started(stage: Stage, section: Network, classes: int) -> tuple[nn.Module, dict[str, Any], models.Start]:
-    """(network, its entry in a spec, where its weights are from) as training begins; what is to be said is said."""
-    network = network_of(section, classes)
+def started(stage: Stage, section: Network, classes: int) -> tuple[nn.Module, NetworkSpec, models.Start]:
+    """(network, its description, where its weights are from) as training begins; what is to be said is said."""
+    network = models.describe(section, classes)
     torch.manual_seed(stage.params.run.seed)
     model = models.create(network)
     start = models.load_pretrained(model, network, section.weights)
-    for note in (*start.notes, *weights.remarks(section.network, section.weights, preprocessing_of(section))):
+    for note in (*start.notes, *weights.remarks(section.network, section.weights, views.Preprocessing.of(section))):
         stage.say(f"{stage.name}: {note}")
     return model, network, start
 
 
-def new_student(stage: Stage, data: store.Store) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
+def new_student(stage: Stage, data: store.Store) -> tuple[nn.Module, NetworkSpec, dict[str, str]]:
     """The student's network as it starts, the same for scratch and distill; and what it was made from, for the spec."""
     section = stage.params.student
     model, network, start = started(stage, section, len(data.classes))

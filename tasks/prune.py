@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks import learning, lessons, teachers
+from tasks import distillation, learning, teachers
 from tasks.stage import Stage, run_stage
 from thinner.compress import criteria, masks, pruning, rounds, target
 from thinner.data import store, views
 from thinner.evidence import drop
-from thinner.files.mapped import take
+from thinner.files.mapped import read_rows
 from thinner.learn import training
 from thinner.networks import checkpoint
 from thinner.params import Params
@@ -35,7 +35,7 @@ def prune(stage: Stage) -> None:
     source_name = source_of(stage)
     folder = Path(f"data/{source_name}")
     source = checkpoint.load(folder)
-    preprocessing = source.spec["preprocessing"]
+    preprocessing = source.preprocessing
     validation = data.splits["validation"]
     asked = section.asked
     if asked.is_drop and (refusal := drop.refusal(asked.value, len(validation))):
@@ -47,7 +47,7 @@ def prune(stage: Stage) -> None:
     teacher = teachers.plain_or_self_trained(params)
     spec = learning.spec_of(
         stage.name,
-        source.spec["network"],
+        source.network,
         preprocessing,
         data,
         {source_name: source.sha256, Path(teacher).parts[1]: learning.parent(teacher)},
@@ -78,7 +78,7 @@ def prune(stage: Stage) -> None:
     )
     if asked.granularity == "channels":  # masks give no speed, so none is shown
         memory_format = learning.memory_format_of(params)
-        rounds.add_latencies(found, plan, shape_of(source), memory_format, source_name, say)
+        rounds.add_latencies(found, plan, source.preprocessing.shape, memory_format, source_name, say)
     for row in found.rows:
         row["target_met"] = asked.is_met(row, plan.limit)
     chosen = target.choose_round(found.rows[1:], asked)
@@ -104,15 +104,9 @@ def source_of(stage: Stage) -> str:
     return stage.name.partition("@")[2] or stage.params.prune.source
 
 
-def place_of(stage: Stage) -> str:
+def subfolder_of(stage: Stage) -> str:
     """Where the stage writes, below data and below reports: `prune`, or `prune_also/finetune`."""
     return stage.name.replace("@", "/")
-
-
-def shape_of(made: checkpoint.Loaded) -> tuple[int, int, int]:
-    """Channels and sides of an image as this network wants it."""
-    wants = made.spec["preprocessing"]
-    return wants["channels"], wants["image_size"], wants["image_size"]
 
 
 _STATISTICS_BATCHES = 20
@@ -133,8 +127,8 @@ def plan_of(
         asked or params.prune.asked,
         way_of(params),
         source.model,
-        shape_of(source),
-        examples=examples_of(params, data, source.spec["preprocessing"], device),
+        source.preprocessing.shape,
+        examples=examples_of(params, data, source.preprocessing, device),
         seed=params.run.seed,
         memory_format=learning.memory_format_of(params),
         within_reach=asked is not None,
@@ -157,7 +151,7 @@ def way_of(params: Params) -> rounds.Way:
 
 
 def examples_of(
-    params: Params, data: store.Store, preprocessing: dict[str, Any], device: torch.device | str = "cpu"
+    params: Params, data: store.Store, preprocessing: views.Preprocessing, device: torch.device | str = "cpu"
 ) -> criteria.Examples | None:
     """``prune.images`` labelled images and the cross-entropy, for criteria that look at data."""
     if not criteria.look_up(params.prune.criterion).needs_examples:
@@ -166,7 +160,7 @@ def examples_of(
     drawn = np.random.default_rng(params.run.seed).permutation(labelled)[: params.prune.images]
     batches = [
         (
-            views.preprocess(take(data.images, part), preprocessing, device),
+            views.preprocess(read_rows(data.images, part), preprocessing, device),
             torch.from_numpy(data.labels[part]).to(device),
         )
         for part in np.array_split(np.sort(drawn), max(1, len(drawn) // _CRITERION_BATCH))
@@ -183,7 +177,7 @@ def plan_steps(params: Params, images: int) -> int:
 
 
 def _recovery(
-    stage: Stage, data: store.Store, preprocessing: dict[str, Any], pool: npt.NDArray[np.int64], fabric: Any
+    stage: Stage, data: store.Store, preprocessing: views.Preprocessing, pool: npt.NDArray[np.int64], fabric: Any
 ) -> rounds.Recover:
     """Re-estimate statistics, then train with the teacher's signals."""
     params, section, plan = stage.params, stage.params.prune, stage.params.prune.training
@@ -207,7 +201,7 @@ def _recovery(
         before = validate(model)["val_accuracy"]
         resume = stage.resume / f"round-{number}"
         resume.mkdir(exist_ok=True)
-        lesson = lessons.lesson(params, data, model, len(batches), fabric.device)
+        distilled = distillation.step_of(params, data, model, len(batches), fabric.device)
         # the scales are pushed down for the next cut: after the last there is none (Liu et al. 2017, section 3). What
         # counts is how far down they are, so the last weights are kept and not those that validated best before
         weight = section.sparsity if number < section.rounds else 0.0
@@ -218,14 +212,14 @@ def _recovery(
                 f"{stage.name} {number}/{section.rounds}",
                 model,
                 batches,
-                _with_penalty(lesson.step, weight),
+                _with_penalty(distilled.step, weight),
                 pace,
                 data,
                 preprocessing,
                 fabric,
                 resume=resume,
                 record_prefix=f"round_{number}/",
-                extra=lesson.extra,
+                extra=distilled.extra,
             )
         return before, history
 
@@ -298,7 +292,7 @@ def _record_curve(stage: Stage, history: Path, before: int) -> None:
 
 def _write(stage: Stage, rows: list[rounds.Row], chosen: int, reached: dict[str, Any], steps: int) -> None:
     """The chosen network, every round beside it, the tables; and the same for the record."""
-    kept, place = stage.resume / "rounds", place_of(stage)
+    kept, place = stage.resume / "rounds", subfolder_of(stage)
     with stage.output(f"data/{place}") as out:
         places = {out: chosen} | {out / "rounds" / str(row["round"]): row["round"] for row in rows[1:]}
         for folder, number in places.items():

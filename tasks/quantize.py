@@ -16,14 +16,14 @@ import onnx
 import pandas as pd
 import torch
 
-from tasks import learning, lessons
+from tasks import distillation, learning
 from tasks.stage import Stage, run_stage
 from thinner.compress import quantization
 from thinner.compress.fake_quantization import FakeQuantised
 from thinner.data import store, views
 from thinner.evidence import drop, ladder
 from thinner.files import whole
-from thinner.files.mapped import take
+from thinner.files.mapped import read_rows
 from thinner.learn import training
 from thinner.measure import profiling
 from thinner.networks import checkpoint, export
@@ -74,7 +74,7 @@ class Climb:
         self.work = stage.resume / "climb"
         self.data = store.open_store(learning.PREPARED)
         self.source = checkpoint.load(f"data/{self.section.source}")
-        self.preprocessing = self.source.spec["preprocessing"]
+        self.preprocessing = self.source.preprocessing
         self.validation = self.data.splits["validation"]
         self.labels = np.asarray(self.data.labels[self.validation])
         # ranges are fitted like weights: on what is trained on, and judged on what is not
@@ -84,7 +84,7 @@ class Climb:
         stage.record.dataset(
             "prepared", self.data.sha256, learning.PREPARED, {k: len(v) for k, v in self.data.splits.items()}
         )
-        self.about = {"classes": self.source.spec["classes"], "preprocessing": self.preprocessing}
+        self.about = {"classes": self.source.spec["classes"], "preprocessing": self.preprocessing.as_json()}
         self.folded = self.work / "folded.onnx"
         self.history: list[training.Row] = []
         self.sensitivity: list[dict[str, Any]] = []
@@ -151,12 +151,12 @@ class Climb:
             self.stage, data, learning.training_pool(data), self.preprocessing, params.student.augment,
             plan.batch_size, fabric, number_of_views=params.teach.views,
         )  # fmt: skip
-        lesson = lessons.lesson(taught, data, network, len(batches), fabric.device)
+        distilled = distillation.step_of(taught, data, network, len(batches), fabric.device)
         resume = self.stage.resume / "trained"
         resume.mkdir(exist_ok=True)
         self.history = learning.learn(
-            self.stage, "quantize", network, batches, lesson.step, plan, data, self.preprocessing, fabric,
-            resume=resume, extra=lesson.extra,
+            self.stage, "quantize", network, batches, distilled.step, plan, data, self.preprocessing, fabric,
+            resume=resume, extra=distilled.extra,
         )  # fmt: skip
         network.cpu().to(memory_format=torch.contiguous_format)
         folder = self._folder("trained")
@@ -242,7 +242,7 @@ class Climb:
         return np.concatenate([export.run_session(session, self._prepared(part)) for part in parts])
 
     def _prepared(self, index: npt.NDArray[np.int64]) -> Any:
-        return views.preprocess(take(self.data.images, index), self.preprocessing).numpy()
+        return views.preprocess(read_rows(self.data.images, index), self.preprocessing).numpy()
 
     def _sensitivity(self, method: str) -> list[dict[str, Any]]:
         """Measured once, also when the stage was stopped in between."""

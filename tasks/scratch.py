@@ -2,7 +2,7 @@
 
 from tasks import learning
 from tasks.stage import Stage, run_stage
-from thinner.data import store
+from thinner.data import store, views
 
 
 def scratch(stage: Stage) -> None:
@@ -10,7 +10,7 @@ def scratch(stage: Stage) -> None:
     data = store.open_store(learning.PREPARED)
     fabric = learning.fabric_of(params)
     model, network, parents = learning.new_student(stage, data)
-    preprocessing = learning.preprocessing_of(params.student)
+    preprocessing = views.Preprocessing.of(params.student)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
     history = learning.learn_labels(stage, model, plan, section, params.student.augment, data, preprocessing, fabric)

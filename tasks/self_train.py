@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tasks import learning
 from tasks.stage import Stage, run_stage
-from thinner.data import store
+from thinner.data import store, views
 from thinner.errors import UserError
 from thinner.evidence import decision
 from thinner.evidence.self_training_line import self_training_line
@@ -51,14 +51,14 @@ def self_train(stage: Stage) -> None:
 
     learner, control = copy.deepcopy(source.model), copy.deepcopy(source.model)
     stage.say(f"self_train: the control, {section.training.steps:,} steps with labelled images alone")
-    its_history = _control(stage, control, source.spec["preprocessing"], data, fabric)
+    its_history = _control(stage, control, source.preprocessing, data, fabric)
     stage.say(f"self_train: {section.method}, {section.training.steps:,} steps")
-    history = _self_trained(stage, learner, source.spec["preprocessing"], data, fabric)
+    history = _self_trained(stage, learner, source.preprocessing, data, fabric)
 
     validation = data.splits["validation"]
     names = (decision.PLAIN, decision.CONTROL, decision.LEARNER)
     answers = {
-        name: _answers(stage, model, data, source.spec["preprocessing"], validation, fabric)
+        name: _answers(stage, model, data, source.preprocessing, validation, fabric)
         for name, model in zip(names, (source.model, control, learner), strict=True)
     }
     found = self_training.decide(np.asarray(data.labels[validation]), answers, params.imbalance.choose_by)
@@ -79,7 +79,7 @@ def self_train(stage: Stage) -> None:
 
 
 def _control(
-    stage: Stage, model: nn.Module, preprocessing: dict[str, Any], data: store.Store, fabric: Any
+    stage: Stage, model: nn.Module, preprocessing: views.Preprocessing, data: store.Store, fabric: Any
 ) -> list[training.Row]:
     """Train on with the labels alone: a step learns from as many images as one of the learner's."""
     section, plain = stage.params.self_train, stage.params.finetune
@@ -95,7 +95,7 @@ def _control(
 
 
 def _self_trained(
-    stage: Stage, model: nn.Module, preprocessing: dict[str, Any], data: store.Store, fabric: Any
+    stage: Stage, model: nn.Module, preprocessing: views.Preprocessing, data: store.Store, fabric: Any
 ) -> list[training.Row]:
     params, section = stage.params, stage.params.self_train
     plan = section.training
@@ -141,7 +141,7 @@ def _answers(
     stage: Stage,
     model: nn.Module,
     data: store.Store,
-    preprocessing: dict[str, Any],
+    preprocessing: views.Preprocessing,
     index: npt.NDArray[np.int64],
     fabric: Any,
 ) -> npt.NDArray[np.int64]:
@@ -155,7 +155,7 @@ def _spec(stage: Stage, source: checkpoint.Loaded, data: store.Store, history: l
     choose_by = stage.params.imbalance.choose_by
     best = learning.best_of(history, choose_by)
     parents = {stage.name.partition("@")[2]: source.sha256}
-    spec = learning.spec_of(stage.name, source.spec["network"], source.spec["preprocessing"], data, parents)
+    spec = learning.spec_of(stage.name, source.network, source.preprocessing, data, parents)
     return {**spec, "val_accuracy": best["val_accuracy"], f"val_{choose_by}": best[f"val_{choose_by}"]}
 
 

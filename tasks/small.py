@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from tasks import learning
-from tasks.prune import plan_of, plan_steps, shape_of
+from tasks.prune import plan_of, plan_steps
 from tasks.stage import Stage, run_stage
 from thinner.compress import masks
 from thinner.compress.target import Target
@@ -29,10 +29,10 @@ def small(stage: Stage) -> None:
     fabric = learning.fabric_of(params)
     name = section.source
     source, goal = checkpoint.load(f"data/{name}"), checkpoint.load("data/prune")
-    preprocessing = source.spec["preprocessing"]
+    preprocessing = source.preprocessing
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
-    plan = plan_of(params, source, data, size_of(params, goal.model, shape_of(goal)))
+    plan = plan_of(params, source, data, size_of(params, goal.model, goal.preprocessing.shape))
     stage.say(f"small: {name} has {plan.words}")
     model, held = plan.cut_in_rounds(source.model)
 
@@ -43,7 +43,7 @@ def small(stage: Stage) -> None:
         history = learning.learn_labels(
             stage, model, budget, section, params.student.augment, data, preprocessing, fabric
         )
-    spec = learning.spec_of("small", source.spec["network"], preprocessing, data, {name: source.sha256})
+    spec = learning.spec_of("small", source.network, preprocessing, data, {name: source.sha256})
     learning.finish(stage, model, spec, history)
 
 

@@ -18,7 +18,7 @@ def teach(stage: Stage) -> None:
     features = [signals.Feature(kept.layer, kept.keep == "pooled") for kept in section.features]
     chosen = teachers.teacher(params, data, fabric.device, features)
     further = [torch.device("cuda", n) for n in range(1, params.run.devices)] if fabric.device.type == "cuda" else []
-    others = [(teachers.teacher(params, data, device, features).ask, device) for device in further]
+    others = [(teachers.teacher(params, data, device, features).query, device) for device in further]
     pool = learning.training_pool(data)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
 
@@ -26,7 +26,7 @@ def teach(stage: Stage) -> None:
     with stage.output(TEACH) as folder, stage.progress("teach", total) as bar:
         signals.write_signals(
             folder,
-            chosen.ask,
+            chosen.query,
             data.images,
             pool,
             count=section.views,

@@ -38,9 +38,9 @@ def plain_or_self_trained(params: Params) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """``ask`` is the teacher; the rest says what it was made of."""
+    """``query`` is the teacher; the rest says what it was made of."""
 
-    ask: signals.Teacher
+    query: signals.Teacher
     sha256: dict[str, str]  # of each teacher's weights or file, by its name in teach.teachers
     weights: dict[str, float]  # add up to 1
 
@@ -76,7 +76,7 @@ def teacher(
         model = loaded.model.to(device).to(memory_format=learning.memory_format_of(params))
         kept = features if number == 0 else ()
         autocast = training.autocast(device, params.run.precision)
-        made.append(signals.NetworkTeacher(model, loaded.spec["preprocessing"], kept, autocast, section.flip))
+        made.append(signals.NetworkTeacher(model, loaded.preprocessing, kept, autocast, section.flip))
         sha256[name] = loaded.sha256
         if loaded.spec.get("data_sha256") == data.sha256 and "val_accuracy" in loaded.spec:
             known[name] = loaded.spec["val_accuracy"]

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from thinner.config import load_params
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Augmentation, Params, Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -459,7 +460,7 @@ def test_the_example_of_a_network_of_ones_own_is_one(tmp_path: Path, monkeypatch
     Path("nets").mkdir()
     Path("nets/mine.py").write_text(block)
     Path("params.yaml").write_text(yaml.safe_dump(merged(PARAMS, changes)))
-    model = models.create({"name": changes["student"]["network"], "classes": 5, "channels": 1})
+    model = models.create(NetworkSpec(changes["student"]["network"], 5, 1))
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
 
 

@@ -16,6 +16,8 @@ import os
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic, and resume not exact
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,7 @@ from thinner.compress import criteria, masks, pruning
 from thinner.data import views
 from thinner.learn import losses, training
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 
 DEVICE = os.environ.get("THINNER_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else None)
 NONE = "no CUDA device is to be seen (THINNER_TEST_DEVICE=cpu runs the bodies without one)"
@@ -40,8 +43,8 @@ RNG = np.random.default_rng(0)
 LABELS = np.arange(320, dtype=np.int64) % 4
 IMAGES = (RNG.integers(0, 128, (320, 16, 16, 3)) + 40 * LABELS[:, None, None, None]).astype(np.uint8)
 POOL, HELD_OUT = np.arange(256), np.arange(256, 320)
-PREPROCESSING = {"image_size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3}
-NETWORK = {"name": "resnet8", "classes": 4, "channels": 3, "width": 8, "stem_stride": 1}
+PREPROCESSING = views.Preprocessing(16, mean=(0.5,) * 3, std=(0.25,) * 3)
+NETWORK = NetworkSpec("resnet8", 4, 3, width=8, stem_stride=1)
 MOVING = views.Policy(
     crop=0.7, flip=True, rotation_degrees=10, translation=0.1, brightness=0.1, contrast=0.1, saturation=0.1, erase=0.3
 )
@@ -65,7 +68,7 @@ def exact():
 
 def network(device, layout="channels_last", **changes):
     torch.manual_seed(0)
-    return models.create(NETWORK | changes).to(device, memory_format=LAYOUTS[layout])
+    return models.create(replace(NETWORK, **changes)).to(device, memory_format=LAYOUTS[layout])
 
 
 def batches(device, layout="channels_last", policy=views.Policy(flip=True)):
@@ -126,7 +129,7 @@ def test_trivialaugment_is_the_cpus_but_where_rounding_decides(device):
 
 @pytest.mark.parametrize("size", [12, 16, 20])
 def test_what_a_network_sees_is_what_it_sees_on_the_cpu(device, size):
-    asked = PREPROCESSING | {"image_size": size}
+    asked = replace(PREPROCESSING, image_size=size)
     there = views.preprocess(IMAGES[:64], asked, device)
     torch.testing.assert_close(there.cpu(), views.preprocess(IMAGES[:64], asked), rtol=0, atol=5e-5)  # 1e-5 / std
 
@@ -335,7 +338,7 @@ def test_a_candidate_answers_as_on_the_cpu(device, kind, layout, tmp_path):
     model = network("cpu").eval()
     fit(model, "cpu")
     spec = {
-        "stage": "distill", "network": NETWORK, "classes": list("abcd"), "preprocessing": PREPROCESSING, "parents": {},
+        "stage": "distill", "network": NETWORK.as_json(), "classes": list("abcd"), "preprocessing": PREPROCESSING.as_json(), "parents": {},
         "data_sha256": "0" * 64,
     }  # fmt: skip
     checkpoint.save(tmp_path / "checkpoint", model, spec)

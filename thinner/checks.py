@@ -22,12 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from thinner import layout
 from thinner.compress import architectures, criteria, masks, pruning
+from thinner.data import views
 from thinner.errors import UserError
 from thinner.evidence import drop
 from thinner.learn import losses, training
 from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import checkpoint, models, own
 from thinner.networks import weights as published
+from thinner.networks.spec import NetworkSpec
 from thinner.runtimes import catalogue
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def deep(params: Params) -> Iterator[str]:
     for name in ("finetune", "student"):
         section: Network = getattr(params, name)
         try:
-            model = models.skeleton(_network(section))
+            model = models.skeleton(models.describe(section, _CLASSES))
             built[name] = model
         except UserError as error:
             text = str(error)
@@ -79,7 +81,7 @@ def deep(params: Params) -> Iterator[str]:
     for number, name in enumerate(params.teach.teachers[1:], 1):
         if name != "finetune" and not name.endswith(".npz") and Path(name).exists():
             try:
-                models.skeleton(checkpoint.read_spec(name)["network"])
+                models.skeleton(NetworkSpec.from_json(checkpoint.read_spec(name)["network"]))
             except UserError as error:
                 yield f"teach.teachers[{number}]: {error}"
     yield from _features(params, teacher)
@@ -136,18 +138,11 @@ def _drop(params: Params) -> Iterator[str]:
 def layers(params: Params) -> Iterator[str]:
     """One line for each layer with weights: section, path, type."""
     for name in ("finetune", "student"):
-        for path, module in _with_weights(models.skeleton(_network(getattr(params, name)))).items():
+        for path, module in _with_weights(models.skeleton(models.describe(getattr(params, name), _CLASSES))).items():
             yield f"{name}  {path}  {type(module).__name__}"
 
 
 _NO_WAY_THROUGH = (RuntimeError, AssertionError, ValueError)  # what networks raise at images that they cannot take
-
-
-def _network(section: Network) -> dict[str, Any]:
-    network: dict[str, Any] = {"name": section.network, "classes": _CLASSES, "channels": section.channels}
-    if section.width is not None:
-        network |= {"width": section.width, "stem_stride": section.stem_stride}
-    return network | models.sized(section.network, section.image_size)
 
 
 def _shape(section: Network) -> tuple[int, int, int]:
@@ -166,11 +161,10 @@ def _teacher(params: Params, built: Mapping[str, nn.Module]) -> Seeing | None:
     if name.endswith(".npz") or not Path(name).exists():  # the latter is told by thinner.config
         return None
     spec = checkpoint.read_spec(name)
-    model = models.skeleton(spec["network"])
+    model = models.skeleton(NetworkSpec.from_json(spec["network"]))
     if spec.get("pruned"):
         checkpoint.apply_dimensions(model, spec["pruned"])
-    sees = spec["preprocessing"]
-    return model, (sees["channels"], sees["image_size"], sees["image_size"])
+    return model, views.Preprocessing.from_json(spec["preprocessing"]).shape
 
 
 def _answers(name: str, section: Network, model: nn.Module) -> Iterator[str]:
@@ -207,16 +201,16 @@ def _started(section: Network, model: nn.Module) -> Iterator[str]:
     elif weights == "timm":
         published.check_timm_weights(section.network)
     else:
-        yield from models.fit_weights(model, _network(section), published.read(section.network, weights)).notes
-    preprocessing = {"mean": section.mean, "std": section.std, "image_size": section.image_size}
-    yield from published.remarks(section.network, weights, preprocessing)
+        network = models.describe(section, _CLASSES)
+        yield from models.fit_weights(model, network, published.read(section.network, weights)).notes
+    yield from published.remarks(section.network, weights, views.Preprocessing.of(section))
 
 
 def remarks(params: Params) -> Iterator[str]:
     """What is not wrong and yet worth knowing, for params that ``deep`` finds nothing wrong with."""
     for name in ("finetune", "student"):
         section: Network = getattr(params, name)
-        for line in _started(section, models.skeleton(_network(section))):
+        for line in _started(section, models.skeleton(models.describe(section, _CLASSES))):
             yield f"{name}.{line}" if line.startswith(_PREPROCESSING) else f"{name}.weights: {line}"
 
 
@@ -290,7 +284,7 @@ def _compared(
             continue
         sized = ours
         if _shape(section) != _shape(params.student):
-            # tasks/lessons.py sizes what compares layers by images of the student's shape, whatever is recovered
+            # tasks/distillation.py sizes what compares layers by images of the student's shape, whatever is recovered
             try:
                 sized = _outputs((model, _shape(params.student)), given["student_layers"])
             except _NO_WAY_THROUGH:
@@ -449,7 +443,8 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterat
             "mean_activation, l2"
         )
     with torch.random.fork_rng(devices=[]):
-        model = models.create(_network(section))  # the dependency graph is read off a real forward pass
+        # the dependency graph is read off a real forward pass
+        model = models.create(models.describe(section, _CLASSES))
     example = torch.zeros(1, *_shape(section))
     asked = prune.asked
     unit = asked.unit

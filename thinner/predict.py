@@ -43,6 +43,10 @@ class Candidate:
     collect: Callable[[Any], Float[np.ndarray, "batch classes"]]
     model: torch.nn.Module | None  # None where there is no PyTorch module behind it
 
+    @property
+    def preprocessing(self) -> views.Preprocessing:
+        return views.Preprocessing.from_json(self.spec["preprocessing"])
+
     def preprocess(self, images: Images) -> Tensor:
         return preprocess(images, self.spec, self.device)
 
@@ -86,7 +90,7 @@ def preprocess(images: Images, spec: Mapping[str, Any], device: torch.device | s
     (``input: pixels``)."""
     if spec.get("input") == "pixels":
         return torch.from_numpy(np.array(images))
-    return views.preprocess(images, spec["preprocessing"], device)
+    return views.preprocess(images, views.Preprocessing.from_json(spec["preprocessing"]), device)
 
 
 def choose_device(device: str) -> str:

@@ -1,5 +1,6 @@
 """benchmarks/distillation.py measures what it says, and its verdict can be no."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 
 from benchmarks.distillation import WAYS, Job, judge, measure, measure_memory
 from thinner.config import load_params
+from thinner.networks.spec import NetworkSpec
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
-NETWORK = {"name": "resnet8", "classes": 10, "channels": 1, "width": 4, "stem_stride": 2}
+NETWORK = NetworkSpec("resnet8", 10, 1, width=4, stem_stride=2)
 TINY = Job(
-    "tiny", NETWORK, 16, NETWORK | {"width": 16}, 16, 12,
+    "tiny", NETWORK, 16, replace(NETWORK, width=16), 16, 12,
     images=64, batch_size=8, steps=dict.fromkeys(WAYS, 1), policy={"flip": True}, least_of_limit=0.8,
 )  # fmt: skip
 

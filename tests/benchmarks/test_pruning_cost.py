@@ -73,7 +73,7 @@ def test_a_network_is_called_faster_only_where_the_interval_says_so(ms, verdict,
 
 def test_the_whole_benchmark_measures_and_shows_what_its_musts_are(monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[2])
-    tiny = {**NETWORK, "width": PARAMS.student.width}
+    tiny = replace(NETWORK, width=PARAMS.student.width)
     monkeypatch.setattr(pruning, "NETWORKS", (("SqueezeNet", "torchvision:squeezenet1_1", 32),))
     monkeypatch.setattr(distillation, "jobs", lambda params: [replace(TINY, student=tiny, policy={})])
     results = pruning.measure_all(PARAMS, rounds=10, repeats=10)

@@ -23,6 +23,7 @@ from tests.toy import PROJECT
 from thinner.errors import UserError
 from thinner.evidence import shipping
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
 
@@ -273,8 +274,8 @@ def test_results_table_has_the_batches_that_were_timed_and_no_others(batches: tu
 
 
 def test_few_names_the_first_and_counts_the_rest() -> None:
-    assert console.few(["a", "b"]) == "a, b"
-    assert console.few(list("abcdef"), most=2) == "a, b and 4 more"
+    assert console.abbreviated(["a", "b"]) == "a, b"
+    assert console.abbreviated(list("abcdef"), most=2) == "a, b and 4 more"
 
 
 def test_pictures_are_found_in_folders_and_named_one_by_one(tmp_path: Path) -> None:
@@ -351,9 +352,9 @@ def test_a_picture_that_cannot_be_read_is_a_row_and_the_others_are_named(tmp_pat
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(PROJECT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
-    network = {"name": "resnet8", "classes": 2, "channels": 1, "width": 4, "stem_stride": 1}
+    network = NetworkSpec("resnet8", 2, 1, width=4, stem_stride=1)
     spec = {
-        "network": network,
+        "network": network.as_json(),
         "classes": ["cat", "dog"],
         "stage": "prune",
         "parents": {},

@@ -17,6 +17,7 @@ from flows.init import Wishes
 from tasks import forecast
 from thinner.config import load_params
 from thinner.errors import UserError
+from thinner.networks.spec import NetworkSpec
 
 PROJECT = Path(__file__).parents[2]
 
@@ -122,7 +123,7 @@ WISHES = {
 def test_what_is_written_can_be_run_and_has_a_reason_beside_each_number(root: Path, asked: str, ready: str) -> None:
     wishes = WISHES[asked]
     if asked == "fast":
-        teacher = {"name": init.TEACHER, "classes": 2, "channels": 3}
+        teacher = NetworkSpec(init.TEACHER, 2, 3)
         wishes = Wishes(latency_ms=init._milliseconds(teacher, 64) / 2)
     tops = {"flat": [""], "test": ["train", "test"], "all": ["train", "val", "test"]}[ready]
     for top in tops:

@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 
 with warnings.catch_warnings():  # MLflow looks at the class's hints, and would rather see no Any
     warnings.filterwarnings("ignore", "(?s).*Any type hint is inferred", UserWarning)
     from tasks.record import served
 
-NETWORK = {"name": "resnet8", "width": 4, "stem_stride": 2, "classes": 2, "channels": 1}
+NETWORK = NetworkSpec("resnet8", 2, 1, width=4, stem_stride=2)
 SPEC = {
-    "stage": "prune", "network": NETWORK, "classes": ["cat", "dog"], "parents": {}, "data_sha256": "0",
+    "stage": "prune", "network": NETWORK.as_json(), "classes": ["cat", "dog"], "parents": {}, "data_sha256": "0",
     "preprocessing": {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.5]},
 }  # fmt: skip
 SQUARE = {"image_size": 16, "channels": 1, "fit": "crop", "max_pixels": 10_000, "temperature": 1.0}

@@ -32,6 +32,7 @@ from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.measure import operating
 from thinner.networks import checkpoint, export, models
+from thinner.networks.spec import NetworkSpec
 from thinner.predict import open_candidate
 from thinner.ship import bundle as bundling
 
@@ -40,9 +41,9 @@ CLASSES = ["cat", "dog|wolf", "Aal ü"]
 SIDE, TEMPERATURE = 28, 2.5
 
 
-def network(channels: int) -> tuple[dict[str, Any], torch.nn.Module]:
+def network(channels: int) -> tuple[NetworkSpec, torch.nn.Module]:
     """A small network with random weights, batch norms that have seen something, and logits that are far apart."""
-    about = {"name": "resnet8", "classes": 3, "channels": channels, "width": 4, "stem_stride": 1}
+    about = NetworkSpec("resnet8", 3, channels, width=4, stem_stride=1)
     torch.manual_seed(1)
     model = models.create(about).train()
     with torch.no_grad():
@@ -81,7 +82,7 @@ def write_project(root: Path, channels: int = 1, colours: int = 1, fit: str = "c
     (root / "data/prepared/info.json").write_text(json.dumps(info))
     about, model = network(colours)
     spec = {
-        "network": about, "classes": CLASSES, "stage": "prune", "parents": {}, "data_sha256": "0",
+        "network": about.as_json(), "classes": CLASSES, "stage": "prune", "parents": {}, "data_sha256": "0",
         "preprocessing": {"image_size": size, "channels": channels, "mean": [0.3, 0.4, 0.5][:colours], "std": [0.2, 0.3, 0.4][:colours]},
     }  # fmt: skip
     checkpoint.save(root / "data/prune", model, spec)

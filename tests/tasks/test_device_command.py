@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,10 @@ CLAIM = "prune is faster than distill at batch 1 on pi5"
 def write_projects(root: Path) -> Path:
     """A project with prune, and a distill that is wider, as evaluate left it."""
     write_project(root)
-    about, _ = network(1)
-    about["width"] = 32
+    about = replace(network(1)[0], width=32)
     torch.manual_seed(2)
     spec = checkpoint.read_spec(root / "data/prune")
-    checkpoint.save(root / "data/distill", models.create(about), {**spec, "network": about})
+    checkpoint.save(root / "data/distill", models.create(about), {**spec, "network": about.as_json()})
     row = json.loads((root / "reports/metrics.json").read_text())["prune"]
     (root / "reports/metrics.json").write_text(json.dumps({"finetune": row, "distill": row, "prune": row}))
     places = {"distill": root / "data/distill", "prune": root / "data/prune"}

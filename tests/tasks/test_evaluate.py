@@ -22,6 +22,7 @@ from tasks.export import export
 from tasks.report import judge_runs, report
 from tasks.stage import Stage
 from thinner.config import load_params
+from thinner.data import views
 from thinner.data.store import open_store
 from thinner.data.views import preprocess
 from thinner.measure import operating
@@ -29,11 +30,12 @@ from thinner.measure.profiling import pinned_threads
 from thinner.networks import checkpoint, models
 from thinner.networks import export as exporting
 from thinner.networks.export import open_session
+from thinner.networks.spec import NetworkSpec
 from thinner.predict import open_candidate, predict, predict_logits
 
 CLASSES = ("dark", "medium", "bright")
 TEST = 30
-PREPROCESSING = {"image_size": 12, "channels": 1, "mean": [0.5], "std": [0.25]}
+PREPROCESSING = views.Preprocessing(12, mean=(0.5,), std=(0.25,))
 EXPORTS = {f"{name}_{format_}" for name in ("distill", "prune") for format_ in ("onnx", "onnx_int8", "pt2")}
 CANDIDATES = {"finetune", "scratch", "distill", "small", "prune"} | EXPORTS
 REPEATS = 10
@@ -96,10 +98,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_store(root / "data" / "prepared")
     for seed, (name, width) in enumerate({"finetune": 8, "scratch": 4, "distill": 4, "prune": 4, "small": 4}.items()):
         torch.manual_seed(seed)
-        network = {"name": "resnet8", "classes": 3, "channels": 1, "width": width, "stem_stride": 1}
+        network = NetworkSpec("resnet8", 3, 1, width=width, stem_stride=1)
         checkpoint.save(
             root / "data" / name, models.create(network),
-            {"stage": name, "network": network, "classes": list(CLASSES), "preprocessing": PREPROCESSING,
+            {"stage": name, "network": network.as_json(), "classes": list(CLASSES), "preprocessing": PREPROCESSING.as_json(),
              "parents": {}, "data_sha256": "0" * 64},
         )  # fmt: skip
     (root / "reports").mkdir()

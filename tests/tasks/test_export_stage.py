@@ -10,6 +10,7 @@ from tasks.export import export
 from tasks.stage import Stage
 from tests.tasks.test_evaluate import CLASSES, PREPROCESSING, SMALL, write_store
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 
 
 @pytest.fixture
@@ -17,10 +18,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Prepared data of 60 images, 12 of them for validation, and one network."""
     monkeypatch.chdir(tmp_path)
     write_store(tmp_path / "data" / "prepared")
-    network = {"name": "resnet8", "classes": 3, "channels": 1, "width": 4, "stem_stride": 1}
+    network = NetworkSpec("resnet8", 3, 1, width=4, stem_stride=1)
     torch.manual_seed(0)
     spec = {
-        "stage": "distill", "network": network, "classes": list(CLASSES), "preprocessing": PREPROCESSING,
+        "stage": "distill", "network": network.as_json(), "classes": list(CLASSES), "preprocessing": PREPROCESSING.as_json(),
         "parents": {}, "data_sha256": "0" * 64,
     }  # fmt: skip
     checkpoint.save(tmp_path / "data" / "distill", models.create(network), spec)

@@ -14,6 +14,7 @@ from tasks.finetune import finetune
 from tasks.stage import Stage
 from tests.prepared import write_prepared
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
@@ -32,7 +33,7 @@ def project(tmp_path, monkeypatch):
     write_prepared(tmp_path, images, labels, splits, CLASSES)
     torch.manual_seed(9)
     (tmp_path / "data" / "weights").mkdir()
-    network = models.create({"name": "resnet8", "classes": 7, "channels": 1, "width": 8, "stem_stride": 1})
+    network = models.create(NetworkSpec("resnet8", 7, 1, width=8, stem_stride=1))
     torch.save(network.state_dict(), tmp_path / "data" / "weights" / "w.pth")
     return tmp_path
 

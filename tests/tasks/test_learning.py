@@ -11,6 +11,7 @@ import yaml
 from tasks import learning
 from tasks.stage import Stage
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
@@ -21,7 +22,7 @@ def file(tmp_path, monkeypatch):
     """Weights of the student's network in another port."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(5)
-    state = models.create(learning.network_of(Params.model_validate(GOOD).student, 10)).state_dict()
+    state = models.create(models.describe(Params.model_validate(GOOD).student, 10)).state_dict()
     numbers = {}
     ported = {
         f"m{numbers.setdefault(n.rpartition('.')[0], len(numbers))}.{n.rpartition('.')[2]}": t for n, t in state.items()
@@ -51,7 +52,7 @@ def test_the_log_says_where_preprocessing_is_another_than_the_weights_had(tmp_pa
     monkeypatch.chdir(tmp_path)
     Path("data/weights").mkdir(parents=True)
     name = "torchvision:squeezenet1_1"
-    torch.save(models.create({"name": name, "classes": 1000, "channels": 3}).state_dict(), "data/weights/w.pth")
+    torch.save(models.create(NetworkSpec(name, 1000, 3)).state_dict(), "data/weights/w.pth")
     changes = {"network": name, "width": None, "stem_stride": None, "mean": [0.5] * 3, "std": [0.25] * 3}
     stage = Stage("distill", params_of(weights="data/weights/w.pth", **changes))
     learning.started(stage, stage.params.student, 10)

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,22 @@ from tasks.stage import Stage
 from tasks.teach import teach
 from tests.prepared import write_prepared
 from thinner.compress import pruning, rounds
-from thinner.data import store
+from thinner.data import store, views
 from thinner.measure import verify
 from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ("cat", "dog", "fox")
-PREPROCESSING = {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.25]}
-NETWORK = {"name": "resnet8", "classes": 3, "channels": 1, "width": 8, "stem_stride": 1}
+PREPROCESSING = views.Preprocessing(16, mean=(0.5,), std=(0.25,))
+NETWORK = NetworkSpec("resnet8", 3, 1, width=8, stem_stride=1)
 SHAPE = (1, 16, 16)
 
 
 def spec(stage):
-    return {"stage": stage, "network": NETWORK, "classes": list(CLASSES), "preprocessing": PREPROCESSING,
+    return {"stage": stage, "network": NETWORK.as_json(), "classes": list(CLASSES), "preprocessing": PREPROCESSING.as_json(),
             "parents": {}, "data_sha256": "0" * 64}  # fmt: skip
 
 
@@ -481,9 +483,11 @@ def test_the_control_at_its_size_is_cut_as_far_and_trained_as_long_on_labels_alo
     _, pruned = run()
     shutil.rmtree("data/teach")  # no teacher
     # the pretrained network sees larger images, in colour
-    wide, colour = {**NETWORK, "channels": 3}, {"image_size": 24, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3}
+    wide, colour = replace(NETWORK, channels=3), views.Preprocessing(24, mean=(0.5,) * 3, std=(0.25,) * 3)
     checkpoint.save(
-        Path("data/finetune"), models.create(wide), spec("finetune") | {"network": wide, "preprocessing": colour}
+        Path("data/finetune"),
+        models.create(wide),
+        spec("finetune") | {"network": wide.as_json(), "preprocessing": colour.as_json()},
     )
     shape = (3, 24, 24) if control == "finetune" else SHAPE
     seen, learn = {}, learning.learn

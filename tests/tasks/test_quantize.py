@@ -19,17 +19,18 @@ from tasks.teach import teach
 from tests.prepared import write_prepared
 from thinner import predict
 from thinner.compress.fake_quantization import FakeQuantised
-from thinner.data import store
+from thinner.data import store, views
 from thinner.evidence import ladder as ladder_file
 from thinner.evidence import shipping
 from thinner.learn import training
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ("dark", "medium", "bright")
-PREPROCESSING = {"image_size": 12, "channels": 1, "mean": [0.5], "std": [0.25]}
-NETWORK = {"name": "resnet8", "classes": 3, "channels": 1, "width": 8, "stem_stride": 1}
+PREPROCESSING = views.Preprocessing(12, mean=(0.5,), std=(0.25,))
+NETWORK = NetworkSpec("resnet8", 3, 1, width=8, stem_stride=1)
 VALIDATION = 300
 judged = ladder_file.judged
 
@@ -75,7 +76,7 @@ def made(tmp_path_factory):
         "test": np.arange(600, 700),
     }
     write_prepared(root, images, labels, splits, CLASSES)
-    spec = {"network": NETWORK, "classes": list(CLASSES), "preprocessing": PREPROCESSING, "parents": {},
+    spec = {"network": NETWORK.as_json(), "classes": list(CLASSES), "preprocessing": PREPROCESSING.as_json(), "parents": {},
             "data_sha256": "0" * 64}  # fmt: skip
     model = learned(images[:300], labels[:300])
     checkpoint.save(root / "data" / "finetune", model, {"stage": "finetune", **spec})

@@ -33,6 +33,7 @@ from tests.toy import PROJECT
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Ship
 from thinner.predict import open_candidate, predict_logits
 
@@ -55,7 +56,7 @@ NAME = "thinner-shades"
 
 def shade(bias: list[float], slope: float) -> torch.nn.Module:
     """A resnet8 whose logits depend on the image's brightness alone as far as `slope` goes, else on `bias`."""
-    network = {"name": "resnet8", "classes": 3, "channels": 1, "width": 4, "stem_stride": 1}
+    network = NetworkSpec("resnet8", 3, 1, width=4, stem_stride=1)
     torch.manual_seed(0)
     model = models.create(network)
     with torch.no_grad():
@@ -66,9 +67,9 @@ def shade(bias: list[float], slope: float) -> torch.nn.Module:
 
 
 def write_candidate(root: Path, name: str, bias: list[float], slope: float = 0.0) -> None:
-    network = {"name": "resnet8", "classes": 3, "channels": 1, "width": 4, "stem_stride": 1}
+    network = NetworkSpec("resnet8", 3, 1, width=4, stem_stride=1)
     spec = {
-        "stage": name, "network": network, "classes": list(CLASSES), "preprocessing": PREPROCESSING, "parents": {},
+        "stage": name, "network": network.as_json(), "classes": list(CLASSES), "preprocessing": PREPROCESSING.as_json(), "parents": {},
         "data_sha256": "0" * 64,
     }  # fmt: skip
     checkpoint.save(root / "data" / name, shade(bias, slope), spec)

@@ -40,6 +40,7 @@ from tasks.report import judge_runs
 from tasks.stage import Stage
 from tests.tasks.test_evaluate import CLASSES, PREPROCESSING, write_store
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 from thinner import layout
 from thinner.config import load_params
 
@@ -54,8 +55,8 @@ params = load_params()
 write_store(Path("data/prepared"))
 for seed, name in enumerate(("finetune", "scratch", "distill", "small", "prune")):
     torch.manual_seed(seed)
-    network = {"name": "resnet8", "classes": 3, "channels": 1, "width": 4, "stem_stride": 1}
-    spec = {"stage": name, "network": network, "classes": list(CLASSES), "preprocessing": PREPROCESSING, "parents": {},
+    network = NetworkSpec("resnet8", classes=3, channels=1, width=4, stem_stride=1)
+    spec = {"stage": name, "network": network.as_json(), "classes": list(CLASSES), "preprocessing": PREPROCESSING.as_json(), "parents": {},
             "data_sha256": "0" * 64}
     checkpoint.save(f"data/{name}", models.create(network), spec)
 export(Stage("export", params))

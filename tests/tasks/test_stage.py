@@ -330,8 +330,8 @@ def test_19_bits_are_used_where_they_are_asked_for(precision: str, on: bool) -> 
         ("import tasks.prepare", {"torch", "scipy", "pandas", "mlflow", "dvc"}),
         ("import tasks.report", {"torch", "triton", "mlflow", "dvc"}),
         (
-            "from thinner import models\n"
-            "models.skeleton({'name': 'resnet14', 'width': 8, 'classes': 3, 'channels': 1, 'stem_stride': 1})",
+            "from thinner.networks import models, spec\n"
+            "models.skeleton(spec.NetworkSpec('resnet14', classes=3, channels=1, width=8, stem_stride=1))",
             {"torch._dynamo"},
         ),
     ],

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tasks import learning, lessons, teachers
+from tasks import distillation, learning, teachers
 from tasks.stage import Stage
-from thinner.data import store
+from thinner.data import store, views
 from thinner.errors import UserError
 from thinner.learn import training
 from thinner.networks import models
@@ -57,7 +57,7 @@ def learnt(params: Params, data: store.Store) -> tuple[dict[str, torch.Tensor], 
     model, _, _ = learning.new_student(stage, data)
     history = learning.learn_labels(
         stage, model, params.student.training, params.scratch, params.student.augment, data,
-        learning.preprocessing_of(params.student), learning.fabric_of(params), resume=Path(tempfile.mkdtemp(dir=".")),
+        views.Preprocessing.of(params.student), learning.fabric_of(params), resume=Path(tempfile.mkdtemp(dir=".")),
     )  # fmt: skip
     return model.state_dict(), history
 
@@ -94,15 +94,15 @@ def test_the_loss_ce_of_distillation_is_corrected_as_the_section_says(
     data: store.Store, way: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = params_of(**way)
-    monkeypatch.setattr(lessons, "_live", lambda *_: lambda index, view: (torch.zeros(len(index), 3), {}))
-    model = models.create(learning.network_of(params.student, 3)).eval()
+    monkeypatch.setattr(distillation, "_live", lambda *_: lambda index, view: (torch.zeros(len(index), 3), {}))
+    model = models.create(models.describe(params.student, 3)).eval()
     pool = learning.training_pool(data)
-    preprocessing = learning.preprocessing_of(params.student)
+    preprocessing = views.Preprocessing.of(params.student)
     fabric = learning.fabric_of(params)
     batch = learning.batches_of(
         Stage("distill", params), data, pool, preprocessing, params.student.augment, 40, fabric
     )(0)
-    loss = lessons.lesson(params, data, model, 1, fabric.device).step(model.eval(), batch, 0)["loss"]
+    loss = distillation.step_of(params, data, model, 1, fabric.device).step(model.eval(), batch, 0)["loss"]
     known = batch.labels >= 0
     z, labels = model(batch.images)[known].double(), batch.labels[known]
     priors = torch.tensor([20, 8, 4], dtype=torch.float64) / 32

@@ -7,6 +7,7 @@ import struct
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -26,14 +27,15 @@ from thinner.evidence import results, shipping
 from thinner.files import mapped, whole
 from thinner.learn import signals
 from thinner.networks import checkpoint, export, models, weights
+from thinner.networks.spec import NetworkSpec
 from thinner.predict import predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
-NETWORK = {"name": "resnet8", "width": 4, "stem_stride": 2, "classes": 3, "channels": 1}
+NETWORK = NetworkSpec("resnet8", 3, 1, width=4, stem_stride=2)
 CLASSES = ["cat", "dog", "cow"]
 SPEC = {
-    "stage": "prune", "network": NETWORK, "classes": CLASSES, "parents": {}, "data_sha256": "0", "val_accuracy": 0.5,
+    "stage": "prune", "network": NETWORK.as_json(), "classes": CLASSES, "parents": {}, "data_sha256": "0", "val_accuracy": 0.5,
     "preprocessing": {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.5]},
 }  # fmt: skip
 PICTURES = [np.arange(20 * 16, dtype=np.uint8).reshape(20, 16, 1)]
@@ -163,13 +165,13 @@ def checkpoint_files() -> dict[str, bytes]:
 
     with tempfile.TemporaryDirectory() as folder:
         model = pruning.cut(
-            models.create({**NETWORK, "width": 8}).eval(),
+            models.create(replace(NETWORK, width=8)).eval(),
             torch.zeros(1, 1, 16, 16),
             macs=60_000,
             criterion="l2",
             round_to=1,
         )[0]
-        checkpoint.save(folder, model, {**SPEC, "network": {**NETWORK, "width": 8}})
+        checkpoint.save(folder, model, {**SPEC, "network": replace(NETWORK, width=8).as_json()})
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
@@ -377,7 +379,7 @@ SPLITS = {name: np.array(rows) for name, rows in zip(store.SPLITS, ([0, 1, 2], [
 def use_store(folder: Path) -> None:
     found = store.open_store(folder)
     for rows in found.splits.values():
-        mapped.take(found.images, rows)
+        mapped.read_rows(found.images, rows)
         [found.classes[label] for label in found.labels[rows]]
 
 

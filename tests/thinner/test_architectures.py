@@ -18,6 +18,7 @@ from thinner.compress import architectures, pruning
 from thinner.config import load_params
 from thinner.measure.profiling import count_macs
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +89,7 @@ def test_patch_merging_loses_a_channel_of_each_of_its_four_neighbours(merging):
 
 def test_a_shufflenet_without_its_dead_channels_is_the_same_function():
     torch.manual_seed(0)
-    model = models.create({"name": "torchvision:shufflenet_v2_x0_5", "classes": 5, "channels": 3}).eval()
+    model = models.create(NetworkSpec("torchvision:shufflenet_v2_x0_5", 5, 3)).eval()
     for stage in (model.stage2, model.stage3, model.stage4):
         for block in stage:
             first, norm, _, depthwise, norm2, last = block.branch2[:6]
@@ -191,7 +192,7 @@ def test_grouped_stages_of_a_regnet_shrink_with_the_share(round_to):
 
 def test_embeddings_with_class_tokens_are_cut_too():
     torch.manual_seed(0)
-    network = {"name": "timm:deit_tiny_patch16_224", "classes": 5, "channels": 3}
+    network = NetworkSpec("timm:deit_tiny_patch16_224", 5, 3)
     model = models.create(network).eval()
     number(model.patch_embed.proj.bias)
     number(model.cls_token[0, 0])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +15,22 @@ from thinner.errors import DamagedError
 from thinner.files import whole
 from thinner.measure.profiling import count_macs
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 
-NETWORK = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 5, "channels": 1}
+NETWORK = NetworkSpec("resnet8", 5, 1, width=16, stem_stride=2)
 
 
 def spec(network):
     return {
-        "stage": "prune", "network": network, "classes": list("abcde"), "parents": {}, "data_sha256": "0",
-        "preprocessing": {"image_size": 32, "channels": network["channels"], "mean": [0.5], "std": [0.5]},
+        "stage": "prune", "network": network.as_json(), "classes": list("abcde"), "parents": {}, "data_sha256": "0",
+        "preprocessing": {"image_size": 32, "channels": network.channels, "mean": [0.5], "std": [0.5]},
     }  # fmt: skip
 
 
 def pruned(network, size, share, round_to=1):
     torch.manual_seed(0)
     model = models.create(network).eval()
-    example = torch.zeros(1, network["channels"], size, size)
+    example = torch.zeros(1, network.channels, size, size)
     macs = count_macs(model, tuple(example.shape[1:]))
     return pruning.cut(model, example, macs=int(share * macs), criterion="l2", round_to=round_to)[0]
 
@@ -37,14 +39,14 @@ def pruned(network, size, share, round_to=1):
     ("network", "size"),
     [
         (NETWORK, 32),
-        ({"name": "torchvision:mobilenet_v3_small", "classes": 5, "channels": 3}, 64),
-        ({"name": "torchvision:squeezenet1_1", "classes": 5, "channels": 3}, 64),
+        (NetworkSpec("torchvision:mobilenet_v3_small", 5, 3), 64),
+        (NetworkSpec("torchvision:squeezenet1_1", 5, 3), 64),
     ],
 )
 def test_a_pruned_network_loads_in_a_new_process_with_the_same_logits(tmp_path, network, size):
     model = pruned(network, size, 0.6)
     checkpoint.save(tmp_path, model, spec(network))
-    x = torch.randn(2, network["channels"], size, size, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, network.channels, size, size, generator=torch.Generator().manual_seed(1))
     np.save(tmp_path / "x.npy", x.numpy())
     script = (
         "import sys, numpy, torch; from thinner import checkpoint; torch.set_num_threads(int(sys.argv[2]))\n"
@@ -120,7 +122,7 @@ def test_the_spec_does_not_tell_in_which_order_layers_were_cut(tmp_path):
 
 def test_a_hidden_buffer_that_pruning_resized_is_saved(tmp_path):
     # swin v2 of timm has zeros for a bias of keys in a buffer outside its state; its size follows the embedding
-    network = {"name": "timm:swinv2_tiny_window8_256", "classes": 5, "channels": 3}
+    network = NetworkSpec("timm:swinv2_tiny_window8_256", 5, 3)
     torch.manual_seed(0)
     model = models.create(network).eval()
     smaller = pruning.cut_share(model, torch.zeros(1, 3, 256, 256), 0.5, criterion="l2")
@@ -136,7 +138,7 @@ def test_a_hidden_buffer_that_pruning_resized_is_saved(tmp_path):
 @pytest.mark.parametrize("name", ["regnet_y_400mf", "mnasnet0_5"])
 def test_networks_that_torchvision_builds_or_loads_in_a_way_of_their_own(tmp_path, name):
     # regnets work out their widths with tensors, which are empty on "meta"; mnasnet asks for its state's version
-    network = {"name": f"torchvision:{name}", "classes": 5, "channels": 3}
+    network = NetworkSpec(f"torchvision:{name}", 5, 3)
     torch.manual_seed(0)
     model = models.create(network).eval()
     checkpoint.save(tmp_path, model, spec(network))
@@ -149,7 +151,7 @@ def test_networks_that_torchvision_builds_or_loads_in_a_way_of_their_own(tmp_pat
 
 def test_buffers_that_are_not_saved_are_computed_again(tmp_path):
     # swin keeps its table of relative positions out of some states; a meta build would leave it empty
-    network = {"name": "timm:swin_s3_tiny_224", "classes": 5, "channels": 3}
+    network = NetworkSpec("timm:swin_s3_tiny_224", 5, 3)
     torch.manual_seed(0)
     model = models.create(network).eval()
     checkpoint.save(tmp_path, model, spec(network))
@@ -209,7 +211,7 @@ def test_a_checkpoint_of_before_has_no_seal_and_is_read(tmp_path):
 
 def test_weights_of_another_network_are_refused_by_name(tmp_path):
     checkpoint.save(tmp_path / "a", models.create(NETWORK), spec(NETWORK))
-    wide = {**NETWORK, "width": 8}
+    wide = replace(NETWORK, width=8)
     checkpoint.save(tmp_path / "b", models.create(wide), spec(wide))
     (tmp_path / "a" / "model.json").write_text((tmp_path / "b" / "model.json").read_text())
     with pytest.raises(DamagedError, match=r"is not what was written .*model\.json beside it says"):
@@ -224,5 +226,8 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
 def test_the_spec_is_plain_json_and_nothing_is_left_beside_it(tmp_path):
     sha = checkpoint.save(tmp_path, models.create(NETWORK), spec(NETWORK))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
-    assert json.loads((tmp_path / "model.json").read_text())["network"] == NETWORK
+    assert json.loads((tmp_path / "model.json").read_text())["network"] == {
+        "name": "resnet8", "classes": 5, "channels": 1, "width": 16, "stem_stride": 2,
+    }  # fmt: skip
+    assert checkpoint.load(tmp_path).network == NETWORK
     assert sha == whole.file_sha256(tmp_path / "model.safetensors")

@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import yaml
 from tasks import check, learning
 from thinner import layout
 from thinner.config import ParamsError, load_params
+from thinner.data import views
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Params
 
 ROOT = Path(__file__).parents[2]
@@ -253,9 +256,14 @@ def test_activations_that_no_module_shows_count_too(tmp_path, name, zeros):
 def test_the_teacher_whose_layers_are_compared_is_the_first_one(tmp_path, monkeypatch):
     """A checkpoint of another network than finetune's: its layers count."""
     monkeypatch.chdir(tmp_path)
-    network = {"name": "resnet14", "width": 16, "stem_stride": 2, "classes": 10, "channels": 1}
-    sees = {"channels": 1, "image_size": 32, "mean": [0.3], "std": [0.3]}
-    spec = {"stage": "finetune", "network": network, "classes": list("0123456789"), "preprocessing": sees}
+    network = NetworkSpec("resnet14", 10, 1, width=16, stem_stride=2)
+    sees = views.Preprocessing(32, mean=(0.3,), std=(0.3,))
+    spec = {
+        "stage": "finetune",
+        "network": network.as_json(),
+        "classes": list("0123456789"),
+        "preprocessing": sees.as_json(),
+    }
     folder = Path("data/teachers/big")
     folder.mkdir(parents=True)
     checkpoint.save(folder, models.create(network), spec)
@@ -384,8 +392,8 @@ def _place(tmp_path, monkeypatch, **network):
     monkeypatch.chdir(tmp_path)
     path = "data/weights/w.pth"
     Path(path).parent.mkdir(parents=True)
-    student = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 10, "channels": 1}
-    torch.save(models.create(student | network).state_dict(), path)
+    student = NetworkSpec("resnet8", 10, 1, width=16, stem_stride=2)
+    torch.save(models.create(replace(student, **network)).state_dict(), path)
     return path
 
 
@@ -460,9 +468,11 @@ def test_a_teacher_whose_code_params_yaml_does_not_name_is_found_before_anything
     monkeypatch.chdir(tmp_path)
     folder = Path("data/teachers/strange")
     folder.mkdir(parents=True)
-    network = {"name": "python:nets/evil.py:make", "classes": 10, "channels": 1}
-    sees = {"channels": 1, "image_size": 32, "mean": [0.3], "std": [0.3]}
-    (folder / "model.json").write_text(json.dumps({"network": network, "classes": ["a"] * 10, "preprocessing": sees}))
+    network = NetworkSpec("python:nets/evil.py:make", 10, 1)
+    sees = views.Preprocessing(32, mean=(0.3,), std=(0.3,))
+    (folder / "model.json").write_text(
+        json.dumps({"network": network.as_json(), "classes": ["a"] * 10, "preprocessing": sees.as_json()})
+    )
     for number, teachers in enumerate(([str(folder)], ["finetune", str(folder)])):
         lines = mistakes(tmp_path, {"teach.teachers": teachers}, deep=True)
         assert any(line.startswith(f"teach.teachers[{number}]: 'python:nets/evil.py:make' is code") for line in lines)

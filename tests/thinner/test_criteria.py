@@ -19,6 +19,7 @@ from thinner.compress.criteria import (
     score_weights,
 )
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 
 # Layers "0", "2" and "5". What the tests below expect follows from these numbers, on paper:
 #   image 1, label 1: a = (1, 2), behind the second layer (-1, 5) -> (0, 5), logits (0, 10)
@@ -149,7 +150,7 @@ def test_a_criterion_of_channels_says_that_it_knows_no_weights(name):
 
 def trained_like(seed=0):
     torch.manual_seed(seed)
-    model = models.create({"name": "resnet8", "width": 4, "stem_stride": 2, "classes": 3, "channels": 1})
+    model = models.create(NetworkSpec("resnet8", 3, 1, width=4, stem_stride=2))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.2, 1.0)

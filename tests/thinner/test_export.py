@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from thinner.compress.quantization import quantise_onnx
+from thinner.data import views
 from thinner.networks import models
 from thinner.networks.export import (
     ExportError,
@@ -32,6 +33,7 @@ from thinner.networks.export import (
     refuse_code,
     run_session,
 )
+from thinner.networks.spec import NetworkSpec
 
 METADATA = {"classes": ["cat", "Hund ü"], "preprocessing": {"image_size": 12, "mean": [0.5], "std": [0.25]}}
 
@@ -216,7 +218,9 @@ def test_exporting_leaves_the_network_as_it_was(source: Small, exported: Path) -
 def with_preprocessing(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pixels") / "model.onnx"
     shutil.copy(exported, path)
-    add_preprocessing(path, METADATA["preprocessing"], 1, {**METADATA, "input": "pixels"}, opset=20)
+    add_preprocessing(
+        path, views.Preprocessing.from_json(METADATA["preprocessing"]), 1, {**METADATA, "input": "pixels"}, opset=20
+    )
     return path
 
 
@@ -236,7 +240,7 @@ def test_a_graph_with_preprocessing_takes_pictures_of_any_size(
 
 
 def test_grey_pictures_become_three_channels_in_the_graph(tmp_path: Path) -> None:
-    preprocessing = {"image_size": 8, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.2]}
+    preprocessing = views.Preprocessing(8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.2))
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
     export_onnx(network, tmp_path / "model.onnx", (3, 8, 8), {}, opset=18)
     add_preprocessing(tmp_path / "model.onnx", preprocessing, 1, {}, opset=18)
@@ -253,7 +257,13 @@ def test_a_graph_with_preprocessing_says_so_and_is_as_reproducible(
     assert read_metadata(with_preprocessing) == {**METADATA, "input": "pixels"}
     assert b".py" not in with_preprocessing.read_bytes()
     shutil.copy(exported, tmp_path / "again.onnx")
-    add_preprocessing(tmp_path / "again.onnx", METADATA["preprocessing"], 1, {**METADATA, "input": "pixels"}, opset=20)
+    add_preprocessing(
+        tmp_path / "again.onnx",
+        views.Preprocessing.from_json(METADATA["preprocessing"]),
+        1,
+        {**METADATA, "input": "pixels"},
+        opset=20,
+    )
     assert (tmp_path / "again.onnx").read_bytes() == with_preprocessing.read_bytes()
 
 
@@ -261,7 +271,7 @@ def test_int8_may_have_preprocessing_in_float(exported: Path, images: np.ndarray
     plain, pixels = tmp_path / "int8.onnx", tmp_path / "pixels.onnx"
     quantise_onnx(exported, plain, [images])
     shutil.copy(plain, pixels)
-    add_preprocessing(pixels, METADATA["preprocessing"], 1, METADATA, opset=20)
+    add_preprocessing(pixels, views.Preprocessing.from_json(METADATA["preprocessing"]), 1, METADATA, opset=20)
     pictures = np.random.default_rng(1).integers(0, 256, (4, 12, 12, 1), dtype=np.uint8)
     prepared = ((pictures.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).astype(np.float32)
     expected = run_session(open_session(plain), prepared)
@@ -403,6 +413,6 @@ def test_sizes_that_are_arithmetic_and_what_is_no_archive(program, tmp_path) -> 
 
 @pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "torchvision:swin_t", "timm:vit_tiny_patch16_224"])
 def test_programs_of_large_networks_pass(tmp_path, name) -> None:
-    network = models.create({"name": name, "classes": 3, "channels": 3}).eval()
+    network = models.create(NetworkSpec(name, 3, 3)).eval()
     export_pt2(network, tmp_path / "model.pt2", (3, 224, 224) if "vit" in name else (3, 64, 64), METADATA)
     refuse_code(tmp_path / "model.pt2")

@@ -231,7 +231,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4))
 
 
-PREPROCESSING = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.5]}
+PREPROCESSING = views.Preprocessing(8, mean=(0.5,), std=(0.5,))
 
 
 class KilledError(Exception):

@@ -13,11 +13,12 @@ from thinner.compress.pruning import PruningError
 from thinner.learn import training
 from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 
 
 def network():
     torch.manual_seed(0)
-    return models.create({"name": "resnet8", "width": 8, "stem_stride": 2, "classes": 10, "channels": 1})
+    return models.create(NetworkSpec("resnet8", 10, 1, width=8, stem_stride=2))
 
 
 def by_hand():

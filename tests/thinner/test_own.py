@@ -10,13 +10,14 @@ import pytest
 import torch
 import yaml
 
-from tasks import learning
 from thinner import predict
 from thinner.compress import pruning
 from thinner.config import load_params
+from thinner.data import views
 from thinner.measure import verify
 from thinner.measure.profiling import count_macs
 from thinner.networks import checkpoint, models, own
+from thinner.networks.spec import NetworkSpec
 
 ROOT = Path(__file__).parents[2]
 NAME = "python:nets/mine.py:make"
@@ -40,7 +41,7 @@ def make(classes, channels):
     parts = [nn.Conv2d(channels, 32, 3, 2, 1), nn.ReLU(), Block(32), Block(32), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*parts, nn.Linear(32, classes))
 """
-SEES = {"channels": 1, "image_size": 16, "mean": [0.3], "std": [0.3]}
+SEES = views.Preprocessing(16, mean=(0.3,), std=(0.3,))
 
 
 @pytest.fixture
@@ -57,11 +58,11 @@ def here(tmp_path, monkeypatch):
 
 
 def network_here():
-    return {"name": NAME, "classes": 10, "channels": 1, "code_sha256": own.code_sha256(NAME)}
+    return NetworkSpec(NAME, 10, 1, code_sha256=own.code_sha256(NAME))
 
 
 def spec_of(network):
-    return {"stage": "distill", "network": network, "classes": list("0123456789"), "preprocessing": SEES,
+    return {"stage": "distill", "network": network.as_json(), "classes": list("0123456789"), "preprocessing": SEES.as_json(),
             "parents": {}, "data_sha256": "0" * 64}  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def kept(network):
 
 @pytest.mark.usefixtures("here")
 def test_a_network_of_ones_own_is_kept_and_loaded_as_others_are():
-    network = learning.network_of(load_params().student, 10)
+    network = models.describe(load_params().student, 10)
     assert network == network_here()  # the spec names the code's hash
     model = kept(network)
     x = torch.rand(3, 1, 16, 16)
@@ -153,7 +154,7 @@ def test_other_code_than_the_checkpoint_was_made_with_is_refused(here):
 def test_mistakes_in_the_code_are_one_line_with_its_number(here, code, message):
     Path("nets/mine.py").write_text(code)
     with pytest.raises(models.NetworkError, match=re.escape(message)) as caught:
-        models.create({"name": NAME, "classes": 10, "channels": 1})
+        models.create(NetworkSpec(NAME, 10, 1))
     assert "\n" not in str(caught.value)
 
 
@@ -173,5 +174,5 @@ def test_only_files_below_nets_are_taken(here, name, message):
     Path("nets/link.py").symlink_to("../evil.py")
     Path("params.yaml").write_text(yaml.safe_dump({"student": {"network": name}}))
     with pytest.raises(models.NetworkError, match=re.escape(message)):
-        models.create({"name": name, "classes": 10, "channels": 1})
+        models.create(NetworkSpec(name, 10, 1))
     assert not Path("ran.txt").exists()

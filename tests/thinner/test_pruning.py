@@ -14,8 +14,9 @@ from thinner.compress.target import limit_of
 from thinner.errors import UserError
 from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 
-NETWORK = {"name": "resnet8", "width": 16, "stem_stride": 2, "classes": 10, "channels": 1}
+NETWORK = NetworkSpec("resnet8", 10, 1, width=16, stem_stride=2)
 EXAMPLE = torch.zeros(1, 1, 32, 32)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from thinner.compress import pruning
 from thinner.measure import verify
 from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import checkpoint, export, models, resnets
+from thinner.networks.spec import NetworkSpec
 
 
 def network(name, classes=10, channels=3):
-    return {"name": name, "classes": classes, "channels": channels}
+    return NetworkSpec(name, classes, channels)
 
 
 # ------------------------------------------------------------------------------------------- sizes, as published
@@ -76,7 +78,7 @@ def test_resnet56_of_the_pruning_papers_has_125_million_macs():
 def test_resnetN_starts_from_the_weights_it_always_started_from():
     # recorded from our own code before the families were added: shows "unchanged" and no more
     torch.manual_seed(0)
-    model = models.create({**network("resnet8", channels=1), "width": 8, "stem_stride": 2})
+    model = models.create(replace(network("resnet8", channels=1), width=8, stem_stride=2))
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -142,11 +144,11 @@ def test_option_a_without_its_dead_channels_is_the_same_function():
 def test_option_a_can_be_cut_again_and_again_after_it_was_loaded(tmp_path):
     torch.manual_seed(0)
     spec = {
-        "network": network("resnet8a"),
+        "network": network("resnet8a").as_json(),
         "classes": list("abcdefghij"),
         "preprocessing": {"image_size": 32, "mean": [0.5], "std": [0.5]},
     }
-    model = models.create(spec["network"]).eval()
+    model = models.create(network("resnet8a")).eval()
     example = torch.zeros(1, 3, 32, 32)
     for share in (0.8, 0.6, 0.4):
         model, _ = pruning.cut(model, example, macs=int(share * count_macs(model, (3, 32, 32))), criterion="l1")
@@ -173,7 +175,7 @@ def test_cut_to_47_percent_saved_loaded_and_exported_the_logits_are_equal(tmp_pa
     smaller(torch.randn(8, *shape)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in smaller.parameters())
     smaller.eval()
-    spec = {"stage": "prune", "network": described, "classes": list("abcdefghij"), "parents": {}, "data_sha256": "0",
+    spec = {"stage": "prune", "network": described.as_json(), "classes": list("abcdefghij"), "parents": {}, "data_sha256": "0",
             "preprocessing": {"image_size": 32, "channels": channels, "mean": [0.5], "std": [0.5]}}  # fmt: skip
     checkpoint.save(tmp_path, smaller, spec)
     x = torch.randn(4, *shape)
@@ -206,6 +208,6 @@ def test_the_names_that_are_listed_are_right_and_the_smallest_of_each_kind_runs(
     assert [resnets.mistake(name) for name in resnets.names()] == [None] * len(resnets.names())
     for name in ("resnet8", "resnet8a", "resnet8x4", "wrn-10-1"):
         assert name in resnets.names()
-        made = {**network(name), "width": 16, "stem_stride": 1} if resnets.has_width(name) else network(name)
+        made = replace(network(name), width=16, stem_stride=1) if resnets.has_width(name) else network(name)
         with torch.device("meta"):
             assert models.create(made)(torch.empty(1, 3, 32, 32, device="meta")).shape == (1, 10)

@@ -18,12 +18,13 @@ from thinner.evidence.statistics import Estimate
 from thinner.learn import training
 from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 
-NETWORK = {"name": "resnet8", "classes": 3, "channels": 1, "width": 8, "stem_stride": 1}
+NETWORK = NetworkSpec("resnet8", 3, 1, width=8, stem_stride=1)
 SHAPE = (1, 8, 8)
 SPEC = {
     "stage": "prune",
-    "network": NETWORK,
+    "network": NETWORK.as_json(),
     "classes": ["cat", "dog", "fox"],
     "preprocessing": {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.25]},
     "parents": {},

@@ -22,16 +22,18 @@ from torch import nn
 
 from thinner import predict
 from thinner.compress.quantization import quantise_onnx
+from thinner.data import views
 from thinner.errors import UserError
 from thinner.networks import checkpoint, export, models
+from thinner.networks.spec import NetworkSpec
 from thinner.runtimes import catalogue
 from thinner.runtimes.protocol import Runtime, Source
 
 ROOT = Path(__file__).resolve().parents[2]
 METADATA = {"classes": ["cat", "dog|wolf", "ünï"], "preprocessing": {"image_size": 32, "mean": [0.5], "std": [0.25]}}
 NETWORKS = {
-    "resnet8": {"name": "resnet8", "classes": 3, "channels": 1, "width": 8, "stem_stride": 2},
-    "mobilenet": {"name": "torchvision:mobilenet_v3_small", "classes": 3, "channels": 3},
+    "resnet8": NetworkSpec("resnet8", 3, 1, width=8, stem_stride=2),
+    "mobilenet": NetworkSpec("torchvision:mobilenet_v3_small", 3, 3),
 }
 FLOAT = [name for name, format_ in catalogue.FORMATS.items() if not format_.int8]
 OPTIONAL = [name for name, runtime in catalogue.OF.items() if runtime.optional]
@@ -173,8 +175,8 @@ def test_the_hash_of_a_candidate_of_two_files_follows_each_of_them(tmp_path: Pat
         (tmp_path / "model.xml").write_bytes(xml)
         (tmp_path / "model.bin").write_bytes(binary)
         spec = {"network": NETWORKS["resnet8"], "classes": METADATA["classes"]}
-        seen = {"image_size": 32, "mean": [0.5], "std": [0.25]}
-        checkpoint.write_spec(tmp_path, {**spec, "preprocessing": seen}, "model.xml", "model.bin")
+        seen = views.Preprocessing(32, mean=(0.5,), std=(0.25,))
+        checkpoint.write_spec(tmp_path, {**spec, "preprocessing": seen.as_json()}, "model.xml", "model.bin")
         return predict.weights_sha256(tmp_path)
 
     assert len({digest(b"a", b"b"), digest(b"a", b"c"), digest(b"c", b"b"), digest(b"b", b"a")}) == 4

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from thinner.data import views
-from thinner.files.mapped import take
+from thinner.files.mapped import read_rows
 from thinner.learn import signals
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 
-NETWORK = {"name": "resnet8", "width": 8, "stem_stride": 2, "classes": 7, "channels": 1}
-PREPROCESSING = {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.25]}
+NETWORK = NetworkSpec("resnet8", 7, 1, width=8, stem_stride=2)
+PREPROCESSING = views.Preprocessing(16, mean=(0.5,), std=(0.25,))
 POLICY = views.Policy(crop=0.8, flip=True)
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 1), dtype=np.uint8)
 INDEX = np.array([1, 2, 3, 5, 8, 13, 21, 22, 25, 29])
@@ -268,7 +269,7 @@ def test_taking_rows_gives_the_pages_back(tmp_path):
     if not Path("/proc/self/smaps").exists():
         pytest.skip("this system does not tell")
     rows = np.arange(0, 40_000, 4)
-    np.testing.assert_array_equal(take(mapped, rows), np.load(tmp_path / "big.npy")[rows])
+    np.testing.assert_array_equal(read_rows(mapped, rows), np.load(tmp_path / "big.npy")[rows])
     assert resident() < 1_000
     mapped[rows]
     assert resident() > 20_000  # what it would be otherwise

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from benchmarks import intervals
 from benchmarks.intervals import paired
@@ -175,6 +176,13 @@ def test_holm_by_hand_on_the_four_p_values_of_wikipedias_example() -> None:
     # are rejected at 0.05. Sorted: 4 x 0.005, 3 x 0.01, 2 x 0.03, and the greater of that and 1 x 0.04
     adjusted = statistics.holm([0.01, 0.04, 0.03, 0.005])
     assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([]) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_holm_is_statsmodels_to_the_last_bit_ties_and_ones_included(count: int) -> None:
+    drawn = np.random.default_rng(count).choice([0.0, 1e-9, 0.003, 0.004, 0.02, 0.3, 1.0], count)
+    assert statistics.holm(drawn.tolist()) == multipletests(drawn, method="holm")[1].tolist()
 
 
 def test_agreement_interval_is_clopper_and_pearsons() -> None:

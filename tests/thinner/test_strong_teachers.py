@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tasks import learning
 from thinner import checks
+from thinner.data import views
 from thinner.networks import checkpoint, models, weights
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Params
 from thinner.ship import model_card
 
@@ -20,7 +21,7 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def network(name: str, size: int) -> dict[str, object]:
-    return {"name": name, "classes": 10, "channels": 3, **models.sized(name, size)}
+    return NetworkSpec(name, 10, 3, image_size=models.sized(name, size))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_a_tower_is_filled_and_its_table_of_positions_resized(published):
 
 
 def test_at_its_own_size_nothing_is_resized_and_the_description_is_as_before(published):
-    assert network(DINO, 518) == {"name": DINO, "classes": 10, "channels": 3}
+    assert network(DINO, 518) == NetworkSpec(DINO, 10, 3)
     fit = models.fit_weights(models.skeleton(network(DINO, 518)), network(DINO, 518), weights.Given("x", published[1]))
     assert not [note for note in fit.notes if "resized" in note]
 
@@ -65,8 +66,8 @@ def test_a_clip_tower_drops_the_head_of_its_512_numbers():
 def test_a_checkpoint_builds_the_tower_of_its_own_size(tmp_path):
     small = network("timm:vit_tiny_patch16_224", 32)
     model = models.create(small).eval()
-    sees = {"image_size": 32, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
-    spec = {"network": small, "classes": [str(n) for n in range(10)], "preprocessing": sees, "parents": {},
+    sees = views.Preprocessing(32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    spec = {"network": small.as_json(), "classes": [str(n) for n in range(10)], "preprocessing": sees.as_json(), "parents": {},
             "data_sha256": "", "stage": "finetune"}  # fmt: skip
     checkpoint.save(tmp_path, model, spec)
     x = torch.randn(2, 3, 32, 32)
@@ -77,13 +78,13 @@ def test_a_checkpoint_builds_the_tower_of_its_own_size(tmp_path):
 @pytest.mark.parametrize(
     ("name", "size", "entry"),
     [
-        (DINO, 56, {"image_size": 56}),
-        ("timm:hf-hub:timm/vit_small_patch14_dinov2.lvd142m", 56, {"image_size": 56}),
-        ("timm:hf-hub:somebody/else", 56, {}),
-        ("timm:swin_tiny_patch4_window7_224", 64, {"image_size": 64}),
-        ("timm:tf_efficientnet_lite0", 64, {}),
-        ("torchvision:vit_b_16", 64, {}),
-        ("resnet8", 64, {}),
+        (DINO, 56, 56),
+        ("timm:hf-hub:timm/vit_small_patch14_dinov2.lvd142m", 56, 56),
+        ("timm:hf-hub:somebody/else", 56, None),
+        ("timm:swin_tiny_patch4_window7_224", 64, 64),
+        ("timm:tf_efficientnet_lite0", 64, None),
+        ("torchvision:vit_b_16", 64, None),
+        ("resnet8", 64, None),
     ],
 )
 def test_only_networks_that_are_built_for_one_size_are_told_theirs(name, size, entry):
@@ -104,7 +105,7 @@ def of_finetune(given: Params) -> list[str]:
 def test_the_check_takes_a_tower_and_the_stages_build_it_alike():
     given = params()
     assert of_finetune(given) == []
-    assert learning.network_of(given.finetune, 10) == network(DINO, 56)
+    assert models.describe(given.finetune, 10) == network(DINO, 56)
 
 
 def test_a_size_that_is_no_whole_number_of_patches_is_refused():
@@ -119,7 +120,7 @@ def test_a_size_that_is_no_whole_number_of_patches_is_refused():
 
 @pytest.mark.parametrize(("name", "mean"), [(DINO, IMAGENET[0]), (CLIP, [0.481, 0.458, 0.408])])
 def test_mean_and_std_are_compared_with_those_of_timms_weights(published, name, mean):
-    wrong = {"mean": [0.5] * 3, "std": [0.5] * 3, "image_size": 56}
+    wrong = views.Preprocessing(56, mean=(0.5,) * 3, std=(0.5,) * 3)
     said = list(weights.remarks(name, str(published[0]), wrong))
     assert any(line.endswith(f"Unless that is meant: mean: {mean}") for line in said)
     assert len(said) == 2  # mean and std; who cut the images of a file is not known

@@ -1,5 +1,7 @@
 """thinner/learn/suspects.py: features, out-of-fold probabilities, and which labels are suspect."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,16 +10,17 @@ from thinner.data import views
 from thinner.errors import UserError
 from thinner.learn import suspects
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 
-LOOK = {"image_size": 16, "channels": 3, "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.5, 0.5]}
+LOOK = views.Preprocessing(16, mean=(0.5, 0.4, 0.3), std=(0.5, 0.5, 0.5))
 
 
 @pytest.mark.parametrize("name", ["resnet8", "torchvision:squeezenet1_1"])
 def test_features_are_what_the_classifier_gets(name: str) -> None:
     torch.manual_seed(0)
     size = 16 if name == "resnet8" else 64
-    network = {"name": name, "classes": 4, "channels": 3} | ({"width": 8, "stem_stride": 1} if size == 16 else {})
-    model, look = models.create(network), LOOK | {"image_size": size}
+    network = NetworkSpec(name, 4, 3, **({"width": 8, "stem_stride": 1} if size == 16 else {}))
+    model, look = models.create(network), replace(LOOK, image_size=size)
     images = np.random.default_rng(0).integers(0, 256, (200, 16, 16, 3), np.uint8)
     rows = np.arange(199, 40, -1)
     told: list[int] = []

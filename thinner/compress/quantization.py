@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -185,7 +185,7 @@ def _read_unrounded(graph: onnx.GraphProto, leave: set[str]) -> None:
 def _drop_unread(graph: onnx.GraphProto) -> None:
     """Take out nodes and numbers that nothing reads any more."""
     while True:
-        read = {output.name for output in graph.output} | {name for node in graph.node for name in node.input}
+        read = {output.name for output in graph.output} | set(_names_read(graph))
         unread = [node for node in graph.node if not read.intersection(node.output)]
         if not unread:
             break
@@ -193,6 +193,16 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
             graph.node.remove(node)
     for item in [item for item in graph.initializer if item.name not in read]:
         graph.initializer.remove(item)
+
+
+def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
+    """By its nodes, and by those of graphs within them, such as the branches of an If."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from (output.name for output in inner.output)
+                yield from _names_read(inner)
 
 
 def _keep_logits(graph: onnx.GraphProto) -> None:

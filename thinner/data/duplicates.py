@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from thinner.files.mapped import take
+from thinner.files.mapped import read_rows
 
 DUPLICATE = 0.984
 NEAR = 0.90  # at the best crop of the grid, before it is moved
@@ -119,7 +119,7 @@ def _thumbs(images: Images, rows: Int64[np.ndarray, " n"], side: int, device: to
     """The pictures at ``side`` px; smaller ones as they are."""
     made = []
     for part in _parts(rows, max(1, 2**24 // images[0].size)):  # large pictures are not all in memory at once
-        pixels = torch.from_numpy(take(images, part)).to(device).permute(0, 3, 1, 2).float()
+        pixels = torch.from_numpy(read_rows(images, part)).to(device).permute(0, 3, 1, 2).float()
         if pixels.shape[-1] > side:
             pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True, align_corners=False)
         made.append(pixels)

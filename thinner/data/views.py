@@ -10,9 +10,9 @@ pixels and the student at 32. Of a stored image that is larger than that, a crop
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -341,7 +341,7 @@ _PIXELS: dict[str, Callable[[Pictures, Strength], Pictures]] = {
 # ------------------------------------------------------------------------------------------- what a network sees
 
 
-def _per_channel(values: list[float], like: Tensor) -> Float[Tensor, "1 channels 1 1"]:
+def _per_channel(values: Sequence[float], like: Tensor) -> Float[Tensor, "1 channels 1 1"]:
     cuda = like.device.type == "cuda"
     numbers = send(torch.tensor(values, dtype=like.dtype), like.device) if cuda else like.new_tensor(values)
     return numbers.view(1, -1, 1, 1)
@@ -369,7 +369,7 @@ def resize(
 
 
 def normalise(
-    pixels: Float[Tensor, "batch channels height width"], mean: list[float], std: list[float]
+    pixels: Float[Tensor, "batch channels height width"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "batch colours height width"]:
     """Grey becomes three equal channels where ``mean`` has three values; then ``(x - mean) / std``."""
     if pixels.shape[1] == 1 and len(mean) == 3:
@@ -385,12 +385,52 @@ def laid_out_for(model: nn.Module, images: Float[Tensor, "batch c h w"]) -> Floa
     return images.contiguous()
 
 
+@runtime_checkable
+class Section(Protocol):
+    """What of a network's section in params.yaml says how it sees."""
+
+    image_size: int
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a network's input: a square of ``image_size`` px, of which ``(pixels - mean) / std`` is
+    taken in each channel. Pixels are 0 to 1."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, section: Section) -> Preprocessing:
+        """As a section of params.yaml has it."""
+        return cls(section.image_size, tuple(section.mean), tuple(section.std))
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Preprocessing:
+        """The entry ``preprocessing`` of a checkpoint's spec."""
+        return cls(entry["image_size"], tuple(entry["mean"]), tuple(entry["std"]))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "channels": self.channels, "image_size": self.image_size, "mean": list(self.mean), "std": list(self.std),
+        }  # fmt: skip
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image that the network is given: channels, height, width."""
+        return self.channels, self.image_size, self.image_size
+
+
 def preprocess(
-    images: Images, preprocessing: dict[str, object], device: torch.device | str = "cpu"
+    images: Images, preprocessing: Preprocessing, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "batch colours size size"]:
-    """What a network sees of unaugmented images; ``preprocessing`` is the entry of a checkpoint's spec
-    (``image_size``, ``mean``, ``std``)."""
-    size, mean, std = preprocessing["image_size"], preprocessing["mean"], preprocessing["std"]
-    if not isinstance(size, int) or not isinstance(mean, list) or not isinstance(std, list):
-        raise TypeError(f"preprocessing needs image_size: int, mean: list, std: list; got {preprocessing}")
+    """What a network sees of unaugmented images."""
+    size, mean, std = preprocessing.image_size, preprocessing.mean, preprocessing.std
     return normalise(resize(to_pixels(images, device), size), mean, std)

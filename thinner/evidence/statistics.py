@@ -31,7 +31,6 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 from numpy.typing import NDArray
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from thinner.errors import UserError, did_you_mean
@@ -481,8 +480,16 @@ def _find(claim: Claim, name: str, table: Mapping[str, T]) -> T:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number, in order: Holm 1979, https://www.jstor.org/stable/4615733."""
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
+    """P-values corrected for their number, in order: Holm 1979, https://www.jstor.org/stable/4615733.
+
+    The k-th smallest of m, from 0, times m - k, but not less than the one before it and at most 1. That is what
+    statsmodels' ``multipletests`` gives, to the last bit; which collects garbage at each call, half a second.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected.tolist()
 
 
 def mcnemar_exact(candidate_only: int, reference_only: int) -> float:

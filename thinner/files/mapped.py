@@ -50,7 +50,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}  # else plain bytes
 
 
-def take(array: npt.NDArray[Scalar], rows: Any) -> npt.NDArray[Scalar]:
+def read_rows(array: npt.NDArray[Scalar], rows: Any) -> npt.NDArray[Scalar]:
     """``array[rows]`` as a copy. Pages of a memory-mapped ``array`` that this touched are given back to the kernel.
 
     Training looks at every row sooner or later. The pages stay in the kernel's cache, so the next look costs no disk,

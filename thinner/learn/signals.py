@@ -36,7 +36,7 @@ from thinner.data import views
 from thinner.data.ahead import in_advance
 from thinner.errors import DamagedError, UserError, one_line
 from thinner.files import json_files, whole
-from thinner.files.mapped import open_array, read_arrays, take
+from thinner.files.mapped import open_array, read_arrays, read_rows
 from thinner.networks import models
 
 _HALF = 65504.0  # the largest float16
@@ -73,12 +73,12 @@ class Signals:
         and the sum of the others are the teacher's, at temperature 1.
         """
         row = self._rows(index)
-        centre = take(self.centres, (view, row))[:, None]
-        values = take(self.scores, (view, row)).astype(np.float32) + centre
+        centre = read_rows(self.centres, (view, row))[:, None]
+        values = read_rows(self.scores, (view, row)).astype(np.float32) + centre
         if self.classes is not None and self.rest is not None:
             count = int(self.info["classes"])
-            each = take(self.rest, (view, row))[:, None] - np.log(max(1, count - values.shape[1]))
-            chosen = take(self.classes, (view, row)).astype(np.int64)
+            each = read_rows(self.rest, (view, row))[:, None] - np.log(max(1, count - values.shape[1]))
+            chosen = read_rows(self.classes, (view, row)).astype(np.int64)
             if chosen.min(initial=0) < 0 or chosen.max(initial=0) >= count:
                 raise SignalsError(
                     f"the teacher's signals are damaged: classes.npy names others than the {count} classes. "
@@ -95,7 +95,7 @@ class Signals:
         """The kept layers' outputs for these views, by module path, float32 ``[batch, *shape]``."""
         row = self._rows(index)
         return {
-            layer: views.send(torch.from_numpy(take(values, (view, row)).astype(np.float32)), device)
+            layer: views.send(torch.from_numpy(read_rows(values, (view, row)).astype(np.float32)), device)
             for layer, values in self.maps.items()
         }
 
@@ -188,7 +188,7 @@ class NetworkTeacher:
     def __init__(
         self,
         model: nn.Module,
-        preprocessing: dict[str, Any],
+        preprocessing: views.Preprocessing,
         features: Sequence[Feature] = (),
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         flip: bool = False,
@@ -202,15 +202,15 @@ class NetworkTeacher:
 
     @torch.inference_mode()
     def __call__(self, view: View) -> tuple[Float[Tensor, "batch classes"], dict[str, Tensor]]:
-        def ask(mirrored: bool) -> Tensor:
+        def query(mirrored: bool) -> Tensor:
             with self._autocast():
                 return view_logits(
                     self.model, view.images, view.index, view.number, preprocessing=self.preprocessing,
                     policy=view.policy, seed=view.seed, device=view.device, mirrored=mirrored,
                 )  # fmt: skip
 
-        mirrored = ask(True) if self._flip else None  # before the view itself, whose features are kept
-        logits = ask(False)
+        mirrored = query(True) if self._flip else None  # before the view itself, whose features are kept
+        logits = query(False)
         if mirrored is not None:
             logits = (logits + mirrored) / 2.0
         found: dict[str, Tensor] = {}
@@ -231,7 +231,7 @@ class GivenTeacher:
         if not view.policy.still:
             raise SignalsError(
                 "student.augment: moves the images, but a teacher in a file knows them only as they are. "
-                "Set crop 1.0, flip false and the rest 0.0, or use networks as teachers"
+                "Set crop and aspect 1.0, flip false, policy null and the rest 0.0, or use networks as teachers"
             )
         row = np.searchsorted(self._index, view.index)
         if (row >= len(self._index)).any() or (self._index[np.minimum(row, len(self._index) - 1)] != view.index).any():
@@ -252,12 +252,12 @@ def average(teachers: Sequence[Teacher], weights: Sequence[float]) -> Teacher:
     if len(teachers) == 1:
         return teachers[0]
 
-    def ask(view: View) -> tuple[Tensor, dict[str, Tensor]]:
+    def query(view: View) -> tuple[Tensor, dict[str, Tensor]]:
         answers = [teacher(view) for teacher in teachers]
         logits = [logits * (weight / total) for (logits, _), weight in zip(answers, weights, strict=True)]
         return torch.stack(logits).sum(0), answers[0][1]
 
-    return ask
+    return query
 
 
 def read_given(
@@ -320,7 +320,7 @@ def view_logits(
     index: npt.NDArray[np.int64],
     view: int | npt.NDArray[np.int64],
     *,
-    preprocessing: dict[str, Any],
+    preprocessing: views.Preprocessing,
     policy: views.Policy,
     seed: int,
     device: torch.device | str = "cpu",
@@ -328,11 +328,11 @@ def view_logits(
 ) -> Float[Tensor, "batch classes"]:
     """What the live teacher says of these views, or of their mirror images (left and right exchanged)."""
     pixels = views.draw(
-        take(images, index), index, view, size=preprocessing["image_size"], seed=seed, policy=policy, device=device
+        read_rows(images, index), index, view, size=preprocessing.image_size, seed=seed, policy=policy, device=device
     )
     if mirrored:
         pixels = pixels.flip(-1)
-    x = views.normalise(pixels, preprocessing["mean"], preprocessing["std"])
+    x = views.normalise(pixels, preprocessing.mean, preprocessing.std)
     logits: Tensor = teacher(views.laid_out_for(teacher, x))
     return logits.float()
 
@@ -392,7 +392,7 @@ def write_signals(
     starts = range(done, total, batch_size)
     asked = [(one, where, threading.Lock()) for one, where in ((teacher, device), *others)]
 
-    def ask(batch: int) -> list[tuple[int, slice, dict[str, npt.NDArray[Any]]]]:
+    def query(batch: int) -> list[tuple[int, slice, dict[str, npt.NDArray[Any]]]]:
         one, where, alone = asked[batch % len(asked)]
         places = _places(starts[batch], min(starts[batch] + batch_size, total), len(index))
         with alone:  # a network's taps hold the features of one batch
@@ -403,7 +403,7 @@ def write_signals(
         return [(number, rows, values) for (number, rows), values in zip(places, found, strict=True)]
 
     apart = len(asked) > 1 or torch.device(device).type == "cuda"  # a CPU has nothing to spare while it computes
-    ahead = in_advance(ask, len(starts), len(asked), len(asked)) if apart else contextlib.nullcontext(ask)
+    ahead = in_advance(query, len(starts), len(asked), len(asked)) if apart else contextlib.nullcontext(query)
     with ahead as answered:
         for batch, start in enumerate(starts):
             for number, rows, values in answered(batch):

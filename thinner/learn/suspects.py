@@ -12,9 +12,8 @@ has. What it finds are labels that look wrong: also pictures that are odd, or of
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from thinner.data import views
 from thinner.errors import UserError
-from thinner.files.mapped import take
+from thinner.files.mapped import read_rows
 from thinner.networks import models
 
 FOLDS = 5
@@ -51,13 +50,13 @@ def features(
     model: nn.Module,
     images: UInt8[np.ndarray, "all height width channels"],
     rows: Int64[np.ndarray, " n"],
-    preprocessing: Mapping[str, Any],
+    preprocessing: views.Preprocessing,
     *,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Float[np.ndarray, "n features"]:
     """The input of the classifier of ``model``, for the pictures ``rows`` of ``images``; of a convolutional classifier
-    its mean over the plane. ``preprocessing`` as in a checkpoint's spec."""
+    its mean over the plane."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -71,7 +70,7 @@ def features(
         with torch.inference_mode():
             for start in range(0, len(rows), BATCH):
                 chosen = rows[start : start + BATCH]
-                model(views.preprocess(take(images, chosen), dict(preprocessing), device))
+                model(views.preprocess(read_rows(images, chosen), preprocessing, device))
                 progress(start + len(chosen))
     finally:
         hook.remove()

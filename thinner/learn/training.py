@@ -30,7 +30,7 @@ from thinner.data import views
 from thinner.data.ahead import in_advance
 from thinner.errors import DamagedError, UserError
 from thinner.files import whole
-from thinner.files.mapped import take
+from thinner.files.mapped import read_rows
 from thinner.learn import imbalance
 from thinner.measure import scores
 
@@ -136,7 +136,7 @@ class Batches:
         """These views of these images, in the order of the images' numbers."""
         order = np.argsort(index)  # a memory map reads forwards faster, and the sum of a batch has no order
         index, view = index[order], view[order]
-        chosen: Any = take(self.images, index) if self.there is None else self.there[self._sent(index)]
+        chosen: Any = read_rows(self.images, index) if self.there is None else self.there[self._sent(index)]
         pixels = views.draw(
             chosen,
             index,
@@ -672,7 +672,7 @@ def logits_of(
     model: nn.Module,
     images: npt.NDArray[np.uint8],
     index: npt.NDArray[np.int64],
-    preprocessing: dict[str, Any],
+    preprocessing: views.Preprocessing,
     *,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
@@ -683,7 +683,7 @@ def logits_of(
     model.eval()
     out = []
     for start in range(0, len(index), batch_size):
-        x = views.preprocess(take(images, index[start : start + batch_size]), preprocessing, device)
+        x = views.preprocess(read_rows(images, index[start : start + batch_size]), preprocessing, device)
         with autocast():
             logits = model(views.laid_out_for(model, x))
         out.append(logits.float().cpu())
@@ -695,7 +695,7 @@ def validation(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],
     index: npt.NDArray[np.int64],
-    preprocessing: dict[str, Any],
+    preprocessing: views.Preprocessing,
     device: torch.device | str = "cpu",
     autocast: Autocast = contextlib.nullcontext,
     fabric: Fabric | None = None,

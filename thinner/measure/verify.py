@@ -132,8 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)  # noqa: T201 - a command speaks to a person
         return 1
-    side = loaded.spec["preprocessing"]["image_size"]
-    facts = facts_of(loaded.model, (loaded.spec["preprocessing"]["channels"], side, side), loaded.spec)
+    facts = facts_of(loaded.model, loaded.preprocessing.shape, loaded.spec)
     if given.batch is not None:
         logits = _logits(loaded.model, load_file(given.batch)["images"])
         if given.logits is not None:

@@ -19,9 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from thinner.data.views import Preprocessing
 from thinner.errors import DamagedError, UserError, one_line
 from thinner.files import json_files, whole
 from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 
@@ -33,19 +35,27 @@ class CheckpointError(UserError):
 @dataclass(frozen=True)
 class Loaded:
     model: nn.Module  # in eval mode, on the CPU
-    spec: dict[str, Any]
+    spec: dict[str, Any]  # model.json
     sha256: str  # of the weights file
+
+    @property
+    def network(self) -> NetworkSpec:
+        return NetworkSpec.from_json(self.spec["network"])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_json(self.spec["preprocessing"])
 
 
 def save(folder: str | Path, model: nn.Module, spec: dict[str, Any]) -> str:
     """Write ``model`` and ``spec`` into ``folder`` (made if need be), each file whole or not at all.
 
-    ``spec`` needs ``network`` (what ``models.create`` takes), ``classes``, ``preprocessing``, ``parents``,
-    ``data_sha256`` and ``stage``; ``pruned`` is found out here. Returns the SHA-256 of the weights file.
+    ``spec`` needs ``network`` and ``preprocessing`` (`NetworkSpec` and `Preprocessing` as JSON), ``classes``,
+    ``parents``, ``data_sha256`` and ``stage``; ``pruned`` is found out here. Returns the SHA-256 of the weights file.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spec = {**spec, "pruned": changed_dimensions(model, spec["network"])}
+    spec = {**spec, "pruned": changed_dimensions(model, NetworkSpec.from_json(spec["network"]))}
     state = {n: t.detach().cpu().contiguous().clone() for n, t in saved_tensors(model, spec).items()}
     whole.write(folder / WEIGHTS, lambda path: save_file(state, path))
     return write_spec(folder, spec, WEIGHTS)
@@ -187,7 +197,7 @@ _PRUNED: dict[str, Callable[[Any], bool]] = {
 
 def _fill(spec: dict[str, Any], state: dict[str, torch.Tensor], source: Path) -> nn.Module:
     # on "meta" nothing is allocated or drawn at random; every tensor then comes from the file
-    model = models.skeleton(spec["network"])
+    model = models.skeleton(NetworkSpec.from_json(spec["network"]))
     if spec.get("pruned"):
         apply_dimensions(model, spec["pruned"])
     tensors = saved_tensors(model, spec)
@@ -219,7 +229,7 @@ def _materialise(model: nn.Module, spec: dict[str, Any]) -> nn.Module:
     if not _hidden(model):
         return model.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
-        real = models.create(spec["network"])
+        real = models.create(NetworkSpec.from_json(spec["network"]))
     if spec.get("pruned"):
         with torch.device("cpu"):
             apply_dimensions(real, spec["pruned"])
@@ -250,7 +260,7 @@ def _dimensions(model: nn.Module) -> dict[str, dict[str, Any]]:
     return out
 
 
-def changed_dimensions(model: nn.Module, network: dict[str, Any]) -> dict[str, Any] | None:
+def changed_dimensions(model: nn.Module, network: NetworkSpec) -> dict[str, Any] | None:
     """What sets ``model`` apart from a fresh ``models.create(network)``: attributes and tensor shapes; None if nothing.
 
     ``{"attributes": {module: {name: value}}, "shapes": {tensor: [sizes]}}``

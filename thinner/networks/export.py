@@ -182,7 +182,7 @@ def _refuse_values(value: Any, refuse: Callable[[str], ExportError]) -> None:
 
 
 def add_preprocessing(
-    path: str | Path, preprocessing: Mapping[str, Any], channels: int, metadata: Mapping[str, Any], opset: int
+    path: str | Path, preprocessing: views.Preprocessing, channels: int, metadata: Mapping[str, Any], opset: int
 ) -> None:
     """Put resizing and normalisation in front of the ONNX network at ``path``, in place.
 
@@ -190,7 +190,7 @@ def add_preprocessing(
     `PIXELS`. The operators are those of ``views.preprocess``, antialiasing included, in float32 also where the network
     is int8. Oblong pictures are stretched: cropping is up to whoever decodes them.
     """
-    steps = _Preprocessing(dict(preprocessing)).eval()
+    steps = _Preprocessing(preprocessing).eval()
     # sizes that are neither 1 nor equal, so that none is taken for a constant
     example = torch.zeros((2, 28, 30, channels), dtype=torch.uint8)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)}
@@ -214,9 +214,9 @@ def add_preprocessing(
 
 
 class _Preprocessing(nn.Module):
-    def __init__(self, preprocessing: dict[str, Any]) -> None:
+    def __init__(self, preprocessing: views.Preprocessing) -> None:
         super().__init__()
-        self.size, self.mean, self.std = (preprocessing[key] for key in ("image_size", "mean", "std"))
+        self.size, self.mean, self.std = preprocessing.image_size, preprocessing.mean, preprocessing.std
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0

@@ -7,7 +7,7 @@ import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,25 @@ from thinner.errors import NetworkError as NetworkError  # noqa: PLC0414 - calle
 from thinner.errors import one_line
 from thinner.networks import own, resnets
 from thinner.networks import weights as published
+from thinner.networks.spec import NetworkSpec
 
 
-def create(network: dict[str, Any]) -> nn.Module:
-    """The network that ``network`` describes, with fresh weights from torch's global generator.
+@runtime_checkable
+class Section(Protocol):
+    """What of a network's section in params.yaml says how it is built."""
 
-    Keys: ``name``; ``classes``; ``channels`` (of its input: 1 or 3); for resnetN also ``width`` and ``stem_stride``;
-    for networks of timm that are built for one image size also ``image_size``, where it is another (`sized`). A
-    checkpoint's spec carries the same dictionary; of networks of one's own it has ``code_sha256``, too.
-    """
-    name, classes, channels = network["name"], network["classes"], network["channels"]
+    network: str
+    width: int | None
+    stem_stride: Any
+    image_size: int
+
+    @property
+    def channels(self) -> int: ...
+
+
+def create(network: NetworkSpec) -> nn.Module:
+    """The network that ``network`` describes, with fresh weights from torch's global generator."""
+    name, classes, channels = network.name, network.classes, network.channels
     if own.is_own(name):
         return own.build(network)
     check_name(name)
@@ -33,7 +42,7 @@ def create(network: dict[str, Any]) -> nn.Module:
     if not family:
         return resnets.create(network)
     if family == "timm":
-        return _timm(inner, classes, channels, network.get("image_size"))
+        return _timm(inner, classes, channels, network.image_size)
     import torchvision
 
     if channels != 3:
@@ -43,18 +52,31 @@ def create(network: dict[str, Any]) -> nn.Module:
     return torchvision.models.get_model(inner, weights=None, num_classes=classes, **extra)
 
 
-def sized(name: str, image_size: int) -> dict[str, int]:
-    """The entry ``image_size`` of a network's description: of those of timm that are built for one size (vision
-    transformers have a table of positions), where theirs is another. Empty for all others, which take any size."""
+def describe(section: Section, classes: int) -> NetworkSpec:
+    """The network of a section of params.yaml, finetune or student."""
+    return NetworkSpec(
+        name=section.network,
+        classes=classes,
+        channels=section.channels,
+        width=section.width,
+        stem_stride=section.stem_stride,
+        image_size=sized(section.network, section.image_size),
+        code_sha256=own.code_sha256(section.network) if own.is_own(section.network) else None,
+    )
+
+
+def sized(name: str, image_size: int) -> int | None:
+    """``image_size`` of timm's networks that are built for one size (vision transformers have a table of positions),
+    where theirs is another. None of all others, which take any size."""
     family, _, inner = name.partition(":")
     if family != "timm":
-        return {}
+        return None
     import timm
 
     config = timm.models.get_pretrained_cfg(published.on_timms_hub(inner) or inner, allow_unregistered=True)
     if config is None or not config.fixed_input_size or config.input_size[-1] == image_size:
-        return {}
-    return {"image_size": image_size}
+        return None
+    return image_size
 
 
 def _timm(inner: str, classes: int, channels: int, image_size: int | None) -> nn.Module:
@@ -86,9 +108,9 @@ def _timm(inner: str, classes: int, channels: int, image_size: int | None) -> nn
     return model
 
 
-def skeleton(network: dict[str, Any]) -> nn.Module:
+def skeleton(network: NetworkSpec) -> nn.Module:
     """``create`` on the meta device: every shape, no numbers, and no random ones drawn."""
-    if network["name"].startswith(("torchvision:regnet", "python:")):
+    if network.name.startswith(("torchvision:regnet", "python:")):
         # torchvision works out the widths of these with tensors, and anybody's code may do that, so they are built for
         # real and emptied
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -191,7 +213,7 @@ class Start:
         return {"weights": self.source} | ({"weights_sha256": self.sha256} if self.sha256 else {})
 
 
-def load_pretrained(model: nn.Module, network: dict[str, Any], weights: str | None) -> Start:
+def load_pretrained(model: nn.Module, network: NetworkSpec, weights: str | None) -> Start:
     """Fill ``model`` in place and say from where. Heads are kept fresh when their number of classes differs.
 
     ``weights``: ``null``; ``package:DISTRIBUTION`` (the one weights file inside an installed package);
@@ -200,7 +222,7 @@ def load_pretrained(model: nn.Module, network: dict[str, Any], weights: str | No
     """
     if weights is None:
         return Start("fresh")
-    given = published.read(network["name"], weights)
+    given = published.read(network.name, weights)
     fit = fit_weights(model, network, given)
     state = OrderedDict(fit.tensors)
     # the version of each module's state: files may lack it, and torchvision's MNASNet asks for it
@@ -209,22 +231,22 @@ def load_pretrained(model: nn.Module, network: dict[str, Any], weights: str | No
     # Other classes: the head is learnt anew, from PyTorch's own small start. The start that timm gives to
     # EfficientNets (a range of 1/sqrt(outputs)) is for a thousand classes; with ten the first loss is above 5.
     for head in fit.fresh:
-        replace_head(model, network["classes"], head)
+        replace_head(model, network.classes, head)
     learnt = (f"learnt anew: the head {', '.join(fit.fresh)}",) if fit.fresh else ()
     return Start(weights, given.sha256, (*fit.notes, *learnt))
 
 
-def fit_weights(model: nn.Module, network: dict[str, Any], given: published.Given) -> published.Fit:
+def fit_weights(model: nn.Module, network: NetworkSpec, given: published.Given) -> published.Fit:
     """Which tensor of ``given`` goes where in ``model``, which may lie on "meta". Raises NetworkError."""
     filters: list[Callable[[dict[str, Tensor]], Any]] = []
-    if network["name"].startswith("timm:"):
+    if network.name.startswith("timm:"):
         config: Any = getattr(model, "pretrained_cfg", None) or {}
         if entry := config.get("architecture"):
             filters = published.timm_filters(model, entry)
     return published.fit(
         given,
         model.state_dict(),
-        network=network["name"],
+        network=network.name,
         heads=[path for path, _ in heads_of(model)],
         filters=filters,
     )

@@ -15,12 +15,12 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import yaml
 from torch import nn
 
 from thinner.errors import NetworkError
+from thinner.networks.spec import NetworkSpec
 
 FAMILY, FOLDER = "python", "nets"  # DVC watches this folder
 _NAME = re.compile(r"python:(nets/(?:\w[\w-]*/)*\w[\w-]*\.py):([A-Za-z_]\w*)")
@@ -49,9 +49,9 @@ def code_sha256(name: str) -> str:
     return hashlib.sha256(check_name(name)[0].read_bytes()).hexdigest()
 
 
-def build(network: dict[str, Any]) -> nn.Module:
+def build(network: NetworkSpec) -> nn.Module:
     """The network that the function makes. Raises NetworkError, before any import where it must not be imported."""
-    name = network["name"]
+    name = network.name
     if name not in _named():
         raise NetworkError(
             f"'{name}' is code, and params.yaml of this folder does not name it, so it is not run. If you trust it, "
@@ -59,16 +59,16 @@ def build(network: dict[str, Any]) -> nn.Module:
         )
     path, function = check_name(name)
     digest = code_sha256(name)
-    if network.get("code_sha256", digest) != digest:
+    if network.code_sha256 not in (None, digest):
         raise NetworkError(
             f"'{name}': {path} is another than this checkpoint was made with (SHA-256 {digest[:12]}, then "
-            f"{network['code_sha256'][:12]}). Bring it back: git checkout COMMIT {path}, or make it again: dvc repro"
+            f"{str(network.code_sha256)[:12]}). Bring it back: git checkout COMMIT {path}, or make it again: dvc repro"
         )
     make = getattr(_module(path, digest), function, None)
     if not callable(make):
         raise NetworkError(f"'{name}': {path} has no function '{function}'. Write def {function}(classes, channels)")
     try:
-        model = make(classes=network["classes"], channels=network["channels"])
+        model = make(classes=network.classes, channels=network.channels)
     except Exception as error:  # whatever their code raises is theirs to mend
         raise NetworkError(f"'{name}': {function}(classes, channels) failed: {_where(error, path)}") from error
     if not isinstance(model, nn.Module):

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from thinner.networks.spec import NetworkSpec
 
 Shortcut = Literal["A", "B"]
 
@@ -196,12 +198,12 @@ _DEEPEST = 1202  # the papers' own; a name in a file must not build for hours
 _WIDEST = 100
 
 
-def create(network: dict[str, Any]) -> nn.Module:
+def create(network: NetworkSpec) -> nn.Module:
     """``network``: as in ``models.create``; its name must be one that ``mistake`` finds nothing wrong with."""
-    classes, channels = network["classes"], network["channels"]
-    found = _NAME.fullmatch(network["name"])
+    classes, channels, width, stride = network.classes, network.channels, network.width, network.stem_stride
+    found = _NAME.fullmatch(network.name)
     if found is None:  # pragma: no cover - models.check_name was there before
-        raise ValueError(network["name"])
+        raise ValueError(network.name)
     if found["wide_depth"]:
         return WideResNet(int(found["wide_depth"]), int(found["widen"]), classes, channels)
     depth = int(found["depth"])
@@ -209,7 +211,8 @@ def create(network: dict[str, Any]) -> nn.Module:
         return CifarResNet(depth, 32, (64, 128, 256), 1, "B", classes, channels)
     if found["kind"] == "a":
         return CifarResNet(depth, 16, (16, 32, 64), 1, "A", classes, channels)
-    width, stride = network["width"], network["stem_stride"]
+    if width is None or stride is None:
+        raise ValueError(f"{network.name}: width and stem_stride are {width} and {stride}. Give both")
     return CifarResNet(depth, width, (width, 2 * width, 4 * width), stride, "B", classes, channels)
 
 

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from thinner.data.views import Preprocessing
 from thinner.errors import NetworkError, one_line
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
@@ -520,8 +521,8 @@ def _filtered(function: Callable[..., Any], model: torch.nn.Module, given: Tenso
 # -------------------------------------------------------------------------------- how published ones were trained
 
 
-def remarks(network: str, weights: str | None, preprocessing: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each key of ``preprocessing`` (mean, std, image_size) that is another than the published weights had.
+def remarks(network: str, weights: str | None, preprocessing: Preprocessing) -> Iterator[str]:
+    """A line for each of mean, std and image_size that is another than the published weights had.
 
     Other preprocessing may be meant; but raises NetworkError where torchvision's own would be done twice or not at all.
     Of a file only mean and std are compared, with those of the library's own weights: who cut its images is not known.
@@ -530,7 +531,7 @@ def remarks(network: str, weights: str | None, preprocessing: Mapping[str, Any])
     if trained is None:
         return
     whose, mean, std, side = trained
-    given = {key: [round(float(v), 3) for v in preprocessing[key]] for key in ("mean", "std")}
+    given = {key: [round(float(v), 3) for v in getattr(preprocessing, key)] for key in ("mean", "std")}
     if len(given["mean"]) != 3:
         if weights == "timm":
             raise NetworkError(
@@ -551,9 +552,9 @@ def remarks(network: str, weights: str | None, preprocessing: Mapping[str, Any])
     for key, wanted in (("mean", mean), ("std", std)):
         if any(abs(a - b) > 2e-3 for a, b in zip(given[key], wanted, strict=True)):
             yield f"{key}: {given[key]}, but {whose} were trained with other. Unless that is meant: {key}: {wanted}"
-    if side is not None and side != preprocessing["image_size"]:
+    if side is not None and side != preprocessing.image_size:
         yield (
-            f"image_size: {preprocessing['image_size']}, but {whose} were trained with other. Unless that is meant: "
+            f"image_size: {preprocessing.image_size}, but {whose} were trained with other. Unless that is meant: "
             f"image_size: {side}"
         )
 

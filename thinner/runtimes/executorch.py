@@ -108,6 +108,7 @@ def _open(path: Path, threads: int) -> Opened:
     """Raises ExportError. A file of ExecuTorch's that was made to do harm may end the process: docs/security.md."""
     from thinner.networks import export
 
+    _load()  # what is wrong with the library is not the file's damage
     _refuse_garbage(path)
     try:
         program = _Program(path, threads or os.cpu_count() or 1)

@@ -56,6 +56,7 @@ def _open(path: Path, threads: int) -> Opened:
     ever: no export of ours has such a part."""
     from thinner.networks import export
 
+    library = _load()  # what is wrong with the library is not the file's damage
     _refuse_loops(path)
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads,
@@ -65,7 +66,7 @@ def _open(path: Path, threads: int) -> Opened:
         "ENABLE_CPU_PINNING": False,
     }
     try:
-        compiled = _load().Core().compile_model(path, "CPU", settings)
+        compiled = library.Core().compile_model(path, "CPU", settings)
     except Exception as error:  # it has RuntimeError for all
         raise export.damaged(path, error) from error
     if len(compiled.inputs) != 1 or len(compiled.outputs) != 1:

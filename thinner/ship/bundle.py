@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from thinner.data.views import Preprocessing
 from thinner.errors import UserError
 from thinner.files import whole
 from thinner.measure.operating import Point
@@ -60,11 +61,11 @@ class Model:
 
 def write_model(source: Path, target: Path, channels: int, opset: int) -> Model:
     """Write the candidate in ``source`` to ``target`` as ONNX that takes pictures: a checkpoint is exported, an export
-    gets its preprocessing in front, if it has none yet. Raises UserError for a pt2 archive."""
+    gets its preprocessing in front, if it has none yet. Raises UserError for an export of another format."""
     model = _write_network(source, target, opset)
     if model.spec.get("input") != "pixels":
         about = {**_about(model.spec), "input": "pixels"}
-        export.add_preprocessing(target, model.spec["preprocessing"], channels, about, opset)
+        export.add_preprocessing(target, Preprocessing.from_json(model.spec["preprocessing"]), channels, about, opset)
     return replace(model, sha256=whole.file_sha256(target))
 
 
@@ -94,8 +95,7 @@ def _write_network(source: Path, target: Path, opset: int) -> Model:
 
 def _shape(spec: Mapping[str, Any]) -> tuple[int, int, int]:
     """Of one preprocessed picture: channels, height, width."""
-    size = spec["preprocessing"]["image_size"]
-    return len(spec["preprocessing"]["mean"]), size, size
+    return Preprocessing.from_json(spec["preprocessing"]).shape
 
 
 def write_bench(folder: Path, sources: Mapping[str, Path], opset: int) -> list[str]:

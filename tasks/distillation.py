@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import teachers
-from tasks.learning import balance_of, policy_of, preprocessing_of
+from tasks.learning import balance_of, policy_of
 from thinner.data import store, views
 from thinner.learn import losses, signals, training
 from thinner.networks import models
@@ -19,18 +19,20 @@ from thinner.params import Params
 
 TEACH = "data/teach"
 
-Ask = Callable[[Any, Any], tuple[Tensor, Mapping[str, Tensor]]]  # image numbers, view numbers -> logits, features
+Query = Callable[[Any, Any], tuple[Tensor, Mapping[str, Tensor]]]  # image numbers, view numbers -> logits, features
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationStep:
     """A step for ``fit`` that compares the student with the teacher, and what must be trained along with it."""
 
     step: Callable[[nn.Module, training.Batch, int], dict[str, Tensor]]
     extra: nn.Module | None
 
 
-def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int, device: torch.device) -> Lesson:
+def step_of(
+    params: Params, data: store.Store, student: nn.Module, per_epoch: int, device: torch.device
+) -> DistillationStep:
     """The losses of ``distill.losses`` between ``student`` (on ``device``) and the teacher.
 
     With ``teacher: cached`` logits and features come from the teach stage, with ``live`` from the networks themselves.
@@ -45,14 +47,14 @@ def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int
         side: list(dict.fromkeys(n for p in parts for n in p[2].get(f"{side}_layers", [])))
         for side in ("student", "teacher")
     }
-    ask = _cached(wanted["teacher"], device) if distill.teacher == "cached" else _live(params, data, wanted, device)
+    query = _cached(wanted["teacher"], device) if distill.teacher == "cached" else _live(params, data, wanted, device)
     taps = models.tap(student, wanted["student"])
     shapes: dict[str, dict[str, tuple[int, ...]]] = {"student": {}, "teacher": {}}
     if wanted["student"]:  # one dry forward of each sizes what compares them
         two = data.splits["labelled"][:2]
         with torch.no_grad():
-            student.eval()(views.preprocess(data.images[two], preprocessing_of(params.student), device))
-        features = ask(two, np.zeros(2, dtype=np.int64))[1]
+            student.eval()(views.preprocess(data.images[two], views.Preprocessing.of(params.student), device))
+        features = query(two, np.zeros(2, dtype=np.int64))[1]
         shapes = {
             side: {name: tuple(value.shape[1:]) for name, value in found.items()}
             for side, found in (("student", taps), ("teacher", features))
@@ -67,7 +69,7 @@ def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int
     ).to(device)
 
     def step(model: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:
-        logits, features = ask(batch.index, batch.view)
+        logits, features = query(batch.index, batch.view)
         return combined(
             model(batch.images),
             logits,
@@ -78,10 +80,10 @@ def lesson(params: Params, data: store.Store, student: nn.Module, per_epoch: int
             index=views.send(torch.from_numpy(batch.index), device),
         )
 
-    return Lesson(step, combined if any(True for _ in combined.state_dict()) else None)
+    return DistillationStep(step, combined if any(True for _ in combined.state_dict()) else None)
 
 
-def _cached(layers: Sequence[str], device: torch.device) -> Ask:
+def _cached(layers: Sequence[str], device: torch.device) -> Query:
     cache = signals.open_signals(TEACH).only(layers)
     return lambda index, view: (
         cache.logits(index, view, device),
@@ -89,11 +91,11 @@ def _cached(layers: Sequence[str], device: torch.device) -> Ask:
     )
 
 
-def _live(params: Params, data: store.Store, wanted: dict[str, list[str]], device: torch.device) -> Ask:
-    teacher = teachers.teacher(params, data, device, [signals.Feature(layer) for layer in wanted["teacher"]]).ask
+def _live(params: Params, data: store.Store, wanted: dict[str, list[str]], device: torch.device) -> Query:
+    teacher = teachers.teacher(params, data, device, [signals.Feature(layer) for layer in wanted["teacher"]]).query
     policy, seed = policy_of(params.student.augment), params.run.seed
 
-    def ask(index: Any, view: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def query(index: Any, view: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
         return teacher(signals.View(data.images, index, view, policy, seed, device))
 
-    return ask
+    return query

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +10,23 @@ import pytest
 import torch
 import yaml
 
-from tasks import learning, lessons, teachers
+from tasks import distillation, learning, teachers
 from tasks.stage import Stage
 from tasks.teach import teach
 from tests.prepared import write_prepared
-from thinner.data import store
+from thinner.data import store, views
 from thinner.errors import UserError
 from thinner.files import whole
 from thinner.learn import training
 from thinner.learn.signals import SignalsError
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 from thinner.params import Params
 
 GOOD = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 CLASSES = ("cat", "dog", "fox")
-PREPROCESSING = {"image_size": 16, "channels": 1, "mean": [0.5], "std": [0.25]}
-TEACHER = {"name": "resnet8", "classes": 3, "channels": 1, "width": 8, "stem_stride": 1}
+PREPROCESSING = views.Preprocessing(16, mean=(0.5,), std=(0.25,))
+TEACHER = NetworkSpec("resnet8", 3, 1, width=8, stem_stride=1)
 FEATURES = [{"layer": "stages.1", "keep": "map"}, {"layer": "stages.2", "keep": "pooled"}]
 LAYERS = {"student_layers": ["stages.1"], "teacher_layers": ["stages.1"]}
 LAST = {"student_layers": ["stages.2"], "teacher_layers": ["stages.2"]}
@@ -51,7 +53,7 @@ def project(tmp_path, monkeypatch):
 
 def make_teacher(folder, seed, classes=CLASSES, **facts):
     torch.manual_seed(seed)
-    spec = {"stage": "finetune", "network": TEACHER, "classes": list(classes), "preprocessing": PREPROCESSING,
+    spec = {"stage": "finetune", "network": TEACHER.as_json(), "classes": list(classes), "preprocessing": PREPROCESSING.as_json(),
             "parents": {}, "data_sha256": "0" * 64}  # fmt: skip
     checkpoint.save(folder, models.create(TEACHER), {**spec, **facts})
 
@@ -73,25 +75,25 @@ def run_teach(params):
 
 def student_of(params):
     torch.manual_seed(1)
-    return models.create(learning.network_of(params.student, 3))
+    return models.create(models.describe(params.student, 3))
 
 
 def trained(params, steps=12):
-    """Weights of a student after some steps of `params`' lesson."""
+    """Weights of a student after some steps with the losses of `params`."""
     data = store.open_store(learning.PREPARED)
     stage = Stage("distill", params)
     fabric = training.make_fabric("cpu", 1, "fp32")
     model = student_of(params)
     batches = learning.batches_of(
-        stage, data, learning.training_pool(data), PREPROCESSING | {"image_size": 12}, params.student.augment, 8, fabric,
+        stage, data, learning.training_pool(data), replace(PREPROCESSING, image_size=12), params.student.augment, 8, fabric,
         number_of_views=params.teach.views,
     )  # fmt: skip
-    lesson = lessons.lesson(params, data, model, len(batches), fabric.device)
+    distilled = distillation.step_of(params, data, model, len(batches), fabric.device)
     training.fit(
-        model, batches, lesson.step, steps=steps, validate_every=steps,
-        optimizer=training.make_optimizer(model, "sgd", lr=0.01, weight_decay=0.0, extra=lesson.extra),
+        model, batches, distilled.step, steps=steps, validate_every=steps,
+        optimizer=training.make_optimizer(model, "sgd", lr=0.01, weight_decay=0.0, extra=distilled.extra),
         factor=lambda number: 1.0, validate=lambda judged: {"val_accuracy": 0.0, "val_loss": 0.0}, fabric=fabric, seed=0,
-        extra=lesson.extra,
+        extra=distilled.extra,
     )  # fmt: skip
     return model.state_dict()
 
@@ -195,7 +197,7 @@ def test_logits_from_a_file_teach(project):
     np.savez(project / "data/teachers/api.npz", names=np.array([f"{n}.png" for n in range(24)]), logits=given)
     params = params_of(teach__teachers=["data/teachers/api.npz"])
     run_teach(params)
-    ask = lessons._cached([], torch.device("cpu"))
+    ask = distillation._cached([], torch.device("cpu"))
     logits, _ = ask(np.arange(24), np.zeros(24, dtype=np.int64))
     np.testing.assert_allclose(logits.numpy(), given, atol=2e-3)
     # weighing needs the validation images, which the file does not have
