@@ -95,12 +95,12 @@ def export(place: Path, target: Path, format_: str, store: Store, params: Params
     runtime = catalogue.OF[format_]
     catalogue.require(runtime)
     loaded = checkpoint.load(place)
-    about = {key: loaded.spec[key] for key in ("classes", "preprocessing")}
+    about = {"classes": loaded.spec["classes"], "preprocessing": loaded.preprocessing.as_json()}
     drawn = np.random.default_rng(params.run.seed).permutation(store.splits["validation"])
     images = store.images[np.sort(drawn[: params.export.calibration_images])]
     target.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        inputs = views.preprocess(images, about["preprocessing"]).numpy()
+        inputs = views.preprocess(images, loaded.preprocessing).numpy()
         given = Source(loaded.model.eval(), inputs, about, params.export.opset, Path(scratch), quantise_onnx)
         catalogue.FORMATS[format_].write(given, target / runtime.files[0])
     checkpoint.write_spec(target, {**loaded.spec, "format": format_}, *runtime.files)
@@ -109,9 +109,8 @@ def export(place: Path, target: Path, format_: str, store: Store, params: Params
 
 def _count(network: Candidate) -> dict[str, int]:
     assert network.model is not None
-    wants = network.spec["preprocessing"]
-    shape = (len(wants["mean"]), wants["image_size"], wants["image_size"])
-    return {"params": profiling.count_params(network.model), "macs": profiling.count_macs(network.model, shape)}
+    macs = profiling.count_macs(network.model, network.preprocessing.shape)
+    return {"params": profiling.count_params(network.model), "macs": macs}
 
 
 def _time(

@@ -15,6 +15,7 @@ import torch
 from tests.prepared import write_prepared
 from tests.test_end_to_end import set_params
 from thinner.networks import checkpoint, models
+from thinner.networks.spec import NetworkSpec
 
 PROJECT = Path(__file__).resolve().parents[2]
 SPLITS = {
@@ -33,12 +34,12 @@ def root(tmp_path: Path) -> Path:
     set_params(tmp_path, {"run.threads": 1, "evaluate.latency_repeats": 6, "export.calibration_images": 8})
     for width in (4, 8):
         torch.manual_seed(width)
-        network = {"name": "resnet8", "classes": 3, "channels": 1, "width": width, "stem_stride": 1}
+        network = NetworkSpec("resnet8", 3, 1, width=width, stem_stride=1)
         about = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.25]}
         checkpoint.save(
             tmp_path / f"w{width}",
             models.create(network),
-            {"network": network, "classes": ["a", "b", "c"], "preprocessing": about, "parents": {},
+            {"network": network.as_json(), "classes": ["a", "b", "c"], "preprocessing": about, "parents": {},
              "data_sha256": "0" * 64, "stage": "distill"},
         )  # fmt: skip
     return tmp_path
