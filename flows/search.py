@@ -18,6 +18,7 @@ import shlex
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -458,7 +459,7 @@ def measure_again(
         failure = bring_up_to_date(tree, "prepare", f"seed {seed}", environment, logger, job.shared)
         if failure is None:
             if split == "test":
-                _note_test(job, names)
+                _note_test(job, seed, key)
             networks = {name: place / name / "network" for name in names}
             failure = job.measure(tree, place / split, split, networks, batches, environment, logger)
     if failure:
@@ -467,12 +468,17 @@ def measure_again(
     return Completed(message=split)
 
 
-def _note_test(job: Job, names: Sequence[str]) -> None:
-    """Which networks the test split was asked of: the page counts them, for a second look is not as good as a first."""
+def _note_test(job: Job, seed: int, key: str) -> None:
+    """Of what the test split was asked: the page counts it, for a second look is not as good as a first."""
     path = job.folder / "retest" / "tested.json"
-    before = json_files.read(path, "Delete it") if path.is_file() else []
-    if list(names) not in before:
-        _write_json(path, [*before, list(names)])
+    before = _looks(job)
+    if [seed, key] not in before:
+        _write_json(path, [*before, [seed, key]])
+
+
+def _looks(job: Job) -> list[list[Any]]:
+    path = job.folder / "retest" / "tested.json"
+    return json_files.read(path, "Delete it") if path.is_file() else []
 
 
 def name_of(row: Mapping[str, Any]) -> str:
@@ -724,7 +730,7 @@ def _tested(
     summary = study.summarise(pd.DataFrame(rows), DEFAULT)
     means = {row["name"]: row for row in mean_rows(job, names, seeds)}
     values = {name_of(row): row["values"] for row in ranked}
-    looks = json_files.read(job.folder / "retest" / "tested.json", "Delete it")
+    looks = max(Counter(seed for seed, _ in _looks(job)).values())
     costs = list(dict.fromkeys([*search_.costs, *(f"latency_ms_b{b}" for b in job.params.evaluate.latency_batches)]))
     table = [
         {**means[name], "name": f"`{name}`", "values": {}, "note": _note(job, means[name], False)} for name in names
@@ -738,7 +744,7 @@ def _tested(
         "",
         evidence.table(table, [], search_.measure, costs),
         "Then, with all chosen, the test split"
-        + (f", which this search has asked {len(looks)} times, of other networks" if len(looks) > 1 else ", once")
+        + (f", which this search has asked {looks} times, of other networks" if looks > 1 else ", once")
         + ":",
         "",
         study.render_markdown(summary, DEFAULT, len(seeds)),

@@ -297,10 +297,8 @@ def test_a_search_that_is_stopped_goes_on_and_ends_with_a_tested_page(digits: Pa
         ).stdout.count("\n")
         == 1
     )
-    # the test split was asked of one network and of the default, and not before they were chosen
-    assert json.loads((work / "retest/tested.json").read_text()) == [
-        ["default", *json.loads((work / "retest/chosen.json").read_text())]
-    ]
+    # the test split was asked once, and not before a network was chosen
+    assert [seed for seed, _ in json.loads((work / "retest/tested.json").read_text())] == [1]
     assert (work / "retest/chosen.json").stat().st_mtime <= (work / "retest/tested.json").stat().st_mtime
 
     import mlflow
