@@ -276,9 +276,9 @@ def make_default(job: Job, trees: Worktrees, environment: dict[str, str]) -> Sta
         write_params(tree, job.default())
         failure = _keep(job, tree, DEFAULT, kept, environment, logger)
         if failure is None and _read_text(kept / "measured" / "key") != _measuring(job):
-            networks = {DEFAULT: kept / "network"}
-            failure = job.measure(
-                tree, kept / "measured", "validation", networks, job.search.batches, environment, logger
+            networks, out = {DEFAULT: kept / "network"}, kept / "measured"
+            failure = bring_up_to_date(tree, "prepare", DEFAULT, environment, logger, job.shared) or job.measure(
+                tree, out, "validation", networks, job.search.batches, environment, logger
             )
     if failure:
         return Failed(message=f"{DEFAULT}: {failure}")

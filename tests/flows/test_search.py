@@ -152,6 +152,32 @@ def test_milliseconds_are_those_of_the_default_times_the_ratio() -> None:
     assert searching.beside(measured, {"latency_ms_b1": 2.0}) == {"accuracy": 0.9, "latency_ms_b1": 1.5}
 
 
+def test_a_trial_that_is_far_behind_on_the_way_is_given_up(tmp_path: Path) -> None:
+    history = tmp_path / "reports/distill/history.csv"
+    history.parent.mkdir(parents=True)
+    rows = [  # the best of all is dear; the best that keeps to the limit had 80 % on its way
+        {"name": "trial 3", "accuracy": 0.95, "params": 99, "way": {"distill": 0.94}},
+        {"name": "trial 4", "accuracy": 0.81, "params": 9, "way": {"distill": 0.80}},
+        {"name": "trial 5", "accuracy": 0.70, "params": 9, "way": {"distill": 0.90}},
+    ]
+    job: Any = SimpleNamespace(
+        search=SimpleNamespace(give_up={"distill": 3.0}, measure="accuracy", constraints={"params": 10}),
+        trials=SimpleNamespace(rows=lambda: rows),
+        values=lambda values: {"imbalance": {"choose_by": "accuracy"}},
+    )
+    way: dict[str, float] = {}
+    history.write_text("step,val_accuracy,val_loss\n1,0.771,1\n2,0.769,1\n")
+    searching._look(job, tmp_path, "teach", way)
+    assert way == {}
+    searching._look(job, tmp_path, "distill", way)
+    assert way == {"distill": 0.771}
+    history.write_text("step,val_accuracy,val_loss\n1,0.7,1\n2,0.769,1\n")
+    with pytest.raises(searching.GivenUpError, match="distill 76.90% .* 3.10 points below that of trial 4"):
+        searching._look(job, tmp_path, "distill", way)
+    rows.clear()
+    searching._look(job, tmp_path, "distill", way)  # behind nobody
+
+
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[..., trials.Trials]:
     pytest.importorskip("optuna")
