@@ -546,6 +546,8 @@ def start(path: Path, workers: int, storage: str | None, *, report: bool = False
                 raise UserError(f"{path}: has not run here yet. Run it: thinner search {path}")
             study = open_study(address, name, params.run.seed)
             job = Job(path, root, search_, space, Trials(study, search_, space, params.run.seed), params, 1, False)
+            if not job.trials.rows():
+                raise UserError(f"{path}: no trial was finished yet. Go on with it: thinner search {path}")
             write_report(job)
             return 0
         trees = Worktrees(root, [folder / f"worker-{number}" for number in range(workers)])
@@ -554,7 +556,8 @@ def start(path: Path, workers: int, storage: str | None, *, report: bool = False
         trials = Trials(study, search_, space, params.run.seed)
         given = {key: _value(with_values(root, search_.set), key) for key in space}
         if cut := trials.take_up(given):
-            console.console.print(f"Taken up again: {', '.join(f'trial {number}' for number in cut)}", markup=False)
+            names = ", ".join(f"trial {number}" for number in cut)
+            console.console.print(f"Cut off, and now run again: {names}", markup=False)
         job = Job(path, root, search_, space, trials, params, workers, retest)
         state = conduct(root, f"search {path.stem}", workers, trees, search, job)
         for number, why in trials.others("FAIL").items():
