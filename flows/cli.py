@@ -378,6 +378,38 @@ def _verdicts_over(root: Path, text: str, workers: int, page: Path | None) -> di
 
 @app.command()
 @_for_people
+def search(
+    file: Annotated[Path, typer.Argument(help="What to search, a YAML file: docs/search.md.")],
+    workers: Annotated[int, typer.Option(min=1, help="How many trials run side by side.")] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            envvar="THINNER_SEARCH_STORAGE",
+            show_envvar=True,
+            help="Address of a database that several machines share, such as postgresql://...; else a file here.",
+        ),
+    ] = None,
+    trials_only: Annotated[
+        bool, typer.Option("--trials-only", help="No re-test at the end: for machines that help another one.")
+    ] = False,
+    only_report: Annotated[
+        bool, typer.Option("--report", help="Only write page and figure, from what was run.")
+    ] = False,
+) -> None:
+    """Which values of params.yaml make the best network? Trials by Optuna; the best are re-tested with other seeds."""
+    from flows import search as searching
+
+    try:
+        code = searching.start(file, workers, storage, report=only_report, retest=not trials_only)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    from flows import server
+
+    raise typer.Exit(code if only_report else server.leave(code))
+
+
+@app.command()
+@_for_people
 def compare(
     runs: Annotated[
         list[str] | None, typer.Argument(help="Names or ids of MLflow runs; none: the last two pipeline runs.")

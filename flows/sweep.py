@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 import threading
 import time
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-import yaml
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -30,22 +28,21 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, model_validator
 
 from flows import console, recipes, server
-from flows.pipeline import select
 from flows.worktrees import (
     Worktrees,
+    bring_up_to_date,
     cancelled,
     conduct,
     ended_together,
+    mistakes,
     parse_seeds,
     refuse_changes,
-    reproduce,
     verdict,
     with_values,
     write_params,
 )
 from tasks import lineage, processes
 from tasks.environment import repository_root, set_environment
-from thinner.config import ParamsError, load_params
 from thinner.errors import UserError
 from thinner.params import Section
 
@@ -110,9 +107,9 @@ def load_study(path: Path, root: Path) -> Study:
         study = recipes.read_own(path, Study)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. docs/studies.md says how to write one") from None
-    mistakes = list(_mistakes(study, root))
-    if mistakes:
-        raise UserError("\n".join([f"{path}: {len(mistakes)} mistake(s)", *(f"  {line}" for line in mistakes)]))
+    wrong = list(_mistakes(study, root))
+    if wrong:
+        raise UserError("\n".join([f"{path}: {len(wrong)} mistake(s)", *(f"  {line}" for line in wrong)]))
     return study
 
 
@@ -138,15 +135,7 @@ def _mistakes(study: Study, root: Path) -> Iterator[str]:
         except UserError as error:
             yield f"variants.{name}: {error}"
             continue
-        temporary = root / ".thinner" / "sweeps" / f"check-{os.getpid()}.yaml"
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(yaml.safe_dump(params, sort_keys=False))
-        try:
-            load_params(temporary)
-        except ParamsError as error:
-            yield from (f"variants.{name}: {line}" for line in error.lines)
-        finally:
-            temporary.unlink()
+        yield from (f"variants.{name}: {line}" for line in mistakes(root, params))
 
 
 def overridden(root: Path, study: Study, variant: Variant, seed: int) -> dict[str, Any]:
@@ -223,10 +212,15 @@ def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:
         chosen = rounds[rounds["chosen"]].iloc[0]
         macs, share = int(chosen["macs"]), float(chosen["macs"] / rounds.iloc[0]["macs"])
         return {"value": float(chosen["accuracy_after"]), "step": int(chosen["round"]), "macs": macs, "share": share}
-    history = pd.read_csv(folder / "reports" / run.target / "history.csv")
-    decides = f"val_{run.params['imbalance']['choose_by']}"
-    best = history.sort_values([decides, "val_loss"], ascending=[False, True]).iloc[0]
+    best = best_validation(folder, run.target, run.params)
     return {"value": float(best[measure]), "step": int(best["step"]), **_macs(folder / "data" / run.target)}
+
+
+def best_validation(folder: Path, stage: str, params: dict[str, Any]) -> pd.Series[Any]:
+    """The row of the stage's history.csv whose weights were kept."""
+    history = pd.read_csv(folder / "reports" / stage / "history.csv")
+    decides = f"val_{params['imbalance']['choose_by']}"
+    return history.sort_values([decides, "val_loss"], ascending=[False, True]).iloc[0]
 
 
 def _macs(folder: Path) -> dict[str, int]:
@@ -284,7 +278,7 @@ def run(
             results.drop(one)
         began = time.monotonic()
         with console.stage_shown(one.name):
-            failure = _bring_up_to_date(folder, one, environment, logger, shared)
+            failure = bring_up_to_date(folder, one.target, one.name, environment, logger, shared)
         if failure:
             return Failed(message=f"{one.name}: {failure}")
         row = read_result(folder, one, study.measure)
@@ -296,22 +290,6 @@ def run(
         )  # fmt: skip
         logger.info(f"{study.measure} {row['value']:.2%} after {seconds} s")
         return Completed(message=f"{row['value']:.4f}")
-
-
-def _bring_up_to_date(
-    folder: Path, one: Run, environment: dict[str, str], logger: Any, shared: dict[str, threading.Lock]
-) -> str | None:
-    """What went wrong, or None. Stage by stage: of the runs that need the very same one, whoever comes first makes it,
-    and the others wait for that and no longer."""
-    for node in select(lineage.graph(folder), [one.target]):
-        with shared.setdefault(lineage.key(folder, node.name), threading.Lock()):
-            if cancelled.is_set():
-                return "cancelled"
-            if lineage.reasons(folder, node.name) and (
-                failure := reproduce(folder, [node.name], one.name, environment, logger)
-            ):
-                return failure
-    return None
 
 
 def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -> int:

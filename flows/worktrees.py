@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,19 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console, server
-from flows.pipeline import kill_group, start_dvc, stoppable
+from flows.pipeline import kill_group, select, start_dvc, stoppable
 from tasks import lineage, processes
 from tasks.environment import CHECKED, FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
 from tasks.record.mlflow_client import VARIANT, tracking_uri
 from tasks.stage import params_digest
-from thinner.config import load_params
+from thinner.config import ParamsError, load_params
 from thinner.errors import UserError
 from thinner.files import yaml_files
 
 # What a person keeps outside of git and stages read: worktrees see the repository's own.
 OUTSIDE = ("data/teachers", "data/weights")
 # Changes to these concern no result.
-HARMLESS = ("reports", "docs", "studies", "tests", "dvc.lock")
+HARMLESS = ("reports", "docs", "studies", "searches", "tests", "dvc.lock")
 
 
 class Worktrees:
@@ -136,6 +136,20 @@ def with_values(root: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             place = place[section]
         place[last] = copy.deepcopy(value)
     return params
+
+
+def mistakes(root: Path, params: Mapping[str, Any], deep: bool = False) -> list[str]:
+    """What is wrong with these parameters, one line each; ``deep``: with all that needs torch to be seen."""
+    temporary = root / ".thinner" / "sweeps" / f"check-{os.getpid()}.yaml"
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(yaml.safe_dump(dict(params), sort_keys=False))
+    try:
+        load_params(temporary, deep=deep)
+    except ParamsError as error:
+        return error.lines
+    finally:
+        temporary.unlink()
+    return []
 
 
 def write_params(folder: Path, params: Mapping[str, Any]) -> None:
@@ -253,11 +267,46 @@ def reproduce(
     `kd seed 3`."""
     if wrong := _check(folder, environment):
         return wrong
-    process = start_dvc(
-        lineage.reproduce_command(*stages),
-        folder,
-        {**environment, VARIANT: name, CHECKED: params_digest(folder)},
-    )
+    checked = {**environment, VARIANT: name, CHECKED: params_digest(folder)}
+    said, code = _heard(lineage.reproduce_command(*stages), folder, name, checked, logger)
+    if code == 0:
+        return None
+    told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
+    return told[-1] if told else f"dvc ended with {code}"
+
+
+def bring_up_to_date(
+    folder: Path, target: str, name: str, environment: Mapping[str, str], logger: Any,
+    shared: dict[str, threading.Lock], after: Callable[[str], None] = lambda stage: None,
+) -> str | None:  # fmt: skip
+    """What went wrong with the target and all that it needs, or None. Stage by stage: of the runs that need the very
+    same one (``shared``: a lock for each), whoever comes first makes it, and the others wait for that and no longer.
+    ``after`` is called with each stage's name once that is up to date; what it raises ends the run."""
+    for node in select(lineage.graph(folder), [target]):
+        with shared.setdefault(lineage.key(folder, node.name), threading.Lock()):
+            if cancelled.is_set():
+                return "cancelled"
+            if lineage.reasons(folder, node.name) and (
+                failure := reproduce(folder, [node.name], name, environment, logger)
+            ):
+                return failure
+        after(node.name)
+    return None
+
+
+def run_program(
+    folder: Path, command: Sequence[str], name: str, environment: Mapping[str, str], logger: Any
+) -> str | None:
+    """`python -m COMMAND` there, ended with the flow as stages are; its last line where it went wrong, or None."""
+    said, code = _heard([sys.executable, "-m", *command], folder, name, environment, logger)
+    return None if code == 0 else said[-1] if said else f"{command[0]} ended with {code}"
+
+
+def _heard(
+    command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str], logger: Any
+) -> tuple[list[str], int]:
+    """(what the command said but for its progress, its exit code)."""
+    process = start_dvc(list(command), folder, environment)
     _processes.add(process)
     said: list[str] = []
     try:
@@ -271,10 +320,7 @@ def reproduce(
         code = process.wait()
     finally:
         _processes.discard(process)
-    if code == 0:
-        return None
-    told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
-    return told[-1] if told else f"dvc ended with {code}"
+    return said, code
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -205,7 +206,8 @@ def all_reasons(root: Path, names: Iterable[str]) -> dict[str, list[str]]:
         return {}
     with _repo(root) as repo, repo.lock:
         stages = {stage.name: stage for stage in repo.index.stages}
-        found = {name: stages[name].status(check_updates=True).get(name, []) for name in names}
+        # not asked for by name: a bare one would be that of the current folder's dvc.yaml, for a worktree another one
+        found = {name: list(itertools.chain(*stages[name].status(check_updates=True).values())) for name in names}
     locked = locked_hashes(root) if any(found.values()) else {}
     # of a stage that has not run DVC would list every file as modified
     return {name: [] if not said else _phrases(said) if name in locked else [_NEW] for name, said in found.items()}

@@ -79,6 +79,20 @@ def test_nothing_is_out_of_date_after_repro(repo: Path) -> None:
     assert [lineage.reasons(repo, name) for name in ("first", "second", "last")] == [[], [], []]
 
 
+def test_reasons_are_those_of_the_working_copy_that_is_asked_about(repo: Path, tmp_path: Path) -> None:
+    # a study asks about its worktrees from a repository in which everything has run
+    other = Path(shutil.copytree(repo, tmp_path / "other"))
+    assert [lineage.reasons(other, name) for name in ("first", "second", "last")] == [[], [], []]
+    (other / "a.txt").unlink()
+    (other / "raw" / "x").write_text("y")
+    assert lineage.reasons(other, "first") == ["raw modified", "a.txt not here (output)"]
+    assert lineage.reasons(repo, "first") == []
+    (repo / "raw" / "x").write_text("z")
+    (other / "raw" / "x").write_text("x")
+    assert lineage.reasons(other, "first") == ["a.txt not here (output)"]
+    assert lineage.reasons(repo, "first") == ["raw modified"]
+
+
 @pytest.mark.parametrize(
     ("edit", "stage", "reason"),
     [

@@ -363,7 +363,7 @@ def test_what_pruning_changed_is_found_by_comparing_with_a_new_network():
     ],
 )
 def test_a_description_that_no_stage_writes_is_refused_where_it_is_read(tmp_path, change, message):
-    written = {**spec(TINY), "network": dict(TINY)}
+    written = {**spec(TINY), "network": TINY.as_json()}
     change(written)
     (tmp_path / "model.json").write_text(json.dumps(written))
     with pytest.raises(DamagedError) as caught:
@@ -373,7 +373,7 @@ def test_a_description_that_no_stage_writes_is_refused_where_it_is_read(tmp_path
 
 
 def test_a_description_of_three_channels_and_of_before_pruning_is_read(tmp_path):
-    written = spec({**TINY, "channels": 3, "width": 10_000, "stem_stride": 1}) | {"input": "pixels", "pruned": None}
+    written = spec(replace(TINY, channels=3, width=10_000, stem_stride=1)) | {"input": "pixels", "pruned": None}
     written["preprocessing"] |= {"mean": [0.5, 0, 1], "std": [1, 1, 1.0], "image_size": 1024}
     written["val_accuracy"] = 0.5
     (tmp_path / "model.json").write_text(json.dumps(written))
@@ -381,7 +381,7 @@ def test_a_description_of_three_channels_and_of_before_pruning_is_read(tmp_path)
 
 
 def test_a_description_that_is_not_ours_is_told_from_one_that_is_damaged(tmp_path):
-    (tmp_path / "model.json").write_text(json.dumps({"network": TINY}))
+    (tmp_path / "model.json").write_text(json.dumps({"network": TINY.as_json()}))
     lacks = "model.json: lacks classes, preprocessing. It was not written by thinner"
     with pytest.raises(checkpoint.CheckpointError, match=lacks):
         checkpoint.read_spec(tmp_path)

@@ -1,0 +1,775 @@
+"""A search: which values of params.yaml make a network that is as accurate and as cheap as possible?
+
+    thinner search searches/default.yaml --workers 2
+
+Each trial is a run of the same graph, as far as the network in question, in a git worktree of HEAD that shares its DVC
+cache; what trials have in common, such as the teacher, is made once. Optuna draws the trials, and its storage makes a
+search that was stopped go on. Trials are judged on the validation split. What is on the front at the end is made anew
+with other seeds, chosen from on their validation splits, and only then shown to the test split. docs/search.md tells
+the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
+
+from flows import console, recipes
+from flows.sweep import best_validation
+from flows.trials import (
+    Search,
+    Space,
+    Trials,
+    as_json,
+    busy_seconds,
+    open_study,
+    read_space,
+    require_optuna,
+)
+from flows.worktrees import (
+    Worktrees,
+    bring_up_to_date,
+    cancelled,
+    conduct,
+    ended_together,
+    mistakes,
+    refuse_changes,
+    run_program,
+    verdict,
+    with_values,
+    write_params,
+)
+from tasks import lineage, processes
+from tasks.environment import repository_root
+from thinner import layout
+from thinner.config import load_params
+from thinner.errors import UserError, did_you_mean
+from thinner.evidence import search as evidence
+from thinner.files import json_files
+from thinner.measure.scores import METRICS
+from thinner.params import Params
+from thinner.runtimes import catalogue
+
+if TYPE_CHECKING:
+    import optuna
+
+FOLDER = "reports/searches"  # pages, figures and numbers
+WORK = Path(".thinner/searches")
+STORAGE = "THINNER_SEARCH_STORAGE"  # the address of Optuna's storage, where several machines share a search
+_ASKED = 6  # combinations that a value must be wrong in before it is refused
+DEFAULT = "default"  # params.yaml as it is, beside which every trial is measured
+_STARTUP = 8  # trials that are drawn by chance before the sampler believes that it knows something
+_COUNTED = 100_000  # combinations of values that are listed, so that none is tried twice
+_RANGE = {"low", "high", "step", "log"}
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def load_search(path: Path, root: Path) -> tuple[Search, Space]:
+    """The search in ``path``. Raises UserError with every mistake, those that values make in params.yaml among them."""
+    try:
+        search = recipes.read_own(path, Search)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. docs/search.md says how to write one") from None
+    try:
+        space = read_space(search.space)
+        wrong = list(_mistakes(search, space, root))
+    except UserError as error:
+        wrong = str(error).splitlines()
+    if wrong:
+        raise UserError("\n".join([f"{path}: {len(wrong)} mistake(s)", *(f"  {line}" for line in wrong)]))
+    return search, space
+
+
+def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
+    for where, key in [*(("space", key) for key in space), *(("set", key) for key in search.set)]:
+        if key == "run.seed" or key.split(".")[0] == "data":
+            yield f"{where}.{key}: all trials answer for the same pictures. Set it in params.yaml: thinner set"
+        if where == "set" and key in space:
+            yield f"set.{key}: is in space as well. Take it out of one of them"
+    try:
+        params = with_values(root, search.set)
+    except UserError as error:
+        yield str(error)
+        return
+    if lines := mistakes(root, params):
+        yield from lines
+        return
+    stages = {node.name for node in lineage.graph(root)}
+    networks = [name for name in layout.networks(load_params(root / "params.yaml")) if stage_of(name) in stages]
+    if search.candidate not in networks:
+        hint = did_you_mean(search.candidate, networks, always=f"Choose one of: {', '.join(networks)}")
+        yield f"candidate: unknown '{search.candidate}'. {hint}"
+        return
+    upstream = _above(root, stage_of(search.candidate))
+    if odd := [name for name in search.give_up if name not in networks or stage_of(name) not in upstream]:
+        known = [name for name in networks if stage_of(name) in upstream]
+        yield f"give_up: '{odd[0]}' trains nothing on the way to {search.candidate}. Choose one of: {', '.join(known)}"
+    if search.give_up and search.measure not in ("accuracy", choose_by := params["imbalance"]["choose_by"]):
+        yield f"give_up: training looks at accuracy and {choose_by}, not at {search.measure}. Leave one of them out"
+    told: set[str] = set()
+    for key, domain in space.items():
+        for value in domain.ends:
+            for line in _wrong_with(search, space, root, key, value):
+                if line not in told:
+                    told.add(line)
+                    yield f"space.{key}, {as_json(value)}: {line}"
+    if search.retest is not None and load_params(root / "params.yaml").data.test is not None:
+        yield (
+            "retest: with data.test each seed draws other test images, so nothing can be paired. Give the data a test "
+            "split of their own and set data.test: null, or leave retest out"
+        )
+
+
+def _wrong_with(search: Search, space: Space, root: Path, key: str, value: Any) -> list[str]:
+    """What is wrong with the value, alone and whatever the other keys have; a combination that is wrong is a trial that
+    fails."""
+    chance = np.random.default_rng(0)
+    others = {name: domain.ends for name, domain in space.items() if name != key}
+    first: list[str] = []
+    for _ in range(_ASKED if others else 1):
+        drawn = {name: ends[int(chance.integers(len(ends)))] for name, ends in others.items()} if first else {}
+        try:
+            lines = mistakes(root, with_values(root, {**search.set, **drawn, key: value}), deep=True)
+        except UserError as error:
+            return [str(error).removeprefix("set: ")]
+        if not lines:
+            return []
+        first = first or lines
+    return first
+
+
+def stage_of(network: str) -> str:
+    """The stage of dvc.yaml that makes it."""
+    source = network.removeprefix("prune_")
+    return f"prune_also@{source}" if source != network else network
+
+
+def _above(root: Path, target: str) -> set[str]:
+    nodes = {node.name: node for node in lineage.graph(root)}
+    found: set[str] = set()
+    waiting = [target]
+    while waiting:
+        for name in nodes[waiting.pop()].upstream:
+            if name not in found:
+                found.add(name)
+                waiting.append(name)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+class GivenUpError(Exception):
+    """A trial that is so far behind on the way that it is not finished; no mistake of anybody."""
+
+
+@dataclass
+class Job:
+    """One search on this machine, with all that its tasks share."""
+
+    path: Path
+    root: Path
+    search: Search
+    space: Space
+    trials: Trials
+    params: Params
+    workers: int
+    retest: bool
+    shared: dict[str, threading.Lock] = field(default_factory=dict)
+    timing: threading.Lock = field(default_factory=threading.Lock)  # two that are timed would slow each other
+    slots: threading.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slots = threading.Semaphore(self.workers)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / WORK / self.path.stem
+
+    @property
+    def stage(self) -> str:
+        return stage_of(self.search.candidate)
+
+    @property
+    def network(self) -> str:
+        """Where the graph leaves it, below the root."""
+        return layout.networks(self.params)[self.search.candidate]
+
+    def values(self, values: Mapping[str, Any], seed: int | None = None) -> dict[str, Any]:
+        """All of params.yaml for a trial with these values of the space."""
+        seed = self.params.run.seed if seed is None else seed
+        return with_values(self.root, {**self.search.set, **values, "run.seed": seed})
+
+    def default(self, seed: int | None = None) -> dict[str, Any]:
+        """params.yaml as it is, but for what `set` says of the machine."""
+        seed = self.params.run.seed if seed is None else seed
+        machine = {key: value for key, value in self.search.set.items() if key.startswith("run.")}
+        return with_values(self.root, {**machine, "run.seed": seed})
+
+    def measure(
+        self, tree: Path, out: Path, split: str, networks: Mapping[str, Path], batches: Sequence[int],
+        environment: Mapping[str, str], logger: Any,
+    ) -> str | None:  # fmt: skip
+        """What went wrong with `tasks.measure` there, or None."""
+        command = ["tasks.measure", str(out), split, *(f"{name}={place}" for name, place in networks.items())]
+        command += ["--format", self.search.format] if self.search.format is not None else []
+        command += ["--batches", *map(str, batches)] if batches else []
+        shutil.rmtree(out, ignore_errors=True)
+        with self.timing:
+            return run_program(tree, command, "measure", environment, logger)
+
+
+@flow(name="thinner-search", persist_result=False, validate_parameters=False)
+def search(job: Job, trees: Worktrees, environment: dict[str, str]) -> State:
+    """The default, the trials, and what was found again with other seeds."""
+    with ended_together():
+        first = make_default.with_options(task_run_name=DEFAULT).submit(job, trees, environment)
+        first.wait()
+        if not first.state.is_completed():
+            return verdict({DEFAULT: first.state}, "networks")
+        futures: dict[int, Any] = {}
+        while True:
+            job.slots.acquire()
+            trial = None if cancelled.is_set() else job.trials.next()
+            if trial is None:
+                break
+            name = f"trial {trial.number}"
+            one = attempt.with_options(name=name, task_run_name=name)
+            futures[trial.number] = one.submit(job, trial, trees, environment)
+        for future in futures.values():
+            future.wait()
+        told = job.trials.others("FAIL")  # they are said, and stop nobody; anything else is a mistake of ours
+        if lost := {f"trial {n}": f.state for n, f in futures.items() if not f.state.is_completed() and n not in told}:
+            return verdict(lost, "trials")
+        if not job.trials.rows():
+            whys = [f"  trial {number}: {why}" for number, why in told.items()]
+            return Failed(message="\n".join(["no trial was finished", *whys]))
+        if job.search.retest is None or not job.retest:
+            return verdict({}, "trials")
+        return again(job, trees, environment)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def make_default(job: Job, trees: Worktrees, environment: dict[str, str]) -> State:
+    """The network of params.yaml as it is, kept beside the search, because every trial is timed beside it."""
+    logger, kept = get_run_logger(), job.folder / DEFAULT
+    with trees.borrow(job.params.run.seed) as tree:
+        write_params(tree, job.default())
+        failure = _keep(job, tree, DEFAULT, kept, environment, logger)
+        if failure is None and _read_text(kept / "measured" / "key") != _measuring(job):
+            networks, out = {DEFAULT: kept / "network"}, kept / "measured"
+            failure = bring_up_to_date(tree, "prepare", DEFAULT, environment, logger, job.shared) or job.measure(
+                tree, out, "validation", networks, job.search.batches, environment, logger
+            )
+    if failure:
+        return Failed(message=f"{DEFAULT}: {failure}")
+    (kept / "measured" / "key").write_text(_measuring(job))
+    row = _measured(kept / "measured")[DEFAULT]
+    # whoever comes first: on a second machine milliseconds are counted in those of the first
+    if DEFAULT not in job.trials.study.user_attrs:
+        job.trials.study.set_user_attr(DEFAULT, row)
+    logger.info(_said(job, row))
+    return Completed(message=DEFAULT)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[str, str]) -> State:
+    """One trial: made, measured beside the default, told to Optuna."""
+    logger, name, values = get_run_logger(), f"trial {trial.number}", trial.user_attrs["values"]
+    try:
+        with trees.borrow(job.params.run.seed) as tree:
+            if cancelled.is_set():
+                return Cancelled(message=f"{name}: cancelled before it started")
+            logger.info(_as_text(values))
+            began = time.monotonic()
+            write_params(tree, job.values(values))
+            way: dict[str, float] = {}
+            with console.stage_shown(name):
+                failure = bring_up_to_date(
+                    tree, job.stage, name, environment, logger, job.shared, lambda stage: _look(job, tree, stage, way)
+                )
+                networks = {"trial": tree / job.network, DEFAULT: job.folder / DEFAULT / "network"}
+                out = job.folder / "measured" / str(trial.number)
+                if failure is None:
+                    failure = job.measure(tree, out, "validation", networks, job.search.batches, environment, logger)
+            if cancelled.is_set():  # Optuna keeps it as running, and the next start takes it up
+                return Cancelled(message=f"{name}: cancelled")
+            if failure:
+                job.trials.fail(trial, failure)
+                return Failed(message=f"{name}: {failure}")
+            row = beside(_measured(out), job.trials.study.user_attrs[DEFAULT])
+            row |= {"way": way, "seconds": round(time.monotonic() - began), "commit": trees.commit[:12]}
+            job.trials.finish(trial, row)
+            logger.info(_said(job, row))
+            return Completed(message=name)
+    except GivenUpError as error:
+        job.trials.fail(trial, str(error), given_up=True)
+        logger.info("given up: %s", error)
+        return Completed(name="GivenUp", message=str(error))
+    except UserError as error:
+        job.trials.fail(trial, str(error))
+        return Failed(message=f"{name}: {error}")
+    finally:
+        job.slots.release()
+
+
+def beside(measured: Mapping[str, Mapping[str, Any]], default: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a trial. Its milliseconds are those of the default when that was measured alone, times the ratio of
+    the two measured in turn: a machine that was busy then, or is another one, slows both."""
+    row = dict(measured["trial"])
+    for cost in row:
+        if evidence.batch_of(cost) is not None:
+            row[cost] *= default[cost] / measured[DEFAULT][cost]
+    return row
+
+
+def _look(job: Job, tree: Path, stage: str, way: dict[str, float]) -> None:
+    """Raise GivenUpError where the stage's network is too far below what the best trial so far had there."""
+    name = next((name for name in job.search.give_up if stage_of(name) == stage), None)
+    if name is None:
+        return
+    way[name] = float(best_validation(tree, name, job.values({}))[f"val_{job.search.measure}"])
+    kept = [row for row in job.trials.rows() if not evidence.missed(row, job.search.constraints) and name in row["way"]]
+    best = max(kept, key=lambda row: row[job.search.measure], default=None)
+    if best is not None and way[name] < best["way"][name] - job.search.give_up[name] / 100:
+        raise GivenUpError(
+            f"{name} {way[name]:.2%} on the validation split, {100 * (best['way'][name] - way[name]):.2f} points below "
+            f"that of {best['name']}"
+        )
+
+
+def _keep(job: Job, tree: Path, name: str, kept: Path, environment: Mapping[str, str], logger: Any) -> str | None:
+    """Bring the network of the params.yaml in ``tree`` up to date, and copy it to ``kept``; what went wrong, or
+    None."""
+    key = lineage.key(tree, job.stage)
+    if _read_text(kept / "key") == key:
+        return None
+    with console.stage_shown(name):
+        failure = bring_up_to_date(tree, job.stage, name, environment, logger, job.shared)
+    if failure is None:
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(tree / job.network, kept / "network")
+        (kept / "key").write_text(key)
+    return failure
+
+
+def _measuring(job: Job) -> str:
+    """What the numbers of the default rest on, beside its weights."""
+    return as_json([job.search.format, job.search.batches])
+
+
+def _measured(out: Path) -> dict[str, dict[str, Any]]:
+    return json_files.read_object(out / "measured.json", "Measure again: thinner search")
+
+
+def _read_text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _as_text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {as_json(value)}" for key, value in values.items())
+
+
+def _said(job: Job, row: Mapping[str, Any]) -> str:
+    search = job.search
+    costs = ", ".join(f"{evidence.heading(cost)} {evidence.shown(cost, row[cost])}" for cost in search.costs)
+    wrong = evidence.missed(row, search.constraints)
+    return f"{search.measure} {row[search.measure]:.2%}, {costs}" + (f"; misses {', '.join(wrong)}" if wrong else "")
+
+
+# ---------------------------------------------------------------------------------------------------- once more
+
+
+def again(job: Job, trees: Worktrees, environment: dict[str, str]) -> State:
+    """The best of the front and the default with other seeds; chosen from on validation, then tested."""
+    retest = job.search.retest
+    assert retest is not None
+    chosen = {name_of(row): row["values"] for row in finalists(job)}
+    if not chosen:
+        return verdict({}, "trials")  # none keeps to the limits, which the page says
+    states: dict[str, State] = {}
+    futures = {}
+    for seed in retest.seeds:
+        for name, values in {DEFAULT: {}, **chosen}.items():
+            what = f"{name} seed {seed}"
+            futures[what] = make_again.with_options(name=what, task_run_name=what).submit(
+                job, seed, name, values, trees, environment
+            )
+    for what, future in futures.items():
+        future.wait()
+        states[what] = future.state
+    for split in ("validation", "test"):  # of the second nothing is known before all is chosen by the first
+        for seed in retest.seeds:
+            if all(state.is_completed() for state in states.values()):
+                what = f"{split} seed {seed}"
+                one = measure_again.with_options(name=what, task_run_name=what)
+                future = one.submit(job, seed, split, [DEFAULT, *chosen], trees, environment)
+                future.wait()
+                states[what] = future.state
+        if split == "validation" and all(state.is_completed() for state in states.values()):
+            _write_json(job.folder / "retest" / "chosen.json", _choose(job, chosen))
+    return verdict(states, "parts of the re-test")
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def make_again(
+    job: Job, seed: int, name: str, values: dict[str, Any], trees: Worktrees, environment: dict[str, str]
+) -> State:
+    with trees.borrow(seed) as tree:
+        if cancelled.is_set():
+            return Cancelled(message=f"{name} seed {seed}: cancelled before it started")
+        write_params(tree, job.default(seed) if name == DEFAULT else job.values(values, seed))
+        kept = job.folder / "retest" / str(seed) / name
+        failure = _keep(job, tree, f"{name} seed {seed}", kept, environment, get_run_logger())
+    return Failed(message=f"{name} seed {seed}: {failure}") if failure else Completed(message=name)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def measure_again(
+    job: Job, seed: int, split: str, names: list[str], trees: Worktrees, environment: dict[str, str]
+) -> State:
+    """All of a seed in turn, with nothing beside them; once, as long as the networks are the same."""
+    logger, place = get_run_logger(), job.folder / "retest" / str(seed)
+    batches = sorted({*job.search.batches, *job.params.evaluate.latency_batches}) if split == "validation" else []
+    keys = as_json([job.search.format, batches, {name: (place / name / "key").read_text() for name in names}])
+    key = hashlib.sha256(keys.encode()).hexdigest()
+    if _read_text(place / split / "key") == key:
+        return Completed(name="Cached", message="up to date")
+    with trees.borrow(seed) as tree:
+        write_params(tree, job.default(seed))
+        failure = bring_up_to_date(tree, "prepare", f"seed {seed}", environment, logger, job.shared)
+        if failure is None:
+            if split == "test":
+                _note_test(job, seed, key)
+            networks = {name: place / name / "network" for name in names}
+            failure = job.measure(tree, place / split, split, networks, batches, environment, logger)
+    if failure:
+        return Failed(message=f"{split} seed {seed}: {failure}")
+    (place / split / "key").write_text(key)
+    return Completed(message=split)
+
+
+def _note_test(job: Job, seed: int, key: str) -> None:
+    """Of what the test split was asked: the page counts it, for a second look is not as good as a first."""
+    path = job.folder / "retest" / "tested.json"
+    before = _looks(job)
+    if [seed, key] not in before:
+        _write_json(path, [*before, [seed, key]])
+
+
+def _looks(job: Job) -> list[list[Any]]:
+    path = job.folder / "retest" / "tested.json"
+    return json_files.read(path, "Delete it") if path.is_file() else []
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    return f"trial_{row['number']}"
+
+
+def finalists(job: Job) -> list[dict[str, Any]]:
+    """The trials that are looked at again, the best first."""
+    search, default = job.search, job.trials.study.user_attrs[DEFAULT]
+    margin, most = (search.retest.margin_points / 100, search.retest.networks) if search.retest else (0.0, 3)
+    ranked = evidence.rank(job.trials.rows(), default, search.measure, search.against, search.constraints, margin)
+    return ranked[:most]
+
+
+def _choose(job: Job, chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The finalists by what they are over the new seeds, on their validation splits, the best first."""
+    search = job.search
+    assert search.retest is not None
+    rows = mean_rows(job, [DEFAULT, *chosen], search.retest.seeds)
+    default, *found = rows
+    margin = search.retest.margin_points / 100
+    best = evidence.rank(found, default, search.measure, search.against, search.constraints, margin)
+    return [row["name"] for row in best]
+
+
+def mean_rows(job: Job, names: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Over the seeds: the mean of the score, and of each cost the largest, which is what has to keep to a limit."""
+    measured = [_measured(job.folder / "retest" / str(seed) / "validation") for seed in seeds]
+    costs = [key for key in measured[0][DEFAULT] if evidence.is_cost(key)]
+    return [
+        {
+            "name": name,
+            **{metric: float(np.mean([of[name][metric] for of in measured])) for metric in METRICS},
+            **{cost: max(of[name][cost] for of in measured) for cost in costs},
+        }
+        for name in names
+    ]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+# ---------------------------------------------------------------------------------------------------- the whole
+
+
+def start(path: Path, workers: int, storage: str | None, *, report: bool = False, retest: bool = True) -> int:
+    """The whole life of a search. Returns the exit code."""
+    require_optuna()
+    root = repository_root()
+    search_, space = load_search(path, root)
+    params = load_params(root / "params.yaml")
+    folder = root / WORK / path.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    address = storage or os.environ.get(STORAGE) or f"sqlite:///{folder / 'optuna.db'}"
+    if not report:
+        refuse_changes(root, "A search is of a commit")
+    busy = "this search is running already. Wait for it, or stop it with Ctrl-C there"
+    with processes.only_one(folder / "lock", busy):
+        if report:
+            name = _read_text(folder / "study") or ""
+            if not name:
+                raise UserError(f"{path}: has not run here yet. Run it: thinner search {path}")
+            study = open_study(address, name, params.run.seed)
+            job = Job(path, root, search_, space, Trials(study, search_, space, params.run.seed), params, 1, False)
+            if not job.trials.rows():
+                raise UserError(f"{path}: no trial was finished yet. Go on with it: thinner search {path}")
+            write_report(job)
+            return 0
+        trees = Worktrees(root, [folder / f"worker-{number}" for number in range(workers)])
+        study = open_study(address, _name(path, root, search_, space, trees), params.run.seed)
+        (folder / "study").write_text(study.study_name)
+        trials = Trials(study, search_, space, params.run.seed)
+        given = {key: _value(with_values(root, search_.set), key) for key in space}
+        if cut := trials.take_up(given):
+            names = ", ".join(f"trial {number}" for number in cut)
+            console.console.print(f"Cut off, and now run again: {names}", markup=False)
+        job = Job(path, root, search_, space, trials, params, workers, retest)
+        state = conduct(root, f"search {path.stem}", workers, trees, search, job)
+        for number, why in trials.others("FAIL").items():
+            console.console.print(f"trial {number} failed: {why}", style="yellow", markup=False)
+        if trials.rows():
+            write_report(job)
+    if not state.is_completed():
+        console.console.print(state.message or "failed", style="red", markup=False)
+        console.console.print(f"What was finished is kept. Mend it and run again: thinner search {path}")
+    return 0 if state.is_completed() else 1
+
+
+def _name(path: Path, root: Path, search_: Search, space: Space, trees: Worktrees) -> str:
+    """The name of Optuna's study: another one as soon as results would rest on something else. Raises UserError for a
+    key of the space that changes nothing."""
+    tree, stage = trees.paths[0], stage_of(search_.candidate)
+
+    def key(values: Mapping[str, Any]) -> str:
+        write_params(tree, with_values(root, {**search_.set, **values}))
+        return lineage.key(tree, stage)
+
+    for name, domain in space.items():
+        if key({name: domain.ends[0]}) == key({name: domain.ends[-1]}):
+            raise UserError(
+                f"{path}: space.{name}: nothing that {search_.candidate} is made of depends on it. Take it out"
+            )
+    asked = search_.model_dump(include={"candidate", "space", "against", "measure", "constraints", "format"})
+    rests_on = [key({}), asked]
+    write_params(tree, with_values(root, {}))
+    digest = hashlib.sha256(as_json([*rests_on, lineage.key(tree, stage)]).encode()).hexdigest()
+    return f"{path.stem}-{digest[:12]}"
+
+
+def _value(params: Any, key: str) -> Any:
+    for part in key.split("."):
+        params = params[part]
+    return params
+
+
+# ---------------------------------------------------------------------------------------------------- report
+
+
+def write_report(job: Job) -> None:
+    """`reports/searches/NAME.md`, `.svg` and `.csv`, and what matters of it on the terminal."""
+    place = job.root / FOLDER / job.path.stem
+    place.parent.mkdir(parents=True, exist_ok=True)
+    search_, default, rows = job.search, job.trials.study.user_attrs[DEFAULT], job.trials.rows()
+    flat = [
+        {"trial": row["number"], **{key: as_json(value) for key, value in row["values"].items()},
+         search_.measure: row[search_.measure], **{cost: row[cost] for cost in search_.costs},
+         "seconds": row["seconds"], "commit": row["commit"]}
+        for row in rows
+    ]  # fmt: skip
+    pd.DataFrame(flat).to_csv(place.with_suffix(".csv"), index=False)
+    evidence.draw(
+        rows, default, search_.measure, search_.against, search_.constraints, search_.title, place.with_suffix(".svg")
+    )
+    page, winner = render(job)
+    place.with_suffix(".md").write_text(page, encoding="utf-8")
+    console.console.print(f"{len(rows)} trials finished. {winner.replace('**', '').replace('`', '')}\n", markup=False)
+    console.console.print(f"Page     {FOLDER}/{job.path.stem}.md\nFigure   {FOLDER}/{job.path.stem}.svg", markup=False)
+
+
+def render(job: Job) -> tuple[str, str]:
+    """(the page, the sentence about the winner)."""
+    search_, rows, default = job.search, job.trials.rows(), job.trials.study.user_attrs[DEFAULT]
+    kept = [row for row in rows if not evidence.missed(row, search_.constraints)]
+    on_front = {row["number"] for row in evidence.front(kept, search_.measure, search_.against)}
+    minutes = busy_seconds(t for t in job.trials.study.trials if t.state.name in ("COMPLETE", "PRUNED")) / 60
+    failed, given_up = job.trials.others("FAIL"), job.trials.others("PRUNED")
+    limits = ", ".join(
+        f"{evidence.heading(cost)} at most {evidence.shown(cost, limit)}" for cost, limit in search_.constraints.items()
+    )
+    shown = sorted(rows, key=lambda row: row[search_.against])
+    table = [{**default, "name": f"`{DEFAULT}`", "values": _defaults(job), "note": _note(job, default, False)}]
+    table += [
+        {**row, "name": f"**{row['number']}**" if row["number"] in on_front else str(row["number"]),
+         "values": {key: f"`{as_json(value)}`" for key, value in row["values"].items()},
+         "note": _note(job, row, row["number"] in on_front)}
+        for row in shown
+    ]  # fmt: skip
+    winner, tested = _retested(job)
+    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
+    where = search_.runtime if search_.format is None else f"{search_.runtime}, as {search_.format}"
+    lines = [
+        f"<!-- written by `thinner search {job.path.as_posix()} --report`; do not edit -->",
+        f"# {search_.title}",
+        "",
+        f"Of `{search_.candidate}`: {search_.measure} on the validation split against"
+        f" {evidence.heading(search_.against)}. Limits: {limits or 'none'}. Networks run in {where}.",
+        "",
+        winner,
+        "",
+        f"![{search_.measure} of each trial against its cost, and the front]({job.path.stem}.svg)",
+        "",
+        f"{len(rows)} trials finished, {len(given_up)} were given up, {len(failed)} failed, in {minutes:.0f} minutes; "
+        f"{len(kept)} keep to all limits. Of commit {commits}. To repeat: `thinner search {job.path.as_posix()}`",
+        "",
+        evidence.table(table, list(search_.space), search_.measure, search_.costs),
+        *([_TIMED, ""] if search_.batches else []),
+        *(f"- trial {number} was given up: {why}" for number, why in given_up.items()),
+        *(f"- trial {number} failed: {why}" for number, why in failed.items()),
+        *([""] if given_up or failed else []),
+        *tested,
+    ]
+    return "\n".join(lines).rstrip() + "\n", winner
+
+
+_TIMED = (
+    "Each trial was timed in turn with the default; its milliseconds are the default's, measured once, times the ratio "
+    "of the two."
+)
+
+
+def _defaults(job: Job) -> dict[str, str]:
+    params = job.default()
+    return {key: f"`{as_json(_value(params, key))}`" for key in job.search.space}
+
+
+def _note(job: Job, row: Mapping[str, Any], on_front: bool) -> str:
+    wrong = evidence.missed(row, job.search.constraints)
+    return "; ".join(wrong) if wrong else "on the front" if on_front else ""
+
+
+def _retested(job: Job) -> tuple[str, list[str]]:
+    """(the sentence about the winner, the page's part about the re-test)."""
+    search_ = job.search
+    ranked = finalists(job)
+    if not ranked:
+        return "**None found: no trial keeps to all limits.**", []
+    place = job.folder / "retest" / "chosen.json"
+    names = [DEFAULT, *map(name_of, ranked)]
+    seeds = [] if search_.retest is None else search_.retest.seeds
+    done = [(job.folder / "retest" / str(seed) / "test" / "key").is_file() for seed in seeds]
+    if search_.retest is None or not all(done) or not place.is_file():
+        best = ranked[0]
+        return (
+            f"**Best so far: trial {best['number']}, by the validation split alone, which chose it; not tested yet.** "
+            f"To take it: `{_command(job, best['values'])}`",
+            [],
+        )
+    order: list[str] = json_files.read(place, "Delete it, and search again")
+    measured = _measured(job.folder / "retest" / str(seeds[0]) / "test")
+    if set(measured) != set(names):
+        return "**The front has changed since the re-test.** Run it again: `thinner search " + str(job.path) + "`", []
+    return _tested(job, ranked, order, names, seeds)
+
+
+def _tested(
+    job: Job, ranked: Sequence[Mapping[str, Any]], order: Sequence[str], names: Sequence[str], seeds: Sequence[int]
+) -> tuple[str, list[str]]:
+    from tasks.report import gather  # torch
+    from thinner.evidence import statistics, study
+
+    search_ = job.search
+    assert search_.retest is not None
+    margin = search_.retest.margin_points
+    runs = []
+    rows = []
+    for seed in seeds:
+        folder = job.folder / "retest" / str(seed)
+        shutil.copy(folder / "validation" / "latency.csv", folder / "test")
+        found = _measured(folder / "test")
+        runs.append(gather(folder / "test", found))
+        rows += [{"variant": name, "seed": seed, "value": found[name][search_.measure]} for name in names]
+    claims = [
+        claim
+        for name in names[1:]
+        for claim in evidence.claims_about(name, search_.measure, search_.against, margin, search_.runtime)
+    ]
+    parsed = statistics.parse_claims(claims, list(names), [*catalogue.RUNTIMES, catalogue.PYTORCH])
+    verdicts = statistics.judge(parsed, statistics.over_seeds(runs), seed=job.params.run.seed)
+    summary = study.summarise(pd.DataFrame(rows), DEFAULT)
+    means = {row["name"]: row for row in mean_rows(job, names, seeds)}
+    values = {name_of(row): row["values"] for row in ranked}
+    looks = max(Counter(seed for seed, _ in _looks(job)).values())
+    costs = list(dict.fromkeys([*search_.costs, *(f"latency_ms_b{b}" for b in job.params.evaluate.latency_batches)]))
+    table = [
+        {**means[name], "name": f"`{name}`", "values": {}, "note": _note(job, means[name], False)} for name in names
+    ]
+    lines = [
+        "## Once more, with other seeds",
+        "",
+        f"The best {len(ranked)} of the front and the default, made anew with seed"
+        f"{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: other splits, teacher, first weights, order of "
+        "images. The mean score on the validation splits, by which the winner was chosen; of each cost the largest:",
+        "",
+        evidence.table(table, [], search_.measure, costs),
+        "Then, with all chosen, the test split"
+        + (f", which this search has asked {looks} times, of other networks" if looks > 1 else ", once")
+        + ":",
+        "",
+        study.render_markdown(summary, DEFAULT, len(seeds)),
+        evidence.verdict_table(verdicts),
+    ]
+    if not order:
+        return "**None found: with other seeds no network of the front keeps to all limits.**", lines
+    first = order[0]
+    own = [verdict for verdict in verdicts if verdict.claim.candidate == first]
+    proven = sum(verdict.outcome == "proven" for verdict in own)
+    trial, command = first.replace("_", " "), _command(job, values[first])
+    if proven == len(own):
+        return f"**Winner: {trial}: {proven} of {len(own)} claims proven.** To make it the pipeline: `{command}`", lines
+    return (
+        f"**No winner is shown: of {trial}, the best on the validation splits, {proven} of {len(own)} claims are "
+        f"proven.** To make it the pipeline all the same: `{command}`",
+        lines,
+    )
+
+
+def _command(job: Job, values: Mapping[str, Any]) -> str:
+    params = with_values(job.root, {})
+    changed = {k: v for k, v in {**job.search.set, **values}.items() if as_json(_value(params, k)) != as_json(v)}
+    pairs = " ".join(shlex.quote(f"{key}={as_json(value)}") for key, value in changed.items())
+    return f"thinner set {pairs}" if pairs else "thinner run"

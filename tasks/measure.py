@@ -1,0 +1,162 @@
+"""Networks measured beside the graph, for `thinner search`: `python -m tasks.measure OUT SPLIT NAME=FOLDER ...`
+
+    --format onnx     exported first, and measured in that format's runtime
+    --batches 1 64    and milliseconds at these batch sizes, the networks taking turns as in evaluate
+
+It runs where data/prepared and params.yaml are those that the networks were made with, and writes into OUT
+`measured.json` (an object per network), `predictions.npz` and, with batches, `latency.csv`, the last two as evaluate
+does. SPLIT is validation, by which one may choose; or test, of which a search asks once, when all is chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.environment import set_environment
+from tasks.machine import keep_memory, set_up_torch
+from thinner.config import load_params
+from thinner.data.store import Store, open_store
+from thinner.errors import UserError
+from thinner.files import json_files
+from thinner.measure import profiling
+from thinner.measure.scores import METRICS, score
+from thinner.params import Params
+from thinner.predict import Candidate, choose_device, open_candidate, predict_logits, weights_sha256
+from thinner.runtimes import catalogue
+
+_WARMUP = 5  # rounds, as evaluate has them
+
+
+def measure(
+    out: Path, split: str, places: dict[str, Path], params: Params, format_: str | None, batches: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Scores (ratios), params, macs, file_bytes and latency_ms_bN of each network in ``places``, by its name; they are
+    written into ``out`` as well. Raises UserError: a network is not there, or its runtime is not installed."""
+    store = open_store("data/prepared")
+    index = store.splits[split]
+    labels = np.asarray(store.labels[index])
+    device, threads = choose_device(params.run.device), params.evaluate.latency_threads
+    found: dict[str, dict[str, Any]] = {}
+    predictions, calls = {}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, place in places.items():
+            network = open_candidate(place, device, 0, params.run.channels_last)
+            shipped = place if format_ is None else export(place, Path(scratch) / name, format_, store, params)
+            candidate = network if format_ is None else open_candidate(shipped, device, threads)
+            logits = predict_logits(candidate, store.images, index, params.evaluate.batch_size)
+            predictions[name] = logits.argmax(axis=1)
+            counts = np.zeros((len(store.classes), len(store.classes)), dtype=np.int64)
+            np.add.at(counts, (labels, predictions[name]), 1)
+            found[name] = {
+                **{metric: score(metric, counts) for metric in METRICS},
+                **_count(network),
+                "file_bytes": profiling.file_bytes(shipped),
+                "runtime": candidate.runtime,
+                "weights_sha256": weights_sha256(place),
+            }
+            calls[name] = candidate
+        rows = _time(calls, store, index, batches, params, found)
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        out / "predictions.npz",
+        allow_pickle=False,
+        index=index,
+        labels=labels,
+        **{f"predictions.{name}": values.astype(np.int64) for name, values in predictions.items()},
+    )
+    if batches:
+        with (out / "latency.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("candidate", "batch", "round", "latency_ms"), *rows])
+    (out / "measured.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def read(out: Path) -> dict[str, dict[str, Any]]:
+    """What ``measure`` left there. Raises DamagedError; FileNotFoundError."""
+    return json_files.read_object(out / "measured.json", "Measure again: thinner search")
+
+
+def export(place: Path, target: Path, format_: str, store: Store, params: Params) -> Path:
+    """The network in ``place`` as the stage export would write it into ``target``, which is returned."""
+    from thinner.compress.quantization import quantise_onnx  # onnx takes a second
+    from thinner.data import views
+    from thinner.networks import checkpoint
+    from thinner.runtimes.protocol import Source
+
+    runtime = catalogue.OF[format_]
+    catalogue.require(runtime)
+    loaded = checkpoint.load(place)
+    about = {"classes": loaded.spec["classes"], "preprocessing": loaded.preprocessing.as_json()}
+    drawn = np.random.default_rng(params.run.seed).permutation(store.splits["validation"])
+    images = store.images[np.sort(drawn[: params.export.calibration_images])]
+    target.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = views.preprocess(images, loaded.preprocessing).numpy()
+        given = Source(loaded.model.eval(), inputs, about, params.export.opset, Path(scratch), quantise_onnx)
+        catalogue.FORMATS[format_].write(given, target / runtime.files[0])
+    checkpoint.write_spec(target, {**loaded.spec, "format": format_}, *runtime.files)
+    return target
+
+
+def _count(network: Candidate) -> dict[str, int]:
+    assert network.model is not None
+    macs = profiling.count_macs(network.model, network.preprocessing.shape)
+    return {"params": profiling.count_params(network.model), "macs": macs}
+
+
+def _time(
+    candidates: dict[str, Candidate],
+    store: Store,
+    index: Any,
+    batches: Sequence[int],
+    params: Params,
+    found: dict[str, dict[str, Any]],
+) -> list[tuple[str, int, int, float]]:
+    """Rows of latency.csv; the medians go into ``found``."""
+    section, rows = params.evaluate, []
+    with profiling.pinned_threads(section.latency_threads):
+        for batch in batches:
+            images = np.asarray(store.images[np.resize(index, batch)])
+            calls = {}
+            for name, candidate in candidates.items():
+                inputs = candidate.place(candidate.preprocess(images))
+                calls[name] = lambda run=candidate.run, inputs=inputs: run(inputs)
+            samples = profiling.measure_latency(calls, section.latency_repeats, _WARMUP, params.run.seed)
+            for name, values in samples.items():
+                found[name][f"latency_ms_b{batch}"] = float(np.median(values))
+                rows += [(name, batch, number, float(value)) for number, value in enumerate(values)]
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tasks.measure", description="Measure networks on a split.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("split", choices=["validation", "test"])
+    parser.add_argument("networks", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--format", choices=list(catalogue.FORMATS))
+    parser.add_argument("--batches", type=int, nargs="*", default=[])
+    given = parser.parse_args()
+    set_environment()
+    keep_memory()
+    places = {name: Path(folder) for name, _, folder in (text.partition("=") for text in given.networks)}
+    try:
+        params = load_params()
+        set_up_torch(params.run)
+        measure(given.out, given.split, places, params, given.format, given.batches)
+    except UserError as error:
+        print(f"measure: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,385 @@
+"""flows/search.py and flows/trials.py: what a file may say, which trials come, and a whole search on digits."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from flows import search as searching
+from flows import trials
+from tests.copies import commit_all, copy_project
+from tests.test_end_to_end import SMALL, set_params
+from tests.toy import eventually
+from thinner.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
+ROOT = Path(__file__).resolve().parents[2]
+SEARCH: dict[str, Any] = {
+    "title": "Which?",
+    "candidate": "distill",
+    "space": {"student.width": [12, 16], "distill.temperature": {"low": 2.0, "high": 8.0, "log": True}},
+    "against": "params",
+    "constraints": {"latency_ms_b1": 1.0, "file_bytes": 200000},
+    "trials": 4,
+}
+
+
+def load(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[trials.Search, trials.Space]:
+    monkeypatch.chdir(ROOT)
+    path = folder / "small.yaml"
+    given = {key: value for key, value in {**SEARCH, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
+    return searching.load_search(path, ROOT)
+
+
+# ---------------------------------------------------------------------------------------------------- the file
+
+
+def test_a_search_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, space = load(tmp_path, monkeypatch)
+    assert found.costs == ["params", "latency_ms_b1", "file_bytes", "macs"] and found.batches == [1]
+    assert space["student.width"].ends == (12, 16) and space["distill.temperature"].ends == (2.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {}}, "space: empty. Name at least one key of params.yaml"),
+        ({"space": {"studnt.width": [8, 16]}}, "space.studnt.width, 8: 'studnt.width' is no key of params.yaml"),
+        ({"space": {"student.widht": [8, 16]}}, r"space.student.widht, 8: student.widht: unknown key .*mean 'width'"),
+        (
+            {"space": {"student.width": [16, -4]}},
+            "space.student.width, -4: student.width: -4: .*greater than or equal to 1",
+        ),
+        ({"space": {"student.network": ["resnet8", "resnet9"]}}, '"resnet9": student.network: unknown'),
+        ({"space": {"student.width": [8]}}, "space.student.width: .*two different values at least"),
+        ({"space": {"student.width": [8, 8]}}, "space.student.width: .*each once"),
+        ({"space": {"student.width": 8}}, "space.student.width: 8: a list of values, or low and high"),
+        ({"space": {"student.width": {"low": 8}}}, "a list of values, or low and high"),
+        ({"space": {"student.width": {"low": 8, "high": 4}}}, "low: 8 and high: 4 are no two numbers"),
+        ({"space": {"prune.tolerance": {"low": 0, "high": 1, "log": True}}}, "log: True: true needs a low above 0"),
+        ({"space": {"student.width": {"low": 8, "high": 16, "step": 9}}}, "step: 9 is no number above 0 and at most 8"),
+        ({"space": {"run.seed": [0, 1]}}, "space.run.seed: all trials answer for the same pictures"),
+        ({"space": {"data.validation": [100, 200]}}, "space.data.validation: all trials answer for the same pictures"),
+        ({"set": {"student.width": 8}}, "set.student.width: is in space as well"),
+        ({"set": {"student.width": 0}, "space": {"distill.temperature": [1.0, 2.0]}}, "student.width: 0: .*greater"),
+        ({"constraints": {"latency": 1.0}}, "constraints: unknown 'latency'.*file_bytes, latency_ms_bN"),
+        ({"constraints": {"param": 1.0}}, "constraints: unknown 'param'. Did you mean 'params'"),
+        ({"constraints": {"params": 0}}, "constraints.params: 0: .*greater than 0"),
+        ({"against": "flops"}, "against: unknown 'flops'"),
+        ({"candidate": "prun"}, "candidate: unknown 'prun'. Did you mean 'prune'"),
+        ({"candidate": "prune_onnx"}, "candidate: unknown 'prune_onnx'"),
+        ({"trials": None}, "Give trials, minutes or both"),
+        ({"trials": 0}, "trials: 0: .*greater than or equal to 1"),
+        ({"format": "tflite"}, "format: unknown 'tflite'. Choose one of: onnx"),
+        ({"give_up": {"prune": 1.0}}, "give_up: 'prune' trains nothing on the way to distill. Choose one of: finetune"),
+        ({"give_up": {"finetune": 1.0}, "measure": "macro_f1"}, "give_up: training looks at accuracy and accuracy"),
+        ({"retest": {"seeds": [1, 1]}}, r"retest.seeds: \[1, 1\] has one twice"),
+        ({"colour": "red"}, "colour: 'red': extra inputs"),
+    ],
+)
+def test_a_mistake_in_a_search_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        load(tmp_path, monkeypatch, **changes)
+    assert f"{tmp_path / 'small.yaml'}: " in str(raised.value)
+
+
+def test_a_value_that_is_right_in_some_combination_is_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # resnet8 of width 8 cannot lose half of its MACs in steps of 16 channels, but in steps of 8
+    space = {"student.width": [8, 16], "prune.round_to": [8, 16]}
+    assert set(load(tmp_path, monkeypatch, candidate="prune", space=space)[1]) == set(space)
+    with pytest.raises(UserError, match="space.student.width, 8: prune.target: 386,208 MACs are asked for"):
+        load(tmp_path, monkeypatch, candidate="prune", space={"student.width": [8, 16]})
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: no such file\. docs/search\.md"):
+        searching.load_search(tmp_path / "none.yaml", ROOT)
+
+
+def test_without_optuna_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^thinner search .* not installed: pip install -e '\.\[search\]'$"):
+        searching.start(Path("searches/default.yaml"), 1, None)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "searches").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_searches_are_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    searching.load_search(path, ROOT)
+
+
+# ---------------------------------------------------------------------------------------------------- the trials
+
+
+def test_combinations_are_all_of_them_or_none_where_they_cannot_be_counted() -> None:
+    space = trials.read_space({"a": [1, None], "b": {"low": 2, "high": 6, "step": 2}})
+    assert trials.combinations(space) == [{"a": a, "b": b} for a in (1, None) for b in (2, 4, 6)]
+    assert trials.combinations(trials.read_space({"a": [1, 2], "b": {"low": 0.5, "high": 1}})) is None
+
+
+def test_time_side_by_side_counts_once_and_pauses_do_not() -> None:
+    start = datetime(2026, 1, 1)
+
+    def span(begin: float, end: float | None) -> SimpleNamespace:
+        stop = None if end is None else start + timedelta(seconds=end)
+        return SimpleNamespace(datetime_start=start + timedelta(seconds=begin), datetime_complete=stop)
+
+    spans = [span(100, 130), span(0, 10), span(5, 20), span(6, 7), span(120, None)]
+    assert trials.busy_seconds(spans, start + timedelta(seconds=150)) == 20 + 50
+    assert trials.busy_seconds([]) == 0
+
+
+def test_milliseconds_are_those_of_the_default_times_the_ratio() -> None:
+    measured = {"trial": {"accuracy": 0.9, "latency_ms_b1": 3.0}, "default": {"latency_ms_b1": 4.0}}
+    assert searching.beside(measured, {"latency_ms_b1": 2.0}) == {"accuracy": 0.9, "latency_ms_b1": 1.5}
+
+
+def test_a_trial_that_is_far_behind_on_the_way_is_given_up(tmp_path: Path) -> None:
+    history = tmp_path / "reports/distill/history.csv"
+    history.parent.mkdir(parents=True)
+    rows = [  # the best of all is dear; the best that keeps to the limit had 80 % on its way
+        {"name": "trial 3", "accuracy": 0.95, "params": 99, "way": {"distill": 0.94}},
+        {"name": "trial 4", "accuracy": 0.81, "params": 9, "way": {"distill": 0.80}},
+        {"name": "trial 5", "accuracy": 0.70, "params": 9, "way": {"distill": 0.90}},
+    ]
+    job: Any = SimpleNamespace(
+        search=SimpleNamespace(give_up={"distill": 3.0}, measure="accuracy", constraints={"params": 10}),
+        trials=SimpleNamespace(rows=lambda: rows),
+        values=lambda values: {"imbalance": {"choose_by": "accuracy"}},
+    )
+    way: dict[str, float] = {}
+    history.write_text("step,val_accuracy,val_loss\n1,0.771,1\n2,0.769,1\n")
+    searching._look(job, tmp_path, "teach", way)
+    assert way == {}
+    searching._look(job, tmp_path, "distill", way)
+    assert way == {"distill": 0.771}
+    history.write_text("step,val_accuracy,val_loss\n1,0.7,1\n2,0.769,1\n")
+    with pytest.raises(searching.GivenUpError, match="distill 76.90% .* 3.10 points below that of trial 4"):
+        searching._look(job, tmp_path, "distill", way)
+    rows.clear()
+    searching._look(job, tmp_path, "distill", way)  # behind nobody
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Callable[..., trials.Trials]:
+    pytest.importorskip("optuna")
+
+    def make(worker: str = "me", **changes: Any) -> trials.Trials:
+        search = trials.Search.model_validate({**SEARCH, "space": {"a": [1, 2], "b": [{"x": 1}, None]}, **changes})
+        study = trials.open_study(f"sqlite:///{tmp_path / 'optuna.db'}", "it", 0)
+        return trials.Trials(study, search, trials.read_space(search.space), 0, worker)
+
+    return make
+
+
+ROW = {"accuracy": 0.9, "params": 10, "latency_ms_b1": 0.5, "file_bytes": 1000, "macs": 1}
+
+
+def test_every_combination_is_tried_once_the_default_first(opened: Callable[..., trials.Trials]) -> None:
+    tried = opened(trials=20)
+    tried.take_up({"a": 2, "b": None})
+    seen = []
+    while (trial := tried.next()) is not None:
+        seen.append(trial.user_attrs["values"])
+        tried.finish(trial, ROW)
+    assert seen[0] == {"a": 2, "b": None}
+    assert sorted(map(trials.as_json, seen)) == sorted(
+        trials.as_json({"a": a, "b": b}) for a in (1, 2) for b in ({"x": 1}, None)
+    )
+
+
+def test_a_search_ends_after_its_trials_and_those_that_failed_count(opened: Callable[..., trials.Trials]) -> None:
+    tried = opened(trials=3, space={"a": {"low": 0.1, "high": 1.0}})
+    first, second, third = tried.next(), tried.next(), tried.next()
+    assert first is not None and second is not None and third is not None and tried.next() is None
+    tried.finish(first, ROW)
+    tried.fail(second, "out of memory\nat step 3")
+    tried.fail(third, "far behind", given_up=True)
+    assert opened(trials=3, space={"a": {"low": 0.1, "high": 1.0}}).next() is None
+    assert tried.others("FAIL") == {1: "out of memory at step 3"} and tried.others("PRUNED") == {2: "far behind"}
+    assert [row["name"] for row in tried.rows()] == ["trial 0"]
+
+
+def test_minutes_that_are_over_end_a_search(opened: Callable[..., trials.Trials]) -> None:
+    tried = opened(trials=None, minutes=0.001)
+    trial = tried.next()
+    assert trial is not None
+    time.sleep(0.1)
+    tried.finish(trial, ROW)
+    assert tried.next() is None
+
+
+def test_what_was_cut_off_is_run_again_by_the_worker_that_was_at_it(opened: Callable[..., trials.Trials]) -> None:
+    tried = opened()
+    tried.take_up({"a": 3, "b": None})  # which is not in the space
+    mine = tried.next()
+    assert mine is not None
+    other = opened(worker="another machine").next()
+    assert other is not None
+    again = opened()
+    assert again.take_up({"a": 1, "b": None}) == [mine.number]
+    trial = again.next()
+    assert trial is not None and trial.user_attrs["values"] == mine.user_attrs["values"]
+    values = [mine.user_attrs["values"], other.user_attrs["values"]]
+    assert (more := again.next()) is not None and more.user_attrs["values"] not in values
+
+
+def test_an_address_that_is_none_is_named_without_its_password() -> None:
+    pytest.importorskip("optuna")
+    with pytest.raises(UserError, match="^--storage: .* cannot be opened") as raised:
+        trials.open_study("nosuchdb://me:secret@host/name", "it", 0)
+    assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The address of a server on loopback, which the system's packages brought."""
+    pytest.importorskip("psycopg2")
+    programs = shutil.which("pg_ctl")
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    folder = Path(programs).resolve().parent
+    home = Path(tempfile.mkdtemp(prefix="postgres"))  # which its own user may enter, unlike pytest's
+    alone = os.geteuid() == 0  # as root it does not run
+    prefix = ["runuser", "-u", "postgres", "--"] if alone else []
+    if alone:
+        shutil.chown(home, "postgres")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home}"
+    control = [*prefix, str(folder / "pg_ctl"), "-D", str(home / "data"), "-w"]
+    make = [*prefix, str(folder / "initdb"), "-D", str(home / "data"), "-A", "trust", "-U", "me"]
+    subprocess.run(make, check=True, capture_output=True, cwd="/")
+    subprocess.run([*control, "-o", options, "-l", str(home / "log"), "start"], check=True, cwd="/")
+    yield f"postgresql://me@127.0.0.1:{port}/postgres"
+    subprocess.run([*control, "-m", "fast", "stop"], check=True, cwd="/")
+    shutil.rmtree(home)
+
+
+@pytest.mark.integration
+def test_workers_share_a_database_on_a_server(postgres: str) -> None:
+    pytest.importorskip("optuna")
+    search = trials.Search.model_validate({**SEARCH, "space": {"a": [1, 2], "b": [{"x": 1}, None]}, "trials": 20})
+    space = trials.read_space(search.space)
+    one, two = (trials.Trials(trials.open_study(postgres, "it", 0), search, space, 0, name) for name in ("one", "two"))
+    one.take_up({"a": 2, "b": None})
+    seen = []
+    for number in range(5):
+        trial = (one, two)[number % 2].next()
+        if trial is not None:
+            seen.append(trials.as_json(trial.user_attrs["values"]))
+            one.finish(trial, {**ROW, "params": 10 * number + 1})
+    assert len(seen) == len(set(seen)) == 4  # each combination once, whoever asked
+    assert [row["params"] for row in two.rows()] == [1, 11, 21, 31]
+
+
+# ---------------------------------------------------------------------------------------------------- a search
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """The real graph on scikit-learn's digits, with a test split of their own."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    root = copy_project(tmp_path / "thinner")
+    found = load_digits()
+    for number, (image, label) in enumerate(zip(found.images, found.target, strict=True)):
+        folder = root / "data/raw/digits" / ("test" if number % 4 == 0 else "train") / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(folder / f"{number:04d}.png")
+    set_params(root, {**SMALL, "data.test": None})
+    (root / "searches/small.yaml").write_text(
+        yaml.safe_dump({
+            "title": "Which width?", "candidate": "scratch", "space": {"student.width": [8, 16, 24]}, "against": "params",
+            "constraints": {"params": 40000, "latency_ms_b1": 1000}, "trials": 3,
+            "retest": {"seeds": [1], "networks": 1, "margin_points": 20.0},
+        })
+    )  # fmt: skip
+    commit_all(root)
+    return root
+
+
+def environment(root: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("THINNER_", "MLFLOW_", "PREFECT_API", "DVC_"))}
+    return kept | {
+        "PYTHONPATH": str(root), "PREFECT_HOME": str(root / ".prefect"), "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(root.parent / "site-cache"),
+    }  # fmt: skip
+
+
+COMMAND = [sys.executable, "-m", "flows.cli", "search", "searches/small.yaml"]
+
+
+@pytest.mark.integration
+def test_a_search_that_is_stopped_goes_on_and_ends_with_a_tested_page(digits: Path) -> None:
+    pytest.importorskip("optuna")
+    work = digits / ".thinner/searches/small"
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", heeding, *COMMAND], cwd=digits, env=environment(digits), text=True,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    # in the midst of the second trial: the first is measured, and there is more to do
+    eventually(lambda: (work / "measured/0/measured.json").exists() or process.poll() is not None, 300)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+
+    done = subprocess.run(COMMAND, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(digits / "reports/searches/small.csv").set_index("student.width")
+    assert sorted(table.index) == [8, 16, 24]
+    assert table["params"].is_monotonic_increasing or table.sort_index()["params"].is_monotonic_increasing
+    page = (digits / "reports/searches/small.md").read_text()
+    assert "3 trials finished, 0 were given up, 0 failed" in page
+    assert "parameters 174" in page or "> 40 k" in page  # width 24 misses the limit, and says so
+    assert page.count("trial_") >= 3 and "the test split, once:" in page
+    assert re.search(r"\*\*(Winner|No winner is shown)", page) and "thinner set student.width=8" in page
+    assert (digits / "reports/searches/small.svg").is_file()
+    assert (
+        subprocess.run(
+            ["git", "worktree", "list"], cwd=digits, text=True, capture_output=True, check=True
+        ).stdout.count("\n")
+        == 1
+    )
+    # the test split was asked once, and not before a network was chosen
+    assert [seed for seed, _ in json.loads((work / "retest/tested.json").read_text())] == [1]
+    assert (work / "retest/chosen.json").stat().st_mtime <= (work / "retest/tested.json").stat().st_mtime
+
+    import mlflow
+
+    runs = mlflow.MlflowClient(f"sqlite:///{digits / 'mlflow.db'}").search_runs(["1"])
+    prepared = [r for r in runs if r.data.tags.get("stage") == "prepare" and r.info.status == "FINISHED"]
+    assert len(prepared) == 2  # once for all trials, once for the other seed
+
+    again = subprocess.run(COMMAND, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (digits / "reports/searches/small.md").read_text() == page  # nothing was measured anew
+    assert "trial 3" not in again.stdout
+    shutil.rmtree(digits)
