@@ -40,6 +40,10 @@ def label_logit(logits, labels):
     return logits[0, labels[0]]
 
 
+def no_scores(model, examples, seed):
+    raise AssertionError("scores are given")
+
+
 EXAMPLES = Examples([(IMAGES, LABELS)], label_logit)
 
 
@@ -121,7 +125,7 @@ def test_a_group_of_layers_by_hand(join, normalise, expected):
         item(model["c"], "out", [0, 1], None), item(model["c"], "out", [0, 1], [0, None]),
         item(model["b"], "in", [0, 1, 2, 3], [0, 0, 1, 1]),
     ]  # fmt: skip
-    importance = GroupImportance(model, Criterion(None, None, "", "", join=join, normalise=normalise), scores)
+    importance = GroupImportance(model, Criterion(no_scores, None, "", "", join=join, normalise=normalise), scores)
     found = importance(group)
     assert found.dtype == torch.float64 and found.tolist() == pytest.approx(expected, abs=1e-8)
     assert importance(group[:1]) is None
@@ -134,7 +138,7 @@ def test_a_channel_of_queries_keys_and_values_is_all_of_its_rows():
     model = nn.ModuleDict({"qkv": nn.Linear(6, 6)})
     model["qkv"].rows = lambda channel: torch.tensor([channel, channel + 2, channel + 4])
     scores = {("qkv", side): torch.arange(1.0, 7.0) for side in ("out", "in")}
-    importance = GroupImportance(model, Criterion(None, None, "", "", normalise="none"), scores)
+    importance = GroupImportance(model, Criterion(no_scores, None, "", "", normalise="none"), scores)
     found = importance([item(model["qkv"], "out", [0, 1], [0, 1])])
     assert found.tolist() == pytest.approx([1 + 3 + 5, 2 + 4 + 6], abs=1e-8)
     inputs = importance([item(model["qkv"], "in", [0, 1], [0, 1])])  # those are channels one by one
@@ -143,7 +147,9 @@ def test_a_channel_of_queries_keys_and_values_is_all_of_its_rows():
 
 def test_groups_of_no_importance_are_told_apart_by_when_they_were_asked_for():
     model = nn.ModuleDict({"a": nn.Linear(2, 2)})
-    importance = GroupImportance(model, Criterion(None, None, "", "", normalise="none"), {("a", "out"): torch.zeros(2)})
+    importance = GroupImportance(
+        model, Criterion(no_scores, None, "", "", normalise="none"), {("a", "out"): torch.zeros(2)}
+    )
     group = [item(model["a"], "out", [0, 1], [0, 1])]
     found = [importance(group).tolist() for _ in range(3)]
     assert found == [pytest.approx([n * 1e-18, 0.5e-9 + n * 1e-18], rel=1e-12) for n in (1, 2, 3)]
@@ -244,7 +250,7 @@ def test_activations_are_means_over_batches_images_and_places_of_what_arrives_by
     model.conv.eval()
     first = torch.tensor([[[[1.0, -3.0]], [[0.0, 2.0]]], [[[5.0, 0.0]], [[-4.0, -4.0]]]])  # 2 images, 2 channels, 1 x 2
     second = torch.tensor([[[[3.0, 0.0]], [[0.0, 8.0]]]])
-    examples = Examples([(first, torch.zeros(2)), (second, torch.zeros(1))], label_logit)
+    examples = Examples([(first, torch.tensor([0, 0])), (second, torch.tensor([0]))], label_logit)
     found = criteria._activations(torch.abs)(model, examples, 0)
     assert {key: value.tolist() for key, value in found.items()} == {
         ("conv", "in"): pytest.approx([(1 + 3 + 5 + 0 + 3 + 0) / 6, (0 + 2 + 4 + 4 + 0 + 8) / 6]),

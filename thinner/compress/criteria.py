@@ -43,7 +43,7 @@ class Examples:
     """What criteria that need data look at: batches of (images, labels), and a loss of (logits, labels). A network
     is scored on the device of the images, which has to know float64."""
 
-    batches: Sequence[tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]]
+    batches: Sequence[tuple[Float[Tensor, "_ channels height width"], Int[Tensor, " _"]]]
     loss: Callable[[Tensor, Tensor], Tensor]
 
 
