@@ -109,6 +109,13 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         init.parse_ms(text)
 
 
+@pytest.mark.parametrize(
+    ("most", "pool", "batch"), [(256, 60_000, 256), (256, 512, 256), (256, 511, 128), (64, 70, 32), (64, 3, 8)]
+)
+def test_a_batch_is_a_power_of_two_and_half_of_the_pictures_at_most(most: int, pool: int, batch: int) -> None:
+    assert init._batch(most, pool) == batch
+
+
 WISHES = {
     "nothing": Wishes(),
     "tiny": Wishes(size_bytes=200_000),
