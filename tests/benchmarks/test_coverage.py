@@ -50,6 +50,7 @@ def fall_over():
     raise ValueError("no such width\nand a second line")
 
 
+@pytest.mark.integration
 def test_a_process_ends_with_its_result_or_with_the_reason():
     assert coverage.bounded(sleep, (0,), 6, 60) == {"slept": 0}
     assert coverage.bounded(fall_over, (), 6, 60) == {"failed": "ValueError: no such width"}

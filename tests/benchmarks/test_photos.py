@@ -32,6 +32,7 @@ def test_it_copies_what_the_study_is_about_and_a_second_time_nothing(tmp_path, c
     assert "3,600 pictures" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_a_copy_that_was_stopped_is_made_again(tmp_path, monkeypatch):
     data, out = folder(tmp_path / "all", 800, 100), tmp_path / "few"
     copy = shutil.copyfile

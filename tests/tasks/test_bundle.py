@@ -188,6 +188,7 @@ def write_files(folder: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------------ the same answers
 
 
+@pytest.mark.integration
 def test_a_bundle_answers_as_thinner_predict_for_files_of_every_kind(shared: tuple[Path, Path], tmp_path: Path) -> None:
     compare(*shared, write_files(tmp_path / "files"))
 

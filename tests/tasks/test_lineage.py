@@ -171,6 +171,7 @@ def _replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+@pytest.mark.integration
 def test_what_a_foreach_no_longer_names_is_removed_and_comes_back_from_the_cache(repo: Path) -> None:
     """The folder around it is then as in a fresh clone, so that what reads the folder is up to date as it was."""
     each = {

@@ -47,6 +47,7 @@ def test_a_whole_file_is_left_alone(root: Path) -> None:
     assert (root / "dvc.lock").read_text() == TEXT == (root / ".thinner/dvc.lock").read_text()
 
 
+@pytest.mark.integration
 def test_cut_anywhere_it_comes_back_byte_for_byte(root: Path) -> None:
     for at in CUTS[:-1]:
         lock(root, TEXT[:at])
@@ -83,6 +84,7 @@ def test_what_was_written_before_the_cut_is_kept(root: Path) -> None:
     assert found[second] == WHOLE[second]
 
 
+@pytest.mark.integration
 def test_a_file_that_is_cut_is_never_kept(root: Path) -> None:
     for at in CUTS[:-1]:
         lock(root, TEXT[:at])

@@ -159,6 +159,7 @@ def test_the_layers_that_lose_most_stay_in_float_and_bring_it_back(project):
     assert counts == [1, 2, 4, 8][: len(counts)] and not ladder["holds"].iloc[1:-1].any()
 
 
+@pytest.mark.integration
 def test_training_in_8_bits_brings_it_back_and_what_was_trained_is_what_runs(project, capsys):
     ladder, found = run(rungs=["static", "trained"])
     assert found["met"] and found["rung"] == "trained"
@@ -175,6 +176,7 @@ def test_training_in_8_bits_brings_it_back_and_what_was_trained_is_what_runs(pro
     assert "differ by 0.0e+00 from those trained" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_training_starts_where_the_rung_below_ended(project, monkeypatch):
     monkeypatch.setattr(ladder_file, "judged", lambda drop: {**judged(drop), "holds": False})
     ladder, found = run(max_float=0.25)
@@ -185,6 +187,7 @@ def test_training_starts_where_the_rung_below_ended(project, monkeypatch):
     assert ladder["chosen"].to_numpy().nonzero()[0].tolist() == [ladder.iloc[1:]["loss_high"].idxmin()]
 
 
+@pytest.mark.integration
 def test_a_training_that_was_stopped_ends_with_the_same_file(project, monkeypatch):
     run(rungs=["static", "trained"])
     whole = Path("data/quantize/prune_int8/model.onnx").read_bytes()
@@ -224,6 +227,7 @@ def test_without_rungs_nothing_is_quantised(project):
     assert shipping.read_targets(Path("reports")) == []
 
 
+@pytest.mark.integration
 def test_ranges_are_of_training_images_and_of_no_others(project):
     def made_with(changed=None):
         path = Path("data/prepared/images.npy")

@@ -248,6 +248,7 @@ def kept(store: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return monkeypatch
 
 
+@pytest.mark.integration
 def test_what_was_kept_is_sent_whole(store: Path, kept: pytest.MonkeyPatch) -> None:
     parent = pipeline_run.open_run()
     kept.setenv("THINNER_PARENT_RUN_ID", parent)

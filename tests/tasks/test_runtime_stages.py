@@ -65,6 +65,7 @@ print(json.dumps(judge_runs([Path()], params.claims, 0)))
 """
 
 
+@pytest.mark.integration
 def test_a_runtime_of_ones_own_is_one_file_and_its_row(tmp_path: Path) -> None:
     """In a copy of the packages: exported, measured in the same rounds, and judged, by no other change."""
     for package in ("thinner", "tasks", "flows", "tests"):
@@ -103,6 +104,7 @@ def test_a_runtime_of_ones_own_is_one_file_and_its_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("runtime", EXTRAS)
+@pytest.mark.integration
 def test_an_optional_runtime_goes_through_export_evaluate_and_claims(
     networks: Path,
     tmp_path: Path,

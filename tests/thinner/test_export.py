@@ -313,6 +313,7 @@ def test_another_network_fails_the_parity_check_of_a_program(program: Path, imag
         check_parity(network, program, images)
 
 
+@pytest.mark.integration
 def test_a_program_needs_torch_alone(program: Path, images: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", images)
     code = (
@@ -412,6 +413,7 @@ def test_sizes_that_are_arithmetic_and_what_is_no_archive(program, tmp_path) -> 
 
 
 @pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "torchvision:swin_t", "timm:vit_tiny_patch16_224"])
+@pytest.mark.integration
 def test_programs_of_large_networks_pass(tmp_path, name) -> None:
     network = models.create(NetworkSpec(name, 3, 3)).eval()
     export_pt2(network, tmp_path / "model.pt2", (3, 224, 224) if "vit" in name else (3, 64, 64), METADATA)

@@ -33,6 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("slim", "wide", "wide_onnx")}
 
 
+@pytest.mark.integration
 def test_memory_holds_the_weights_and_the_largest_activations(folders: dict[str, Path]) -> None:
     few, many = (
         memory.measure_memory(list(folders.values()), batch, threads=1, picture=(28, 28, 1)) for batch in (1, 33)

@@ -40,6 +40,7 @@ def test_with_equal_classes_balanced_accuracy_shows_what_accuracy_shows():
     assert power.detectable_by_class([250] * 8) == pytest.approx(power.detectable(2_000))
 
 
+@pytest.mark.integration
 def test_the_smallest_class_decides_what_balanced_accuracy_can_show():
     sizes = [900, 60, 40]
     margin = power.detectable_by_class(sizes)

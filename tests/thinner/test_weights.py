@@ -403,6 +403,7 @@ def test_unknown_tags_and_hubs_are_answered_with_the_choices(name, message):
         models.create(NetworkSpec(name, 4, 3))
 
 
+@pytest.mark.integration
 def test_a_hubs_repository_is_built_as_its_own_file_says_and_one_that_cannot_be_had_is_one_line(tmp_path):
     """Without a connection: the hub's library finds the first in its cache."""
     theirs = lively(timm.create_model("test_resnet", num_classes=6))
