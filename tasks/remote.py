@@ -58,6 +58,10 @@ _HOW = {
 }
 
 
+def _how(url: str) -> str:
+    return _HOW.get(scheme_of(url), f"by: dvc remote modify --local {NAME} password ...")
+
+
 # ------------------------------------------------------------------------------- addresses
 
 
@@ -74,9 +78,7 @@ def parse(text: str, root: Path) -> str:
     if scheme not in EXTRAS:
         choices = "Choose one of: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, ssh://HOST/FOLDER, /FOLDER"
         raise UserError(f"remote: unknown scheme '{one_line(scheme, 20)}'. {did_you_mean(scheme, EXTRAS, '', choices)}")
-    user = rest.rpartition("@")[0]
-    secret = ":" in user or "@" in user if scheme == "ssh" else bool(set("@:") & set(rest))
-    if secret or set("?#") & set(rest) or _AWS_KEY.search(rest):
+    if holds_secret(text):
         raise UserError(
             f"remote: the {scheme}:// address seems to hold a password or a key, and git would keep it in .dvc/config. "
             f"Nothing is written. Give the address without; credentials come {_HOW[scheme]}"
@@ -101,6 +103,14 @@ def _parse_folder(text: str, root: Path) -> str:
     if not folder.parent.is_dir():
         raise UserError(f"remote: there is no folder {folder.parent}. Is its disk mounted? Else: mkdir -p {folder}")
     return str(folder)
+
+
+def holds_secret(url: str) -> bool:
+    """Whether an address has a password or a key in it, or something that may be one."""
+    scheme, there, rest = url.partition("://")
+    user = rest.rpartition("@")[0]
+    strange = set("@:") & set(rest) if scheme in ("s3", "gs") else ":" in user or "@" in user
+    return bool(there) and bool(strange or set("?#") & set(rest) or _AWS_KEY.search(rest))
 
 
 def scheme_of(url: str) -> str:
@@ -136,8 +146,11 @@ def configured(root: Path) -> Remote | None:
     """
     with _repo(root) as repo:
         for name, options in repo.config.read("repo").get("remote", {}).items():
-            if found := [key for key in SECRETS if options.get(key)]:
-                moved = " and ".join(f"dvc remote modify --unset {name} {key}" for key in found)
+            found = [key for key in SECRETS if options.get(key)]
+            found += [key for key in ("url", "endpointurl") if holds_secret(options.get(key, ""))]
+            if found:
+                unset = [f"--unset {name} {key}" if key in SECRETS else f"{name} {key} ADDRESS" for key in found]
+                moved = " and ".join(f"dvc remote modify {words}" for words in unset)
                 raise UserError(
                     f".dvc/config: remote '{name}' holds {', '.join(found)}, and git keeps that file. Take it out "
                     f"({moved}), give it with --local instead, and have a new one issued if it was committed"
@@ -147,7 +160,10 @@ def configured(root: Path) -> Remote | None:
             return None
         if name not in repo.config["remote"]:
             raise UserError(f"core.remote of .dvc/config names '{name}', and there is no such remote: dvc remote list")
-        return Remote(name, repo.config["remote"][name]["url"])
+        url = repo.config["remote"][name]["url"]
+        if holds_secret(url):  # in .dvc/config.local, which git does not keep; but messages name the address
+            raise UserError(f".dvc/config.local: the url of '{name}' seems to hold a password. It comes {_how(url)}")
+        return Remote(name, url)
 
 
 def required(root: Path) -> Remote:

@@ -183,6 +183,18 @@ def test_a_secret_in_the_file_that_git_keeps_is_refused_and_one_beside_it_is_not
     with pytest.raises(UserError, match=r"^\.dvc/config: remote 'cloud' holds secret_access_key, and git keeps") as e:
         remote.configured(made)
     assert SECRET not in str(e.value)
+    dvc(made, "remote", "add", "--quiet", "--force", "cloud", f"s3://joe:{SECRET}@team/x")
+    with pytest.raises(
+        UserError, match=r"^\.dvc/config: remote 'cloud' holds url, and .* \(dvc remote modify cloud url ADDRESS\)"
+    ) as e:
+        remote.configured(made)
+    assert SECRET not in str(e.value)
+    dvc(made, "remote", "remove", "--local", "cloud")
+    dvc(made, "remote", "remove", "cloud")
+    dvc(made, "remote", "add", "--quiet", "--local", "--default", "mine", f"webdavs://joe:{SECRET}@host/x")
+    with pytest.raises(UserError, match=r"^\.dvc/config\.local: the url of 'mine' seems to hold a password") as e:
+        remote.configured(made)
+    assert SECRET not in str(e.value)
 
 
 def test_a_plugin_that_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
