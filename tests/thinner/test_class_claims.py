@@ -259,6 +259,24 @@ def test_two_classes_worked_with_others_code() -> None:
     assert z == pytest.approx(2.2414, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "label", "pairs", "seen", "mistake"),
+    [
+        ([0, 0, 1, 2, 1, 1, 2], [0, 0, 1, 0, 1, 1, 2], 0, [[0, 0], [1, 1], [2, 0]], [2, 1, 1], 1),
+        ([0, 0, 2, 0, 1, 1, 2], [0, 0, 0, 0, 1, 1, 2], 0, [[0, 0], [2, 0]], [3, 1], 2),  # its one mistake, if rare
+        ([0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 1, 1, 2], 1, [[1, 1]], [2], 0),  # never wrong: the most frequent other
+        ([0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 1, 1, 2], 0, [[0, 0]], [4], 1),
+    ],
+)
+def test_pairs_of_answers_by_hand(own, other, label, pairs, seen, mistake) -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 2])
+    found = statistics._pairs_of(np.array(own), np.array(other), labels, label, 4)
+    assert (found.label, found.images) == (label, sum(seen))
+    assert found.pairs.tolist() == [*pairs, [label, mistake], [mistake, label]]
+    assert found.seen.tolist() == [*seen, 0, 0]
+    assert found.shares == pytest.approx(np.array([*seen, 1, 1]) / (sum(seen) + 2))
+
+
 def test_wilsons_limits_are_statsmodels() -> None:
     for count, images in ((0, 7), (3, 7), (7, 7), (450, 1000)):
         for alpha in (0.05, 0.3):
