@@ -325,6 +325,16 @@ def test_each_class_is_compared_with_itself_and_with_the_worst_of_the_others() -
     assert (found._limits(np.zeros(found.other.shape))[:, 1:] == -1).all()
 
 
+def test_of_two_classes_the_other_has_half_of_the_level_and_of_one_itself_all() -> None:
+    labels = np.repeat([0, 1], 5)
+    right = np.ones((1, 10), dtype=bool)
+    two = statistics._Compared(right, right, labels, np.arange(2))
+    assert two.other.tolist() == [[0, 0, 1], [1, 0, 1]]
+    assert two.weight.tolist() == [[0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
+    one = statistics._Compared(right, right, labels * 0, np.arange(1))
+    assert one.weight.tolist() == [[1.0, 0.0]]
+
+
 def test_over_seeds_each_comparison_is_satterthwaites_t() -> None:
     seeds = 4
     found, mine, theirs, groups = compared(seeds)
