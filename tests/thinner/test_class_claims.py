@@ -3,6 +3,7 @@ words by simulation."""
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,6 +258,117 @@ def test_two_classes_worked_with_others_code() -> None:
     estimate = worst_class_difference(mine, theirs, labels)
     assert estimate.low == pytest.approx(wanted, abs=1e-8)
     assert z == pytest.approx(2.2414, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "label", "pairs", "seen", "mistake"),
+    [
+        ([0, 0, 1, 2, 1, 1, 2], [0, 0, 1, 0, 1, 1, 2], 0, [[0, 0], [1, 1], [2, 0]], [2, 1, 1], 1),
+        ([0, 0, 2, 0, 1, 1, 2], [0, 0, 0, 0, 1, 1, 2], 0, [[0, 0], [2, 0]], [3, 1], 2),  # its one mistake, if rare
+        ([0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 1, 1, 2], 1, [[1, 1]], [2], 0),  # never wrong: the most frequent other
+        ([0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 1, 1, 2], 0, [[0, 0]], [4], 1),
+    ],
+)
+def test_pairs_of_answers_by_hand(own, other, label, pairs, seen, mistake) -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 2])
+    found = statistics._pairs_of(np.array(own), np.array(other), labels, label, 4)
+    assert (found.label, found.images) == (label, sum(seen))
+    assert found.pairs.tolist() == [*pairs, [label, mistake], [mistake, label]]
+    assert found.seen.tolist() == [*seen, 0, 0]
+    assert found.shares == pytest.approx(np.array([*seen, 1, 1]) / (sum(seen) + 2))
+
+
+def test_wilsons_limits_are_statsmodels() -> None:
+    for count, images in ((0, 7), (3, 7), (7, 7), (450, 1000)):
+        for alpha in (0.05, 0.3):
+            z = stats.norm.isf(alpha / 2)
+            found = [statistics._wilson(count / images, images, sign * z) for sign in (-1, 1)]
+            assert found == pytest.approx(proportion_confint(count, images, alpha, "wilson"), abs=1e-12)
+
+
+def compared(seeds: int) -> tuple[Any, NDArray[np.bool_], NDArray[np.bool_], list[NDArray[np.bool_]]]:
+    """Three classes of 40, 25 and 35 images, recognised differently well."""
+    rng, labels = np.random.default_rng(seeds), np.repeat([0, 1, 2], [40, 25, 35])
+    mine, theirs = (rng.random((seeds, 100)) < np.array(rates)[labels] for rates in ((0.9, 0.7, 0.8), (0.6, 0.8, 0.5)))
+    make = statistics._Compared if seeds == 1 else statistics._ComparedOverSeeds
+    return make(mine, theirs, labels, np.arange(3)), mine, theirs, [labels == k for k in range(3)]
+
+
+def test_each_class_is_compared_with_itself_and_with_the_worst_of_the_others() -> None:
+    found, mine, theirs, groups = compared(1)
+    least = sorted(range(3), key=lambda k: theirs[0, groups[k]].mean())
+    assert found.other.tolist() == [[k, *least] for k in range(3)]
+    # half of the level is for itself, and the other half for the other two; itself once more has none
+    assert found.weight.tolist() == [[0.5, *(0.0 if j == k else 0.25 for j in least)] for k in range(3)]
+    assert found.worst == min(mine[0, group].mean() for group in groups)
+    assert found.ahead.tolist() == [int((mine & ~theirs)[0, group].sum()) for group in groups]
+    assert found.behind.tolist() == [int((theirs & ~mine)[0, group].sum()) for group in groups]
+    margin = 0.05
+    z = found._z(margin)
+    for k, row in enumerate(found.other):
+        own = statistics.score_difference(int(found.ahead[k]), int(found.behind[k]), int(groups[k].sum()), margin)
+        above = found.mine[k] - found.theirs[k] > margin
+        assert z[k, 0] == pytest.approx(stats.norm.isf(own[2] / 2) if above else 0.0, abs=1e-6)
+        for column, j in list(enumerate(row))[1:]:
+            counts = (
+                int(mine[0, groups[k]].sum()),
+                int(groups[k].sum()),
+                int(theirs[0, groups[j]].sum()),
+                int(groups[j].sum()),
+            )
+            for level in (0.025, 0.2):
+                newcombe = confint_proportions_2indep(*counts, compare="diff", method="newcomb", alpha=2 * level)[0]
+                limits = found._limits(np.full(found.other.shape, level))
+                assert limits[k, column] == pytest.approx(newcombe, abs=1e-9)
+            if z[k, column] > 0:
+                limit = found._newcombe(np.full(found.other.shape, z[k, column]))[k, column]
+                assert limit == pytest.approx(margin, abs=1e-9)
+    assert (found._limits(np.zeros(found.other.shape))[:, 1:] == -1).all()
+
+
+def test_of_two_classes_the_other_has_half_of_the_level_and_of_one_itself_all() -> None:
+    labels = np.repeat([0, 1], 5)
+    right = np.ones((1, 10), dtype=bool)
+    two = statistics._Compared(right, right, labels, np.arange(2))
+    assert two.other.tolist() == [[0, 0, 1], [1, 0, 1]]
+    assert two.weight.tolist() == [[0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
+    one = statistics._Compared(right, right, labels * 0, np.arange(1))
+    assert one.weight.tolist() == [[1.0, 0.0]]
+
+
+def test_over_seeds_each_comparison_is_satterthwaites_t() -> None:
+    seeds = 4
+    found, mine, theirs, groups = compared(seeds)
+    margin, level = 0.02, 0.01
+    z, limits = found._z(margin), found._limits(np.full(found.other.shape, level))
+    for k, row in enumerate(found.other):
+        for column, j in enumerate(row):
+            a, b = mine[:, groups[k]].astype(float), theirs[:, groups[j]].astype(float)
+            gap = a.mean() - b.mean()
+            of_seeds = np.var(a.mean(1) - b.mean(1), ddof=1) / seeds
+            parts = [(a - b, (-1, 1))] if column == 0 else [(a, (0, 1)), (b, (0, 1))]
+            error = math.sqrt(of_seeds + sum(statistics._Images.of(values, ends).variance for values, ends in parts))
+            freedom = (seeds - 1) * error**4 / of_seeds**2
+            tail = stats.t.sf((gap - margin) / error, freedom)
+            assert z[k, column] == pytest.approx(stats.norm.isf(tail), rel=1e-9)
+            assert limits[k, column] == pytest.approx(gap - stats.t.isf(level, freedom) * error, rel=1e-9)
+
+
+def test_what_other_images_would_make_of_a_mean_has_the_variance_that_is_said() -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.random((3, 50)) < rng.random(50)).astype(float)
+    found = statistics._Images.of(values, (0, 1))
+    # the images' own share of the variance, from the mean squares of a two-way table
+    by_image, by_seed = values.mean(0), values.mean(1)
+    rest = ((values - by_image - by_seed[:, None] + values.mean()) ** 2).sum() / (2 * 49)
+    kept = math.sqrt(1 - rest / 3 / np.var(by_image, ddof=1))
+    # 50 images and one at each end
+    more = kept * (np.append(by_image, [0, 1]) - values.mean())
+    assert found.middle == pytest.approx(more.mean(), rel=1e-12)
+    assert found.variance == pytest.approx(more.var() / 52, rel=1e-12)
+    drawn = found.draw(rng, 100_000)
+    assert drawn.mean() == pytest.approx(found.middle, abs=5 * math.sqrt(found.variance / 100_000))
+    assert drawn.var() == pytest.approx(found.variance, rel=0.03)
 
 
 def test_of_one_class_the_worst_is_tested_as_itself() -> None:

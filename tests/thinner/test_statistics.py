@@ -402,6 +402,25 @@ def test_an_estimate_depends_on_its_seed_alone() -> None:
     assert len({accuracy_difference(a, b, seed=seed) for seed in range(10)}) > 1
 
 
+def test_all_that_an_estimate_says() -> None:
+    ones, five = np.ones(20), np.ones(5, dtype=np.int64)
+    nothing = "no spread between {}: nothing can be tested"
+    assert speed_ratio(ones, 2 * ones) == statistics.Estimate(2.0, 2.0, 2.0, 1.0, 20, 1, nothing.format("rounds"))
+    seeds = speed_ratio(np.ones((2, 20)), 2 * np.ones((2, 20)))
+    assert (seeds.low, seeds.high) == (seeds.effect, seeds.effect) == pytest.approx((2, 2))
+    assert dataclasses.astuple(seeds)[3:] == (1.0, 20, 2, nothing.format("seeds"))
+    times = np.exp(np.random.default_rng(0).normal(0, 0.1, (2, 30)))
+    assert dataclasses.astuple(speed_ratio(times[0], times[1]))[4:] == (30, 1, "studentised bootstrap")
+    assert dataclasses.astuple(speed_ratio(times, np.ones((2, 30))))[4:] == (30, 2, "t over seeds")
+    assert dataclasses.astuple(agreement_share(five, five, share=0.5))[4:] == (5, 1, "exact binomial")
+    assert dataclasses.astuple(accuracy_difference(five > 0, five > 1))[4:] == (5, 1, "McNemar exact, paired bootstrap")
+
+
+def test_all_claims_are_read_with_the_names_that_there_are() -> None:
+    with pytest.raises(ClaimError, match="(?s)unknown candidate.*unknown runtime"):
+        parse_claims(["a beats c on accuracy", "a is faster than b at batch 1 in x"], ["a", "b"], ["pytorch"])
+
+
 def test_times_without_any_spread_prove_nothing_and_ties_stay_finite() -> None:
     ones = np.ones(20)
     assert speed_ratio(ones, 2 * ones).p_value == 1.0

@@ -21,6 +21,7 @@ from thinner.data.sources import DataError, Listing, Part, list_source, open_pic
 from thinner.data.store import (
     SPLITS,
     UnreadableError,
+    _quotas,
     decode,
     forget,
     integrity_report,
@@ -557,6 +558,20 @@ def test_a_count_of_unlabelled_images_is_in_proportion() -> None:
     assert len(split(LABELS, TRAIN, ABC, **{**ASK, "unlabelled": 0})["unlabelled"]) == 0
     all_labelled = {**ASK, "labelled": len(LABELS) - 250, "unlabelled": 0}  # nothing is left to draw from
     assert split(LABELS, TRAIN, ABC, **all_labelled)["unlabelled"].tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "later", "expected"),
+    [
+        (7, [3, 3, 3], 0, [3, 2, 2]),  # 2 1/3 each: the first of equal remainders
+        (9, [12, 3], 2, [8, 1]),  # 7.2 and 1.8, of which 1 may go
+        (10, [95, 1, 1, 1, 1, 1], 0, [5, 1, 1, 1, 1, 1]),  # 9.5 and 0.1 each, which have to be 1
+        (12, [50, 40, 2, 2, 2, 2], 0, [5, 3, 1, 1, 1, 1]),  # 6.1, 4.9, 0.2: the four that are too many come off both
+    ],
+)
+def test_quotas_by_hand(count: int, sizes: list[int], later: int, expected: list[int]) -> None:
+    found = np.array(sizes)
+    assert _quotas(count, found, np.ones_like(found), found - later).tolist() == expected
 
 
 def test_a_rare_class_is_in_every_split() -> None:
