@@ -200,7 +200,7 @@ def status() -> None:
     if said := lineage.mend(root):
         console.print(said, style="yellow", markup=False)
     nodes = lineage.graph(root)
-    why = {node.name: lineage.reasons(root, node.name) for node in nodes}
+    why = lineage.all_reasons(root, [node.name for node in nodes])
     stale: set[str] = set()
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "state", "why"):

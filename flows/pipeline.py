@@ -119,7 +119,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         closing: subprocess.Popen[str] | None = None
         console.start_bars()
         try:
-            for _ in range(_PASSES):
+            for number in range(_PASSES):
                 futures: dict[str, Any] = {}
                 for node in nodes:
                     run: Any = stage.with_options(name=node.name, task_run_name=node.name)
@@ -128,6 +128,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
                         node,
                         environment,
                         slots,
+                        number > 0 or node.name in stale,
                         wait_for=[futures[up] for up in node.upstream if up in futures],
                     )
                 wait(list(futures.values()))
@@ -167,14 +168,18 @@ def _later(before: Mapping[str, State], now: dict[str, State]) -> dict[str, Stat
     retry_delay_seconds=BUSY_SECONDS,
     retry_condition_fn=_is_busy,
 )
-def stage(root: Path, node: lineage.Node, environment: dict[str, str], slots: threading.Semaphore) -> State:
-    """Ask DVC about one stage; have DVC run it if it is out of date.
+def stage(
+    root: Path, node: lineage.Node, environment: dict[str, str], slots: threading.Semaphore, stale: bool
+) -> State:
+    """Ask DVC about one stage; have DVC run it if it is out of date. Not ``stale``: it was up to date a moment ago, and
+    is so still where nothing upstream has run.
 
     Ends as `Cached` (was up to date), `Restored` (DVC had the result in its cache), `Completed`, `Failed` or
     `TimedOut`.
     """
     logger = get_run_logger()
-    why = lineage.reasons(root, node.name)
+    as_before = not stale and all(_ended.get(up) == "Cached" for up in node.upstream)
+    why = [] if as_before else lineage.reasons(root, node.name)
     if not why:
         logger.info("up to date")
         if _ended.get(node.name) not in ("Completed", "Restored"):  # in an earlier pass
@@ -285,16 +290,20 @@ def plan(root: Path, nodes: list[lineage.Node]) -> list[str]:
     """
     data = load_params().data
     lineage.check_data(data.root, data.source)
-    stale: list[str] = []
-    for node in nodes:
-        try:
-            if lineage.reasons(root, node.name):
-                stale.append(node.name)
-        except lineage.BusyError:
-            stale.append(node.name)
+    try:
+        stale = [name for name, why in lineage.all_reasons(root, [node.name for node in nodes]).items() if why]
+    except lineage.BusyError:
+        stale = [node.name for node in nodes if _is_stale_or_busy(root, node.name)]
     if stale:
         lineage.check_writable(root, nodes)
     return stale
+
+
+def _is_stale_or_busy(root: Path, name: str) -> bool:
+    try:
+        return bool(lineage.reasons(root, name))
+    except lineage.BusyError:
+        return True
 
 
 def _before_first_stage() -> dict[str, str]:

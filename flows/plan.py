@@ -53,9 +53,10 @@ def make_plan(root: Path, params: Params, jobs: int, *, fresh: bool = False) -> 
         costs = forecast.foretell(params, counts, clock)
         stages: list[Planned] = []
         stale: set[str] = set()
+        telling("which stages are up to date?")
+        known = {} if fresh else lineage.all_reasons(root, [node.name for node in nodes])
         for node in nodes:
-            telling(f"is {node.name} up to date?")
-            why = ["would run"] if fresh else lineage.reasons(root, node.name)
+            why = ["would run"] if fresh else known[node.name]
             if not why and (after := sorted(stale.intersection(node.upstream))):
                 why = [f"follows {', '.join(after)}"]
             if why:

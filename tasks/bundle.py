@@ -130,7 +130,8 @@ def _outdated(root: Path) -> list[str]:
     """The stages whose results are not those of what is here; none where DVC does not watch this folder."""
     if not (root / ".dvc").is_dir():
         return []
-    return [node.name for node in lineage.graph(root) if lineage.reasons(root, node.name)]
+    names = [node.name for node in lineage.graph(root)]
+    return [name for name, why in lineage.all_reasons(root, names).items() if why]
 
 
 def _hashes(root: Path, folder: Path, source: Path, model: bundling.Model, data: str) -> dict[str, str]:

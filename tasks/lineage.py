@@ -194,16 +194,32 @@ def remove_leftovers(root: Path, nodes: list[Node]) -> list[str]:
     return removed
 
 
-@_patient
 def reasons(root: Path, name: str) -> list[str]:
     """Why the stage is out of date, one short phrase each; empty when it is up to date."""
-    with _repo(root) as repo:
-        # a bare name would be that of the current folder's dvc.yaml, which for a worktree is another one
-        status = repo.status(f"{root.resolve() / 'dvc.yaml'}:{name}")
-    if status and name not in locked_hashes(root):
-        return ["has not run yet"]  # DVC would list every file as modified
+    return all_reasons(root, [name])[name]
+
+
+@_patient
+def all_reasons(root: Path, names: Iterable[str]) -> dict[str, list[str]]:
+    """`reasons` of each of these stages. dvc.yaml and dvc.lock, which take long to read, are read once."""
+    if not (names := list(names)):
+        return {}
+    with _repo(root) as repo, repo.lock:
+        stages = {stage.name: stage for stage in repo.index.stages}
+        # of another folder's dvc.yaml, such as a worktree's, DVC says not the bare name
+        found = {name: list(itertools.chain(*stages[name].status(check_updates=True).values())) for name in names}
+    locked = locked_hashes(root) if any(found.values()) else {}
+    # of a stage that has not run DVC would list every file as modified
+    return {name: [] if not said else _phrases(said) if name in locked else [_NEW] for name, said in found.items()}
+
+
+_NEW = "has not run yet"
+
+
+def _phrases(status: Iterable[Any]) -> list[str]:
+    """What DVC says of one stage."""
     found: list[str] = []
-    for entry in itertools.chain(*status.values()):
+    for entry in status:
         if isinstance(entry, str):  # "changed command", "always changed"
             found.append(entry)
             continue

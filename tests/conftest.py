@@ -28,3 +28,11 @@ def pytest_collection_modifyitems(items):
     alone (`make test`)."""
     long = Counter(item.path for item in items if item.get_closest_marker("integration"))
     items.sort(key=lambda item: (item.path.name not in LONGEST, -long[item.path]))
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Nobody checks shapes and types of arguments meanwhile: for tests of what refuses wrong ones itself."""
+    from jaxtyping import config
+
+    monkeypatch.setattr(config, "jaxtyping_disable", True)

@@ -168,7 +168,7 @@ def predict_logits(
 
 def predict(
     folder: str | Path,
-    images: Sequence[UInt8[np.ndarray, "height width channels"]],
+    images: Sequence[UInt8[np.ndarray, "_ _ channels"]],
     device: str = "cpu",
     temperature: float = 1.0,
 ) -> list[Prediction]:

@@ -309,10 +309,10 @@ def _check_results(root: Path, params: Params) -> None:
     for path in (Path("reports/metrics.json"), Path("reports/claims.json")):
         if not path.is_file():
             raise UserError(f"there is no {path} yet, so nothing can be judged. Make it: thinner run")
-    for node in lineage.graph(root):
-        if why := lineage.reasons(root, node.name):
+    for name, why in lineage.all_reasons(root, [node.name for node in lineage.graph(root)]).items():
+        if why:
             raise UserError(
-                f"the results are not those of what is here: {node.name} is out of date ({why[0]}). "
+                f"the results are not those of what is here: {name} is out of date ({why[0]}). "
                 "Bring everything up to date: thinner run"
             )
     if params.ship.candidate not in shipping.read_metrics(Path("reports/metrics.json")):

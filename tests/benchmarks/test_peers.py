@@ -16,6 +16,7 @@ from benchmarks import peers
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.learn import losses
+from thinner.networks.spec import NetworkSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,8 +65,7 @@ def test_the_peers_loop_is_the_textbooks():
 
 
 def test_what_a_teacher_costs_follows_from_the_macs():
-    colour = {"classes": 10, "channels": 3}
-    pair = peers.Pair("", {"name": "resnet56a", **colour}, 32, {"name": "resnet20a", **colour})
+    pair = peers.Pair("", NetworkSpec("resnet56a", 10, 3), 32, NetworkSpec("resnet20a", 10, 3))
     # forward of the teacher, and forward and backward (two more) of the student
     assert peers.macs_say(pair) == pytest.approx(1 + 125_485_696 / (3 * 40_551_040))
 

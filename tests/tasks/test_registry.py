@@ -358,7 +358,7 @@ def test_what_is_missing_or_out_of_date_is_named(project: Path, monkeypatch: pyt
     with pytest.raises(UserError, match="thinner-shades has no champion"):
         registry.rollback(PARAMS, "x")
     monkeypatch.setattr(lineage, "graph", lambda root: [lineage.Node("evaluate", (), "", (), {})])
-    monkeypatch.setattr(lineage, "reasons", lambda root, name: ["data/prune modified"])
+    monkeypatch.setattr(lineage, "all_reasons", lambda root, names: {name: ["data/prune modified"] for name in names})
     with pytest.raises(UserError, match=r"evaluate is out of date \(data/prune modified\).*thinner run"):
         registry.promote(project, PARAMS)
 

@@ -94,9 +94,7 @@ def test_both_networks_start_from_the_plain_one_and_are_kept_with_what_was_decid
     data = store.open_store("data/prepared")
     named = data.labels[data.splits["validation"]]
     for loaded, name in ((plain, decision.PLAIN), (learner, decision.LEARNER), (control, decision.CONTROL)):
-        asked = learning.training.logits_of(
-            loaded.model, data.images, data.splits["validation"], loaded.spec["preprocessing"]
-        )
+        asked = learning.training.logits_of(loaded.model, data.images, data.splits["validation"], loaded.preprocessing)
         assert found["accuracy"][name] == pytest.approx(np.mean(asked.argmax(1).numpy() == named))
     curve, its = (pd.read_csv(f"reports/self_train/finetune/{file}") for file in ("history.csv", "control/history.csv"))
     assert list(curve["step"]) == list(its["step"]) == [3, 6, 8]

@@ -52,7 +52,9 @@ def test_a_loss_and_a_gain_are_called_so_only_where_the_interval_shows_them(resu
 
     def lost(small: np.ndarray, teacher: np.ndarray) -> str:
         predictions = dict.fromkeys(METRICS, small) | {"finetune": teacher}
-        return answers(replace(results, labels=labels, predictions=predictions))["What did it lose?"][0]
+        return answers(
+            replace(results, index=np.arange(len(labels)), confidences={}, labels=labels, predictions=predictions)
+        )["What did it lose?"][0]
 
     assert lost(worse, better) == "24.0 points"
     assert lost(better, worse) == "Nothing: +24.0 points"
@@ -93,7 +95,9 @@ def test_alternatives_have_a_price_and_a_gain_and_are_beaten_by_no_other(results
     predictions = dict.fromkeys(measured, right) | {
         "distill": three_wrong, "prune_finetune": three_wrong, "scratch": wrong, "prune_scratch": wrong,
     }  # fmt: skip
-    told = replace(results, metrics=measured, labels=right, predictions=predictions)
+    told = replace(
+        results, metrics=measured, index=np.arange(len(right)), confidences={}, labels=right, predictions=predictions
+    )
     table = alternatives(told)
     assert table is not None
     assert table.headings == ["if you can afford", "take", "and get", "accuracy", "batch of 64", "file"]
@@ -111,7 +115,14 @@ def test_more_accurate_is_a_gain_where_it_is_shown_and_slower_and_larger_are_its
     small = labels.copy()
     small[:40] = 1
     measured = {"finetune": timed(1.0, 300_000, 120.0), "prune": timed(0.9, 30_000, 4.0)}
-    told = replace(results, metrics=measured, labels=labels, predictions={"finetune": labels, "prune": small})
+    told = replace(
+        results,
+        metrics=measured,
+        index=np.arange(len(labels)),
+        confidences={},
+        labels=labels,
+        predictions={"finetune": labels, "prune": small},
+    )
     table = alternatives(told)
     assert table is not None
     assert [cells[:3] for cells in table.rows] == [["30.0x slower and file 10.0x larger", "finetune", "+10.0 points"]]

@@ -135,6 +135,7 @@ def test_two_that_never_differ_are_not_known_to_be_equal_from_few_images(metric:
     assert TESTS[metric](seeds, seeds, few, margin=-0.05).p_value > 0.05
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_other_shapes_are_refused() -> None:
     labels = np.arange(4)
     with pytest.raises(ClaimError, match=r"there are \(4,\) and \(3,\)"):

@@ -245,7 +245,7 @@ def test_grey_pictures_become_three_channels_in_the_graph(tmp_path: Path) -> Non
     export_onnx(network, tmp_path / "model.onnx", (3, 8, 8), {}, opset=18)
     add_preprocessing(tmp_path / "model.onnx", preprocessing, 1, {}, opset=18)
     pictures = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
-    mean, std = (torch.tensor(preprocessing[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (preprocessing.mean, preprocessing.std))
     with torch.inference_mode():
         expected = network((torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
     np.testing.assert_allclose(run_session(open_session(tmp_path / "model.onnx"), pictures), expected, atol=1e-5)

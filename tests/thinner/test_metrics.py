@@ -78,6 +78,7 @@ def test_accuracy_is_the_weighted_mean_of_per_class_accuracy() -> None:
     )
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unequal_lengths_and_empty_inputs_are_refused_with_the_numbers() -> None:
     with pytest.raises(ValueError, match="6 labels, but 5 predictions"):
         accuracy(LABELS, PREDICTED[:5])
@@ -268,6 +269,7 @@ def test_a_constant_added_to_an_images_logits_changes_nothing() -> None:
         assert measure(labels, moved) == pytest.approx(measure(labels, logits), rel=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_logits_that_do_not_fit_the_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="labels run from 0 to 2, but there are 2 logits"):
         metrics.nll(np.array([0, 2]), np.zeros((2, 2)))

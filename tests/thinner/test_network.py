@@ -156,6 +156,7 @@ def test_the_command_gives_the_very_same_numbers(
         (Image.new("F", (4, 4)), "the image: floating-point pixels have no agreed range"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_no_picture_is_refused_in_one_line(made: tuple[Path, torch.nn.Module], given: Any, said: str) -> None:
     with pytest.raises(thinner.UserError, match=said) as refused:
         thinner.load(made[0] / "data/prune").predict(given)

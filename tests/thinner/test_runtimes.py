@@ -48,7 +48,7 @@ def here(format_: str) -> Any:
 def source_of(kind: str, scratch: Path) -> Source:
     torch.manual_seed(0)
     network = models.create(NETWORKS[kind])
-    images = torch.randn(70, NETWORKS[kind]["channels"], 32, 32)  # type: ignore[call-overload]
+    images = torch.randn(70, NETWORKS[kind].channels, 32, 32)
     with torch.no_grad():  # statistics and scales of a trained network: neither 0 nor 1
         network.train()(images)
         for module in network.modules():
@@ -159,7 +159,7 @@ def test_a_candidate_whose_runtime_is_not_installed_is_one_line(
     files = catalogue.RUNTIMES[name].files
     for file in files:
         (tmp_path / file).write_bytes(b"content")
-    spec = {"network": NETWORKS["resnet8"], "preprocessing": {"image_size": 32, "mean": [0.5], "std": [0.25]}}
+    spec = {"network": NETWORKS["resnet8"].as_json(), "preprocessing": {"image_size": 32, "mean": [0.5], "std": [0.25]}}
     checkpoint.write_spec(tmp_path, {**spec, "classes": METADATA["classes"]}, *files)
     with pytest.raises(UserError, match=rf"is not installed\. .*pip install -e '\.\[{name}\]'$"):
         predict.open_candidate(tmp_path)
@@ -174,7 +174,7 @@ def test_the_hash_of_a_candidate_of_two_files_follows_each_of_them(tmp_path: Pat
     def digest(xml: bytes, binary: bytes) -> str:
         (tmp_path / "model.xml").write_bytes(xml)
         (tmp_path / "model.bin").write_bytes(binary)
-        spec = {"network": NETWORKS["resnet8"], "classes": METADATA["classes"]}
+        spec = {"network": NETWORKS["resnet8"].as_json(), "classes": METADATA["classes"]}
         seen = views.Preprocessing(32, mean=(0.5,), std=(0.25,))
         checkpoint.write_spec(tmp_path, {**spec, "preprocessing": seen.as_json()}, "model.xml", "model.bin")
         return predict.weights_sha256(tmp_path)

@@ -380,6 +380,7 @@ def test_times_without_any_spread_prove_nothing_and_ties_stay_finite() -> None:
         (np.zeros(12), np.ones(12), "positive times"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_times_that_cannot_be_compared_are_refused(
     candidate: NDArray[np.float64], reference: NDArray[np.float64], message: str
 ) -> None:
@@ -387,6 +388,7 @@ def test_times_that_cannot_be_compared_are_refused(
         speed_ratio(candidate, reference)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_predictions_that_cannot_be_paired_are_refused() -> None:
     with pytest.raises(ClaimError, match=r"there are \(3,\) and \(4,\)"):
         accuracy_difference(np.ones(3, dtype=bool), np.ones(4, dtype=bool))

@@ -226,7 +226,7 @@ class FakeQuantised(nn.Module):
         by = self._scale(scale).detach() * scales[weight]
         return (self._own(name).detach() / by).round(), by
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Float[Tensor, "batch ..."]) -> Float[Tensor, "answers ..."]:
         scales = self._scales()
         values: dict[str, Any] = {INPUT: images}
         for number, (node, attributes) in enumerate(self._nodes):

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 import onnx
+from jaxtyping import Float
 from onnx import numpy_helper
 
 from thinner.errors import UserError, one_line
@@ -32,6 +33,7 @@ from thinner.networks.export import (
     save_onnx,
 )
 
+Batch = Float[np.ndarray, "_ channels height width"]  # of several that may be of other sizes
 METHODS: tuple[Method, ...] = get_args(Method)
 # what computes; the rest (Reshape, MaxPool, Relu after a convolution, ...) takes over the numbers that it is given
 _COMPUTES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Sigmoid", "Softmax", "LayerNormalization"}
@@ -84,7 +86,7 @@ def layers_of(folded: str | Path) -> list[Layer]:
     return found
 
 
-def calibrate(folded: str | Path, path: str | Path, batches: Iterable[Images], method: Method) -> None:
+def calibrate(folded: str | Path, path: str | Path, batches: Iterable[Batch], method: Method) -> None:
     """Write to ``path`` the range of each activation on ``batches`` (preprocessed images), found by ``method``.
 
     minmax: the smallest and largest value. percentile: without the lowest and the highest 0.01 % of values. entropy:
@@ -222,7 +224,7 @@ def _keep_logits(graph: onnx.GraphProto) -> None:
     _drop_unread(graph)
 
 
-def quantise_onnx(source: str | Path, path: str | Path, batches: Iterable[Images]) -> None:
+def quantise_onnx(source: str | Path, path: str | Path, batches: Iterable[Batch]) -> None:
     """Write ``source`` to ``path`` in 8 bits: all of it, with the smallest and largest values that occur on ``batches``
     (preprocessed images that are not tested on). How much accuracy it costs is for evaluate to say."""
     with tempfile.TemporaryDirectory() as folder:

@@ -48,8 +48,8 @@ FLOOR = 1e-3  # of the largest variance
 LEARNT_FROM = 10_000  # pictures, for the components
 IMAGES_PER_COMPONENT = 3  # at least: with few pictures a component would be the very difference of two copies
 
-Images = UInt8[np.ndarray, "n height width channels"]
-Thumbs = Float[Tensor, "n channels side side"]
+Images = UInt8[np.ndarray, "all height width channels"]
+Thumbs = Float[Tensor, "n channels _ _"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find(
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.first, pair.second))
 
 
-def identical(images: Images) -> Int64[np.ndarray, " n"]:
+def identical(images: Images) -> Int64[np.ndarray, " all"]:
     """For each picture the number of the first that equals it in every pixel: its own, mostly."""
     first: dict[bytes, int] = {}
     digests = (hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in images)
@@ -133,7 +133,7 @@ def _normal(thumbs: Thumbs) -> Float[Tensor, "n pixels"]:
 
 
 def _components(
-    images: Images, rows: Int64[np.ndarray, " n"], side: int, most: int, device: torch.device | str
+    images: Images, rows: Int64[np.ndarray, " chosen"], side: int, most: int, device: torch.device | str
 ) -> Float[Tensor, "pixels components"]:
     """P of the module's head, learnt from at most `LEARNT_FROM` pictures, evenly spread."""
     from sklearn.utils.extmath import randomized_svd
@@ -221,7 +221,7 @@ _Candidate = tuple[int, int, int]  # picture, picture that a crop of it is like,
 
 
 def _search(
-    images: Images, rows: Int64[np.ndarray, " n"], device: torch.device | str, progress: Callable[[int], None]
+    images: Images, rows: Int64[np.ndarray, " chosen"], device: torch.device | str, progress: Callable[[int], None]
 ) -> Iterator[_Candidate]:
     """Pictures by their place in ``rows``."""
     components = _components(images, rows, SEARCH_SIDE_PX, SEARCH_COMPONENTS, device)
@@ -249,7 +249,7 @@ def _search(
 
 def _confirm(
     images: Images,
-    rows: Int64[np.ndarray, " n"],
+    rows: Int64[np.ndarray, " chosen"],
     candidates: Sequence[_Candidate],
     device: torch.device | str,
 ) -> dict[tuple[int, int], tuple[float, str]]:

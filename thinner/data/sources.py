@@ -113,7 +113,7 @@ LIBRARIES: Mapping[str, tuple[str, str]] = {  # format -> (module, package)
 EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
 
 
-def open_picture(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+def open_picture(file: str | os.PathLike[str] | io.BytesIO | io.BufferedReader) -> Image.Image:
     """A picture of one of `FORMATS`, by its content and not its name; nothing is decoded yet.
 
     Raises OSError, for what is no file (a FIFO would be waited for), no picture, or of a kind that is not read.

@@ -39,7 +39,7 @@ from thinner.files.mapped import open_array, read_arrays
 
 SPLITS = ("labelled", "unlabelled", "validation", "test")
 Labels = Int64[np.ndarray, " n"]
-Numbers = Int64[np.ndarray, " k"]  # of images
+Numbers = Int64[np.ndarray, " _"]  # of images
 
 
 # ------------------------------------------------------------------------------- reading

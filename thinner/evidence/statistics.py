@@ -830,7 +830,7 @@ def macro_f1_difference(
     if len(own) > 1:
         values = np.stack([_linear_f1(a, b, label, size) for a, b in zip(own, other, strict=True)])
         return _over_seeds(values, margin, bounds=(-1, 1), seed=seed, resamples=resamples, strata=labels)
-    tables = [_pairs_of(own[0], other[0], label, k, size) for k in np.unique(label)]
+    tables = [_pairs_of(own[0], other[0], label, k, size) for k in np.unique(label).tolist()]
     images = np.bincount(label, minlength=size)
     counted = [int((images + np.bincount(who, minlength=size) > 0).sum()) for who in (own[0], other[0])]
 

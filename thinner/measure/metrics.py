@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -231,7 +231,7 @@ def _check_logits(labels: Classes, logits: Logits) -> None:
         raise ValueError("logits that are not finite: the network is broken")
 
 
-def _check(labels: Classes, predictions: Classes) -> None:
+def _check(labels: Classes, predictions: Shaped[np.ndarray, " predicted"]) -> None:
     if len(labels) != len(predictions):
         raise ValueError(f"{len(labels)} labels, but {len(predictions)} predictions")
     if len(labels) == 0:

@@ -148,7 +148,12 @@ def measure(labels: Labels, logits: Logits, at_least: float, threshold: float | 
     )
 
 
-def points_of(validation_labels: Labels, validation_logits: Logits, labels: Labels, logits: Logits) -> list[Point]:
+def points_of(
+    validation_labels: Integer[np.ndarray, " validation"],
+    validation_logits: Float[np.ndarray, "validation classes"],
+    labels: Labels,
+    logits: Logits,
+) -> list[Point]:
     """An operating point for each of `TARGETS`: fitted on the validation split, measured on the test split."""
     return [
         measure(
