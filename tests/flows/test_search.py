@@ -355,10 +355,10 @@ def test_a_search_that_is_stopped_goes_on_and_ends_with_a_tested_page(digits: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(digits / "reports/searches/small.csv").set_index("student.width")
     assert sorted(table.index) == [8, 16, 24]
-    assert table["params"].is_monotonic_increasing or table.sort_index()["params"].is_monotonic_increasing
+    assert table.sort_index()["params"].is_monotonic_increasing
     page = (digits / "reports/searches/small.md").read_text()
     assert "3 trials finished, 0 were given up, 0 failed" in page
-    assert "parameters 174" in page or "> 40 k" in page  # width 24 misses the limit, and says so
+    assert "> 40 k" in page  # what misses the limit says so
     assert page.count("trial_") >= 3 and "the test split, once:" in page
     assert re.search(r"\*\*(Winner|No winner is shown)", page) and "thinner set student.width=8" in page
     assert (digits / "reports/searches/small.svg").is_file()

@@ -409,9 +409,8 @@ def _measure(claim: Claim, evidence: Evidence, *, seed: int, resamples: int) -> 
         table = evidence.latency_ms.get(_place(claim))
         if table is None:
             known = ", ".join(f"batch {batch} in {runtime}" for runtime, batch in evidence.latency_ms) or "nothing"
-            raise ClaimError(
-                f"{claim.text}\nno times at batch {claim.batch} in {claim.runtime}; measured were: {known}"
-            )
+            where = f"on {claim.device}" if claim.device else f"in {claim.runtime}"
+            raise ClaimError(f"{claim.text}\nno times at batch {claim.batch} {where}; measured were: {known}")
         times = [_find(claim, name, table) for name in names]
         if claim.kind == "faster":
             return speed_ratio(*times, factor=claim.amount, seed=seed, resamples=resamples), claim.amount
