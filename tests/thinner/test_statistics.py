@@ -312,6 +312,7 @@ def test_speed_is_close_to_students_interval_for_regular_times() -> None:
 
 
 @pytest.mark.parametrize("kind", intervals.SIMULATIONS)
+@pytest.mark.integration
 def test_intervals_cover_the_truth_and_false_claims_are_rarely_proven(kind: str) -> None:
     covered, proven = intervals.run(intervals.SIMULATIONS[kind], comparisons=2000)
     assert intervals.holds(kind, covered, proven), (covered, proven)
@@ -326,6 +327,7 @@ def test_what_a_simulation_has_to_show() -> None:
     assert not intervals.holds("hardly_any_difference", 0.92, 0.0)
 
 
+@pytest.mark.integration
 def test_of_several_false_claims_together_hardly_any_is_proven() -> None:
     assert intervals.run_family(comparisons=2000) <= 0.05
 
