@@ -279,7 +279,7 @@ def test_another_pruning_runs_what_follows_and_changing_it_back_trains_nothing(f
     assert "up to date" in pipeline(root)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")  # so that all is as it was before the next test
 def widened(finished):
     """The graph with two more stages: the teacher is pruned as well, and trained on with the unlabelled pictures.
     (root, weights before, what the pipeline printed, the claims); afterwards all is as it was, and trained nothing."""
@@ -318,56 +318,58 @@ def pictures_of_each_class(root):
     return [min(folder.iterdir()) for folder in sorted((root / "data" / "raw" / "digits").iterdir())]
 
 
-def test_the_pruned_student_is_compared_with_the_pruned_teacher(widened):
-    root, _, _, claims = widened
-    assert "data/prune_also/finetune/model.safetensors" in weights(root)
-    metrics = json.loads((root / "reports" / "metrics.json").read_text())
-    assert {"prune_finetune", "prune_finetune_onnx_int8"} < set(metrics)
-    assert metrics["prune_finetune"]["macs"] < metrics["finetune"]["macs"]  # which round was chosen is validation's
-    assert metrics["prune_finetune_onnx"]["macs"] == metrics["prune_finetune"]["macs"]
-    verdicts = json.loads((root / "reports" / "claims.json").read_text()).values()
-    assert [(verdict["claim"], verdict["outcome"]) for verdict in verdicts][:2] == [
-        (claims[0], "proven"),
-        (claims[1], "proven" if metrics["prune"]["macs"] < metrics["prune_finetune"]["macs"] else "refuted"),
-    ]
-    page = (root / "reports" / "report.html").read_text()
-    assert "prune_finetune, after recovery" in page
-    client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")
-    newest_first = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    runs = {r.info.run_name: r for r in reversed(newest_first)}
-    assert runs["prune_finetune (test)"].data.metrics["test/accuracy"] == metrics["prune_finetune"]["accuracy"]
-    assert runs["evaluate"].data.tags["upstream.prune_also.finetune"] == runs["prune_also@finetune"].info.run_id
-    pictures = pictures_of_each_class(root)
-    answers = run_cli(root, "predict", *map(str, pictures), "--candidate", "prune_finetune", "--json").stdout
-    named = named_in_process(root / "data" / "prune_also" / "finetune", pictures)
-    assert [json.loads(line)["label"] for line in answers.splitlines()] == named
-    assert len(set(named)) > 3  # of ten digits
+class TestWithMoreStages:
+    def test_the_pruned_student_is_compared_with_the_pruned_teacher(self, widened):
+        root, _, _, claims = widened
+        assert "data/prune_also/finetune/model.safetensors" in weights(root)
+        metrics = json.loads((root / "reports" / "metrics.json").read_text())
+        assert {"prune_finetune", "prune_finetune_onnx_int8"} < set(metrics)
+        assert metrics["prune_finetune"]["macs"] < metrics["finetune"]["macs"]  # which round was chosen is validation's
+        assert metrics["prune_finetune_onnx"]["macs"] == metrics["prune_finetune"]["macs"]
+        verdicts = json.loads((root / "reports" / "claims.json").read_text()).values()
+        assert [(verdict["claim"], verdict["outcome"]) for verdict in verdicts][:2] == [
+            (claims[0], "proven"),
+            (claims[1], "proven" if metrics["prune"]["macs"] < metrics["prune_finetune"]["macs"] else "refuted"),
+        ]
+        page = (root / "reports" / "report.html").read_text()
+        assert "prune_finetune, after recovery" in page
+        client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")
+        newest_first = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        runs = {r.info.run_name: r for r in reversed(newest_first)}
+        assert runs["prune_finetune (test)"].data.metrics["test/accuracy"] == metrics["prune_finetune"]["accuracy"]
+        assert runs["evaluate"].data.tags["upstream.prune_also.finetune"] == runs["prune_also@finetune"].info.run_id
+        pictures = pictures_of_each_class(root)
+        answers = run_cli(root, "predict", *map(str, pictures), "--candidate", "prune_finetune", "--json").stdout
+        named = named_in_process(root / "data" / "prune_also" / "finetune", pictures)
+        assert [json.loads(line)["label"] for line in answers.splitlines()] == named
+        assert len(set(named)) > 3  # of ten digits
 
+    def test_a_self_trained_teacher_stands_beside_its_control_and_teaches_only_if_it_helped(self, widened):
+        root, before, printed, _ = widened
+        found = json.loads((root / "reports/self_train/finetune/decision.json").read_text())
+        helped = found["chosen"] == "self_train"
+        said = "Self-training helped: " if helped else "Self-training was not shown to help: "
+        for place in (printed, *((root / "reports" / name).read_text() for name in ("report.html", "results.md"))):
+            assert said in place
 
-def test_a_self_trained_teacher_stands_beside_its_control_and_teaches_only_if_it_helped(widened):
-    root, before, printed, _ = widened
-    found = json.loads((root / "reports/self_train/finetune/decision.json").read_text())
-    helped = found["chosen"] == "self_train"
-    said = "Self-training helped: " if helped else "Self-training was not shown to help: "
-    for place in (printed, *((root / "reports" / name).read_text() for name in ("report.html", "results.md"))):
-        assert said in place
+        own = root / "data" / "self_train" / "finetune"
+        teacher = own if helped else root / "data" / "finetune"
+        digest = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
+        assert json.loads((root / "data/teach/signals.json").read_text())["teachers"] == {"finetune": digest}
+        parents = json.loads((root / "data/distill/model.json").read_text())["parents"]
+        assert parents == {"self_train" if helped else "finetune": digest}
+        if not helped:  # then nothing that was there is another one now
+            after = weights(root)
+            assert {path: after[path] for path in before} == before
+            assert re.search(r"distill +(done|restored|up to date)", printed)
 
-    own = root / "data" / "self_train" / "finetune"
-    teacher = own if helped else root / "data" / "finetune"
-    digest = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
-    assert json.loads((root / "data/teach/signals.json").read_text())["teachers"] == {"finetune": digest}
-    parents = json.loads((root / "data/distill/model.json").read_text())["parents"]
-    assert parents == {"self_train" if helped else "finetune": digest}
-    if not helped:  # then nothing that was there is another one now
-        after = weights(root)
-        assert {path: after[path] for path in before} == before
-        assert re.search(r"distill +(done|restored|up to date)", printed)
-
-    metrics = json.loads((root / "reports" / "metrics.json").read_text())
-    assert {"self_train", "self_train_control", "self_train_onnx"} < set(metrics)
-    pictures = pictures_of_each_class(root)
-    answers = run_cli(root, "predict", *map(str, pictures), "--candidate", "self_train_control", "--json").stdout
-    assert [json.loads(line)["label"] for line in answers.splitlines()] == named_in_process(own / "control", pictures)
+        metrics = json.loads((root / "reports" / "metrics.json").read_text())
+        assert {"self_train", "self_train_control", "self_train_onnx"} < set(metrics)
+        pictures = pictures_of_each_class(root)
+        answers = run_cli(root, "predict", *map(str, pictures), "--candidate", "self_train_control", "--json").stdout
+        assert [json.loads(line)["label"] for line in answers.splitlines()] == named_in_process(
+            own / "control", pictures
+        )
 
 
 def test_labels_of_the_unlabelled_images_cannot_reach_a_checkpoint(finished):
