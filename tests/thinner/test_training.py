@@ -452,7 +452,7 @@ images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8
 labels = np.arange(64, dtype=np.int64) % 4
 pool, held_out = np.arange(48), np.arange(48, 64)
 fabric = training.make_fabric("cpu", devices, "fp32", nodes)
-seen = {"image_size": 8, "mean": [0.5], "std": [0.5]}
+seen = views.Preprocessing(8, mean=(0.5,), std=(0.5,))
 
 
 class Stopped(Exception):
