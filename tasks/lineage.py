@@ -205,7 +205,7 @@ def all_reasons(root: Path, names: Iterable[str]) -> dict[str, list[str]]:
     if not (names := list(names)):
         return {}
     with _repo(root) as repo, repo.lock:
-        stages = {stage.name: stage for stage in repo.index.stages}
+        stages = {stage.name: stage for stage in repo.index.stages if stage.cmd}  # not what `dvc add` keeps
         # not asked for by name: a bare one would be that of the current folder's dvc.yaml, for a worktree another one
         found = {name: list(itertools.chain(*stages[name].status(check_updates=True).values())) for name in names}
     locked = locked_hashes(root) if any(found.values()) else {}

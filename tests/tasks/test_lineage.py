@@ -79,6 +79,13 @@ def test_nothing_is_out_of_date_after_repro(repo: Path) -> None:
     assert [lineage.reasons(repo, name) for name in ("first", "second", "last")] == [[], [], []]
 
 
+def test_what_dvc_add_keeps_is_no_stage(repo: Path) -> None:
+    (repo / "kept.txt").write_text("a raw file")
+    _dvc(repo, "add", "--quiet", "kept.txt")
+    names = [node.name for node in lineage.graph(repo)]
+    assert lineage.all_reasons(repo, names) == {"first": [], "second": [], "last": []}
+
+
 def test_reasons_are_those_of_the_working_copy_that_is_asked_about(repo: Path, tmp_path: Path) -> None:
     # a study asks about its worktrees from a repository in which everything has run
     other = Path(shutil.copytree(repo, tmp_path / "other"))

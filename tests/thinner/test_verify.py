@@ -90,7 +90,7 @@ def test_buffers_outside_of_the_state_count_where_pruning_resized_them(tmp_path)
     spec = {
         **SPEC,
         "network": network.as_json(),
-        "preprocessing": {**SPEC["preprocessing"], "image_size": 256, "channels": 3},
+        "preprocessing": {"image_size": 256, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3},
     }
     checkpoint.save(tmp_path, model, spec)
     state = load_file(tmp_path / "model.safetensors")
