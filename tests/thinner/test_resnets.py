@@ -176,7 +176,7 @@ def test_cut_to_47_percent_saved_loaded_and_exported_the_logits_are_equal(tmp_pa
     assert all(p.grad is not None and p.grad.isfinite().all() for p in smaller.parameters())
     smaller.eval()
     spec = {"stage": "prune", "network": described.as_json(), "classes": list("abcdefghij"), "parents": {}, "data_sha256": "0",
-            "preprocessing": {"image_size": 32, "channels": channels, "mean": [0.5], "std": [0.5]}}  # fmt: skip
+            "preprocessing": {"image_size": 32, "channels": channels, "mean": [0.5] * channels, "std": [0.5] * channels}}  # fmt: skip
     checkpoint.save(tmp_path, smaller, spec)
     x = torch.randn(4, *shape)
     verify.verify_saved(tmp_path, smaller, x, at_most={"macs": allowed})
