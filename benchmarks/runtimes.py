@@ -14,10 +14,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from tasks.record.candidates import made
 from thinner.compress.quantization import quantise_onnx
@@ -38,7 +38,11 @@ def write(name: str, source: Path, store: Store, folder: Path) -> Iterator[tuple
     spec = checkpoint.read_spec(source)
     section = load_params().export
     if (source / "model.onnx").is_file():
-        formats, given = ["openvino"], SimpleNamespace(onnx=source / "model.onnx", metadata={})
+        formats = ["openvino"]
+        given = Source(
+            torch.nn.Identity(), np.empty((0, 0, 0, 0), np.float32), {}, section.opset, folder, quantise_onnx
+        )
+        vars(given)["onnx"] = source / "model.onnx"  # which is there already, and is made of no network
     else:
         images = np.asarray(store.images[np.sort(store.splits["validation"][: section.calibration_images])])
         inputs = views.preprocess(images, views.Preprocessing.from_json(spec["preprocessing"])).numpy()
@@ -46,14 +50,14 @@ def write(name: str, source: Path, store: Store, folder: Path) -> Iterator[tuple
         formats = list(catalogue.FORMATS)
         given = Source(
             checkpoint.load(source).model, inputs, {"classes": spec["classes"]}, section.opset, steps, quantise_onnx
-        )  # type: ignore[assignment]
+        )
     for format_ in formats:
         if catalogue.missing([format_]):
             print(f"{name}: {format_} is left out: {catalogue.missing([format_])}", file=sys.stderr)
             continue
         files = catalogue.OF[format_].files
         (target := folder / f"{name}_{format_}").mkdir()
-        catalogue.FORMATS[format_].write(given, target / files[0])  # type: ignore[arg-type]
+        catalogue.FORMATS[format_].write(given, target / files[0])
         checkpoint.write_spec(target, {**spec, "format": format_}, *files)
         yield target.name, target
 
