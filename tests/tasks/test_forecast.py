@@ -78,7 +78,7 @@ def test_self_training_is_two_trainings_and_its_weak_views(clock: forecast.Clock
         return forecast.foretell(params, COUNTS, clock)["self_train@finetune"].seconds
 
     assert seconds(2_000, 3) > 1.9 * seconds(1_000, 3)
-    assert seconds(1_000, 7) > seconds(1_000, 1)
+    assert seconds(1_000, 31) > seconds(1_000, 1)  # in quiet more than three times: no noise turns it round
     assert "self_train@finetune" not in forecast.foretell(params_with(), COUNTS, clock)
 
 
