@@ -32,6 +32,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
 from flows import console, recipes
+from flows.pipeline import select
 from flows.sweep import best_validation
 from flows.trials import (
     Search,
@@ -75,9 +76,6 @@ WORK = Path(".thinner/searches")
 STORAGE = "THINNER_SEARCH_STORAGE"  # the address of Optuna's storage, where several machines share a search
 _ASKED = 6  # combinations that a value must be wrong in before it is refused
 DEFAULT = "default"  # params.yaml as it is, beside which every trial is measured
-_STARTUP = 8  # trials that are drawn by chance before the sampler believes that it knows something
-_COUNTED = 100_000  # combinations of values that are listed, so that none is tried twice
-_RANGE = {"low", "high", "step", "log"}
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -113,13 +111,15 @@ def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
     if lines := mistakes(root, params):
         yield from lines
         return
-    stages = {node.name for node in lineage.graph(root)}
+    nodes = lineage.graph(root)
+    stages = {node.name for node in nodes}
     networks = [name for name in layout.networks(load_params(root / "params.yaml")) if stage_of(name) in stages]
     if search.candidate not in networks:
         hint = did_you_mean(search.candidate, networks, always=f"Choose one of: {', '.join(networks)}")
         yield f"candidate: unknown '{search.candidate}'. {hint}"
         return
-    upstream = _above(root, stage_of(search.candidate))
+    target = stage_of(search.candidate)
+    upstream = {node.name for node in select(nodes, [target])} - {target}
     if odd := [name for name in search.give_up if name not in networks or stage_of(name) not in upstream]:
         known = [name for name in networks if stage_of(name) in upstream]
         yield f"give_up: '{odd[0]}' trains nothing on the way to {search.candidate}. Choose one of: {', '.join(known)}"
@@ -161,18 +161,6 @@ def stage_of(network: str) -> str:
     """The stage of dvc.yaml that makes it."""
     source = network.removeprefix("prune_")
     return f"prune_also@{source}" if source != network else network
-
-
-def _above(root: Path, target: str) -> set[str]:
-    nodes = {node.name: node for node in lineage.graph(root)}
-    found: set[str] = set()
-    waiting = [target]
-    while waiting:
-        for name in nodes[waiting.pop()].upstream:
-            if name not in found:
-                found.add(name)
-                waiting.append(name)
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------- running
@@ -378,6 +366,7 @@ def _measuring(job: Job) -> str:
 
 
 def _measured(out: Path) -> dict[str, dict[str, Any]]:
+    """What `tasks.measure`, which loads torch, left there. Raises DamagedError; FileNotFoundError."""
     return json_files.read_object(out / "measured.json", "Measure again: thinner search")
 
 

@@ -26,7 +26,6 @@ from tasks.machine import keep_memory, set_up_torch
 from thinner.config import load_params
 from thinner.data.store import Store, open_store
 from thinner.errors import UserError
-from thinner.files import json_files
 from thinner.measure import profiling
 from thinner.measure.scores import METRICS, score
 from thinner.params import Params
@@ -78,11 +77,6 @@ def measure(
             csv.writer(file, lineterminator="\n").writerows([("candidate", "batch", "round", "latency_ms"), *rows])
     (out / "measured.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
-
-
-def read(out: Path) -> dict[str, dict[str, Any]]:
-    """What ``measure`` left there. Raises DamagedError; FileNotFoundError."""
-    return json_files.read_object(out / "measured.json", "Measure again: thinner search")
 
 
 def export(place: Path, target: Path, format_: str, store: Store, params: Params) -> Path:

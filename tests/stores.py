@@ -6,19 +6,18 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.servers import answers, free_port, wait_until
 
 POLICY = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
 MAKE_KEYS = """
@@ -46,23 +45,14 @@ def signed_s3(folder: Path) -> Iterator[Store]:
     """With a bucket `team`; skips the test where moto or dvc-s3 are not installed."""
     pytest.importorskip("moto")
     pytest.importorskip("dvc_s3")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     env = os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": "4"}  # what makes the user and the bucket; then it asks
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
-        give_up = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/moto-api/", timeout=5):
-                    break
-            except (urllib.error.URLError, OSError):
-                assert server.poll() is None and time.monotonic() < give_up, (folder / "log").read_text()[-2000:]
-                time.sleep(0.2)
+        wait_until(lambda: answers(f"{url}/moto-api/"), server, folder / "log", 60)
         made = [sys.executable, "-c", MAKE_KEYS, url, json.dumps(POLICY)]
         key, secret = json.loads(subprocess.run(made, check=True, text=True, capture_output=True).stdout)
         yield Store(
@@ -94,9 +84,7 @@ def sftp(folder: Path) -> Iterator[Store]:
     """An SSH server with files alone, below ``folder``; the words: an address, and the file of the key that it takes.
     Skips the test where dvc-ssh is not installed."""
     pytest.importorskip("dvc_ssh")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", SERVE_FILES, str(folder), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -125,9 +113,7 @@ def postgres(*databases: str) -> Iterator[Store]:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
         owner = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
     password = os.urandom(12).hex()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="thinner-postgres-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "password").write_text(password)

@@ -146,7 +146,7 @@ _NO_WAY_THROUGH = (RuntimeError, AssertionError, ValueError)  # what networks ra
 
 
 def _shape(section: Network) -> tuple[int, int, int]:
-    return section.channels, section.image_size, section.image_size
+    return views.Preprocessing.of(section).shape
 
 
 def _with_weights(model: nn.Module) -> dict[str, nn.Module]:

@@ -2,47 +2,30 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.servers import answers, end_group, free_port, wait_until
 from tests.toy import PROJECT, Toy
 
 
 @pytest.fixture(scope="session")
 def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     env = kept | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--log-level", "ERROR"]
     with (home / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, *command], env=env, stdout=log, stderr=log, start_new_session=True)
-    give_up = time.monotonic() + 180
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                break
-        except (urllib.error.URLError, OSError):
-            assert server.poll() is None and time.monotonic() < give_up, (home / "log").read_text()[-2000:]
-            time.sleep(0.2)
+    wait_until(lambda: answers(f"{url}/health"), server, home / "log", 180)
     yield url
-    os.killpg(server.pid, 15)
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, 9)
-        server.wait()
+    end_group(server)
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,15 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.servers import answers, end_group, free_port, wait_until
 from tests.stores import postgres, signed_s3
 from tests.toy import Toy
 
@@ -24,9 +21,7 @@ pytestmark = pytest.mark.integration
 @contextlib.contextmanager
 def mlflow_server(folder: Path, database: str, s3: str, secrets: dict[str, str]) -> Iterator[str]:
     """As docs/remotes.md starts it; on a port that it is told."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     command = ["server", "--backend-store-uri", database, "--artifacts-destination", "s3://team/mlflow"]
     env = os.environ | secrets | {"MLFLOW_S3_ENDPOINT_URL": s3, "MLFLOW_DISABLE_TELEMETRY": "true"}
     env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
@@ -36,22 +31,10 @@ def mlflow_server(folder: Path, database: str, s3: str, secrets: dict[str, str])
             cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
-        give_up = time.monotonic() + 180
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except (urllib.error.URLError, OSError):
-                assert server.poll() is None and time.monotonic() < give_up, (folder / "mlflow.log").read_text()[-2000:]
-                time.sleep(0.2)
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), server, folder / "mlflow.log", 180)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, 15)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, 9)
-            server.wait()
+        end_group(server)
 
 
 def rows(url: str, passes: str, query: str) -> list[Any]:

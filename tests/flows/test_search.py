@@ -5,12 +5,10 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +21,7 @@ import yaml
 from flows import search as searching
 from flows import trials
 from tests.copies import commit_all, copy_project
+from tests.stores import postgres
 from tests.test_end_to_end import SMALL, set_params
 from tests.toy import eventually
 from thinner.errors import UserError
@@ -251,47 +250,26 @@ def test_an_address_that_is_none_is_named_without_its_password() -> None:
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.fixture
-def postgres() -> Iterator[str]:
-    """The address of a server on loopback, which the system's packages brought."""
-    pytest.importorskip("psycopg2")
-    programs = shutil.which("pg_ctl")
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path(programs).resolve().parent
-    home = Path(tempfile.mkdtemp(prefix="postgres"))  # which its own user may enter, unlike pytest's
-    alone = os.geteuid() == 0  # as root it does not run
-    prefix = ["runuser", "-u", "postgres", "--"] if alone else []
-    if alone:
-        shutil.chown(home, "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home}"
-    control = [*prefix, str(folder / "pg_ctl"), "-D", str(home / "data"), "-w"]
-    make = [*prefix, str(folder / "initdb"), "-D", str(home / "data"), "-A", "trust", "-U", "me"]
-    subprocess.run(make, check=True, capture_output=True, cwd="/")
-    subprocess.run([*control, "-o", options, "-l", str(home / "log"), "start"], check=True, cwd="/")
-    yield f"postgresql://me@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "fast", "stop"], check=True, cwd="/")
-    shutil.rmtree(home)
-
-
 @pytest.mark.integration
-def test_workers_share_a_database_on_a_server(postgres: str) -> None:
+def test_workers_share_a_database_on_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna")
-    search = trials.Search.model_validate({**SEARCH, "space": {"a": [1, 2], "b": [{"x": 1}, None]}, "trials": 20})
-    space = trials.read_space(search.space)
-    one, two = (trials.Trials(trials.open_study(postgres, "it", 0), search, space, 0, name) for name in ("one", "two"))
-    one.take_up({"a": 2, "b": None})
-    seen = []
-    for number in range(5):
-        trial = (one, two)[number % 2].next()
-        if trial is not None:
-            seen.append(trials.as_json(trial.user_attrs["values"]))
-            one.finish(trial, {**ROW, "params": 10 * number + 1})
-    assert len(seen) == len(set(seen)) == 4  # each combination once, whoever asked
-    assert [row["params"] for row in two.rows()] == [1, 11, 21, 31]
+    with postgres("search") as server:
+        monkeypatch.setenv("PGPASSFILE", server.env["PGPASSFILE"])
+        address = f"postgresql://{server.words[0]}/search"
+        search = trials.Search.model_validate({**SEARCH, "space": {"a": [1, 2], "b": [{"x": 1}, None]}, "trials": 20})
+        space = trials.read_space(search.space)
+        one, two = (
+            trials.Trials(trials.open_study(address, "it", 0), search, space, 0, name) for name in ("one", "two")
+        )
+        one.take_up({"a": 2, "b": None})
+        seen = []
+        for number in range(5):
+            trial = (one, two)[number % 2].next()
+            if trial is not None:
+                seen.append(trials.as_json(trial.user_attrs["values"]))
+                one.finish(trial, {**ROW, "params": 10 * number + 1})
+        assert len(seen) == len(set(seen)) == 4  # each combination once, whoever asked
+        assert [row["params"] for row in two.rows()] == [1, 11, 21, 31]
 
 
 # ---------------------------------------------------------------------------------------------------- a search

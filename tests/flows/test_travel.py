@@ -4,7 +4,6 @@ that speaks S3 and asks for a signature."""
 import importlib.util
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import free_port
 from tests.stores import Store, sftp, signed_s3
 from tests.toy import Toy
 
@@ -144,9 +144,7 @@ def test_a_store_that_refuses_or_does_not_answer_is_one_line_and_a_run_goes_on_w
     _thinner(toy, *init, "--each-run")
     assert _thinner(toy, "push", check=False, **wrong).startswith("s3://team/thinner: refused (")
 
-    with socket.socket() as free:  # nobody listens there
-        free.bind(("127.0.0.1", 0))
-        closed = f"http://127.0.0.1:{free.getsockname()[1]}"
+    closed = f"http://127.0.0.1:{free_port()}"  # nobody listens there
     toy.run("dvc", "remote", "modify", "results", "endpointurl", closed)
     assert _thinner(toy, "push", check=False).startswith("s3://team/thinner: does not answer (Could not connect to the")
     toy.change_param("temperature: ", "temperature: 1")

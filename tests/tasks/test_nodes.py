@@ -1,11 +1,11 @@
 """A stage on several machines, both of which are this one: the first writes, all compute."""
 
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.servers import free_port
 from tests.toy import PROGRAM, Toy
 
 pytestmark = pytest.mark.integration
@@ -34,9 +34,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 
 def meeting() -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def made(toy: Toy) -> str:

@@ -21,6 +21,7 @@ import pytest
 from tasks.environment import MLFLOW_PATIENCE
 from tasks.record import mlflow_client, pipeline_run, stage_run, unsent
 from tasks.record.stage_run import Recorder
+from tests.servers import free_port
 from tests.toy import PROJECT, eventually
 from thinner.errors import UserError
 
@@ -340,9 +341,7 @@ def test_a_server_that_dies_or_hangs_in_the_middle_misses_nothing(
 ) -> None:
     for name, value in MLFLOW_PATIENCE.items():
         monkeypatch.setenv(name, value)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     server = _server(tmp_path, port)
     try:

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from tasks import lineage
 from tasks.evaluate import evaluate
 from tasks.record import candidates, mlflow_client, registry, stage_run
 from tasks.stage import Stage
+from tests.servers import free_port
 from tests.tasks.test_evaluate import CLASSES, PREPROCESSING, SMALL, write_store
 from tests.toy import PROJECT
 from thinner.config import load_params
@@ -394,9 +394,7 @@ def test_mlflow_serves_the_champion_over_http_and_it_answers_with_a_class(projec
     write_candidate(project, "prune", [0.0, 0.0, 0.0], slope=1.0)
     measure(project)
     registry.promote(project, PARAMS)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     elsewhere = tmp_path / "elsewhere"  # the model brings all that it needs of ours
     elsewhere.mkdir()
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {

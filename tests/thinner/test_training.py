@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.servers import free_port
 from thinner.data import ahead, views
 from thinner.files import whole
 from thinner.learn import losses, training
@@ -585,10 +585,7 @@ def test_two_processes_learn_what_one_does(trained, case):
 @pytest.mark.integration
 def test_two_nodes_of_one_device_learn_what_two_devices_do(trained):
     """Two machines, both of which are this one; the second is started by hand."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     how = [["plain", "ema clip"], "1", "2", "nodes"]
     with ThreadPoolExecutor(2) as pool:
         for node in [pool.submit(train, trained, *how, NODE_RANK=str(rank), **meet) for rank in (0, 1)]:
