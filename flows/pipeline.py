@@ -111,7 +111,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         travel = _travel(root, get_run_logger().info)
         stale = plan(root, nodes)
         asks = bool(stale) and travel.pull and remote.answers(root, get_run_logger().warning)
-        environment = _before_first_stage() if stale else {}
+        environment, record = _before_first_stage() if stale else ({}, None)
         if asks:
             environment[remote.FETCH] = "yes"
         _cancelled.clear()
@@ -120,7 +120,6 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         slots = threading.BoundedSemaphore(jobs)
         states: dict[str, State] = {}
         status = "FAILED"
-        closing: subprocess.Popen[str] | None = None
         console.start_bars()
         try:
             for number in range(_PASSES):
@@ -144,16 +143,13 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
             if all(state.is_completed() for state in states.values()):
                 status = "FINISHED"
         except BaseException:  # cancelled, Ctrl-C, SIGTERM: without this the stages would run on by themselves
-            try:
-                if PARENT in environment:
-                    closing = _start_closing(environment, "KILLED")  # it starts up while the stages end
-            finally:
-                kill_stages()
+            status = "KILLED"
+            kill_stages()
             raise
         finally:
             console.stop_bars()
-            if PARENT in environment:
-                _close_record(root, environment, status, states, closing)
+            if record is not None:
+                _close_record(root, environment, status, states, record)
         if travel.push and any(state.name == "Completed" for state in states.values()):
             remote.send(root, get_run_logger().info, get_run_logger().warning)
     return server.decided(_verdict(states))
@@ -322,38 +318,50 @@ def _is_stale_or_busy(root: Path, name: str) -> bool:
         return True
 
 
-def _before_first_stage() -> dict[str, str]:
+def _before_first_stage() -> tuple[dict[str, str], subprocess.Popen[str]]:
     """Check params.yaml in depth and open MLflow's run, side by side: each takes seconds, in a process of
-    its own."""
+    its own. The one that opened the run waits to close it, since importing MLflow takes it seconds."""
     load_params()
     env = child_environment(**{FLOW: processes.mark(), "THINNER_PREFECT_RUN": str(flow_run.id or "")})
     digest = params_digest()
     note = _open_note(repository_root())
     note.parent.mkdir(exist_ok=True)
     note.touch()
+    check = None if os.environ.get(CHECKED) == digest else _start(env, "tasks.check")
+    record = _start(env, "tasks.record.pipeline_run", "hold")
+    try:
+        assert record.stdout is not None
+        check_error = check.communicate()[1] if check else ""
+        opened = record.stdout.readline()
+        if not opened:
+            raise UserError(record.communicate()[1].strip() or "MLflow's run of this pipeline could not be opened")
+        if check and check.returncode:
+            raise UserError(check_error.strip())
+    except BaseException:
+        _let_go(record)
+        raise
+    where, run_id, said = json.loads(opened)
+    if said:
+        get_run_logger().warning(said)
+    return {PARENT: run_id, CHECKED: digest, UNSENT: "yes" if where == "kept" else "no"}, record
 
-    def start(*module: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", *module],
-            env=env,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
 
-    check = None if os.environ.get(CHECKED) == digest else start("tasks.check")
-    record = start("tasks.record.pipeline_run", "open")
-    check_error = check.communicate()[1] if check else ""
-    run_id, record_error = record.communicate()
-    if check and check.returncode:
-        raise UserError(check_error.strip())
-    if record.returncode:
-        raise UserError(record_error.strip())
-    where, run_id = run_id.split()[-2:]
-    if record_error.strip():
-        get_run_logger().warning(record_error.strip())
-    return {PARENT: run_id, CHECKED: digest, UNSENT: "yes" if where == "kept" else "no"}
+def _start(environment: Mapping[str, str], *module: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *module],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the flow, which tells the others
+    )
+
+
+def _let_go(record: subprocess.Popen[str]) -> None:
+    """Have the process that holds MLflow's run end, without closing it."""
+    with contextlib.suppress(ValueError):
+        record.communicate("")
 
 
 def _open_note(root: Path) -> Path:
@@ -368,40 +376,27 @@ def _mend_record(root: Path) -> None:
         _open_note(root).unlink(missing_ok=True)
 
 
-def _start_closing(environment: Mapping[str, str], status: str) -> subprocess.Popen[str]:
-    """A process that will close MLflow's run of this flow once it is told how the stages ended. Importing MLflow takes
-    it seconds."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tasks.record.pipeline_run", "close", environment[PARENT], status],
-        env=child_environment(**{UNSENT: environment[UNSENT]}),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def _close_record(
     root: Path,
     environment: Mapping[str, str],
     status: str,
     states: Mapping[str, State],
-    closing: subprocess.Popen[str] | None,
+    record: subprocess.Popen[str],
 ) -> None:
-    """``closing``: the process that was started for it, if one was."""
+    """Have ``record``, the process that opened MLflow's run, close it."""
     hashes = lineage.locked_hashes(root)
     stages = {
         name: {"state": state.name or "", "hash": hashes.get(name, "") if state.is_completed() else ""}
         for name, state in states.items()
     }
-    closing = closing or _start_closing(environment, status)
-    said, error = closing.communicate(json.dumps(stages))
-    if closing.returncode < 0:  # killed: once more, or the run would seem to run
-        closing = _start_closing(environment, status)
-        said, error = closing.communicate(json.dumps(stages))
-    if closing.returncode == 0:
+    words = json.dumps({"status": status, "stages": stages})
+    said, error = record.communicate(words)
+    if record.returncode < 0:  # killed: by another one, or the run would seem to run
+        record = _start(child_environment(**environment), "tasks.record.pipeline_run", "close", environment[PARENT])
+        said, error = record.communicate(words)
+    if record.returncode == 0:
         _open_note(root).unlink(missing_ok=True)
-    if closing.returncode:  # what was computed stands; only its summary in MLflow is missing
+    if record.returncode:  # what was computed stands; only its summary in MLflow is missing
         get_run_logger().warning("MLflow's run of this pipeline was not closed: %s", error.strip()[-300:])
     elif said.strip():
         get_run_logger().info(said.strip().splitlines()[-1])

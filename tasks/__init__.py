@@ -2,11 +2,18 @@
 
 OpenMP and cuBLAS read their variables when torch is imported, so those are set before any module here imports it: a
 stage that ``dvc repro`` starts is then like one that the flow starts.
+
+Importing torch, MLflow and DVC makes a million objects, none of them garbage; looking for garbage 1,700 times meanwhile
+took a fifth of the time.
 """
 
+import gc
 import os
 
 from tasks.machine import TORCH
 
 for _name, _value in TORCH.items():
     os.environ.setdefault(_name, _value)
+
+COLLECT = gc.get_threshold()  # as Python has it, for those that compute
+gc.set_threshold(50_000, 50, 100)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import hashlib
 import os
 import shutil
@@ -37,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from tasks import integrity, lineage, processes
+from tasks import COLLECT, integrity, lineage, processes
 from tasks.environment import CHECKED, FLOW, repository_root, set_environment
 from tasks.machine import keep_memory, set_up_torch
 from tasks.progress import Progress, Silence
@@ -167,6 +168,8 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
             recorder = stage_run.start(name, inputs.params, inputs.hash, inputs.upstream, device)
             stage = Stage(name, params, recorder, inputs.hash)
             os.environ[INPUTS] = inputs.hash
+            gc.freeze()  # what has been imported stays
+            gc.set_threshold(*COLLECT)
             body(stage)
             _compare(stage, inputs, lineage.inputs(root, name))
             shutil.rmtree(stage.resume)

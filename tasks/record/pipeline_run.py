@@ -7,12 +7,13 @@
 For a stage that was up to date it points to the run that made the result (tag `stage.NAME`), which is found by the hash
 of the stage's inputs (tag `dvc.stage_hash`).
 
-`python -m tasks.record.pipeline_run open|close` is how the flow, which does not import MLflow, opens and closes it.
+`python -m tasks.record.pipeline_run hold` is how the flow, which does not import MLflow, opens and closes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -147,15 +148,36 @@ def _bring_to_registry() -> None:
         print(f"not brought to the model registry: {error}")
 
 
+def _close(run_id: str) -> None:
+    """As standard input says once the stages have ended; without a word whoever asked has died, and the next run marks
+    it."""
+    if not (words := sys.stdin.read()):
+        return
+    told = json.loads(words)
+    status, stages = told["status"], told["stages"]
+    close_run(run_id, status, stages)
+    if unsent.is_any():
+        with contextlib.suppress(UserError):  # it has been said that MLflow does not answer; the next run tries
+            print(f"{mlflow_client.sync()} runs that MLflow had missed are in it now")
+    if status == "FINISHED" and "report" in stages:
+        _bring_to_registry()
+
+
 def main(arguments: list[str]) -> int:
-    """`open [NAME]` prints the new run's id, behind "kept" where it is kept here, else "there"; `close ID STATUS` reads
-    the stages as JSON from standard input, and brings what was made to the model registry; `end ID STATUS` only ends
-    it; `mend` ends those whose process is gone."""
+    """`open [NAME]` prints the new run's id, behind "kept" where it is kept here, else "there"; `end ID STATUS` only
+    ends it. `hold` opens one, prints (JSON) where it is, its id and what was said on the way, then waits to close it:
+    reads its status and the stages as JSON from standard input, and brings what was made to the model registry. `close
+    ID` is the second half of that. `mend` ends those whose process is gone."""
     set_environment()
     try:
         if arguments[0] == "open":
             run_id = open_run(*arguments[1:2])
-            print("kept" if os.environ.get(UNSENT) == "yes" else "there", run_id)
+            print(_where(), run_id)
+        elif arguments[0] == "hold":
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                run_id = open_run()
+            print(json.dumps([_where(), run_id, said.getvalue().strip()]), flush=True)
+            _close(run_id)
         elif arguments[0] == "mend":
             client, experiment, _ = mlflow_client.connect_or_keep()
             with mlflow_client.reachable():
@@ -163,22 +185,15 @@ def main(arguments: list[str]) -> int:
         elif arguments[0] == "end":
             _end(arguments[1], arguments[2])
         else:
-            if mlflow_client.tracking_uri().startswith(
-                "sqlite"
-            ):  # opened while the stages still end: it takes a second
-                with contextlib.suppress(UserError):
-                    mlflow_client.connect()
-            stages = json.loads(sys.stdin.read() or "{}")  # nothing: whoever asked has died meanwhile
-            close_run(arguments[1], arguments[2], stages)
-            if unsent.is_any():
-                with contextlib.suppress(UserError):  # it has been said that MLflow does not answer; the next run tries
-                    print(f"{mlflow_client.sync()} runs that MLflow had missed are in it now")
-            if arguments[2] == "FINISHED" and "report" in stages:
-                _bring_to_registry()
+            _close(arguments[1])
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _where() -> str:
+    return "kept" if os.environ.get(UNSENT) == "yes" else "there"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,383 @@
+"""What do Prefect, DVC and MLflow cost? Per stage, for a run with nothing to do, and by number of files.
+
+    python -m benchmarks.orchestration                       # `stages` and `nothing`, some four minutes
+    python -m benchmarks.orchestration stages nothing files --files 10000 100000
+    python -m benchmarks.orchestration study                 # a study with one worker and with two, some five minutes
+    python -m benchmarks.orchestration --job 495             # the seconds of the whole job, for its share
+    python -m benchmarks.orchestration --json FILE --check   # exits with 1 where a must falls short
+
+`stages`: a chain of stages that do nothing but import torch, as every training program does, is run four ways: the
+programs alone; with what a stage records in MLflow; by `dvc repro`; by the flow, which has Prefect besides. What one
+way takes more than the way before it is the cost of what it adds. A run of one stage beside a run of all of them tells
+what a run costs (Prefect's server) from what a stage costs.
+
+`nothing`: a job that is up to date is asked for again. `files`: folders of small files under `dvc add`, in fresh
+caches; the exponent is the slope of time over the number of files, both as logarithms.
+
+Seconds are of the wall clock, the median of the repeats; seconds of the processor stand beside them, since these say
+less about what else the machine did.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import yaml
+
+from benchmarks import distillation
+from benchmarks.clones import clone_environment
+from tasks.environment import child_environment, repository_root
+from thinner.errors import UserError
+
+MUSTS = {"dvc_seconds": 3.0, "run_seconds": 6.0, "share": 0.03}
+STAGES = 5  # in the chain
+PROGRAM = '''"""Nothing, and torch."""
+
+import sys
+from pathlib import Path
+
+import torch  # noqa: F401 - what every training program imports
+
+
+def write(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "nothing.txt").write_text(Path("turn.txt").read_text())
+
+
+def body(stage: object) -> None:
+    with stage.output(f"data/{stage.name}") as folder:
+        write(folder)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["alone"]:
+        write(Path("data", sys.argv[2]))
+    else:
+        from tasks.stage import run_stage
+
+        run_stage(sys.argv[1], body)
+'''
+
+
+class Cost(NamedTuple):
+    """Of one command, with all processes that it waited for."""
+
+    wall: float  # seconds
+    cpu: float
+
+
+def timed(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Cost:
+    """Raises UserError where the command fails."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
+    return Cost(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def middle(costs: Sequence[Cost]) -> Cost:
+    return Cost(median(cost.wall for cost in costs), median(cost.cpu for cost in costs))
+
+
+# ------------------------------------------------------------------------------------------------- per stage
+
+
+def names(count: int) -> list[str]:
+    return [f"nothing{number}" for number in range(count)]
+
+
+def make_chain(root: Path, folder: Path, count: int) -> dict[str, str]:
+    """A repository under git and DVC whose stages do nothing, one after the other; the environment for its commands."""
+    folder.mkdir(parents=True)
+    stages, deps = {}, ["program.py", "turn.txt"]
+    for name in names(count):
+        stages[name] = {"cmd": f"python program.py {name}", "deps": deps, "outs": [f"data/{name}"]}
+        deps = ["program.py", "turn.txt", f"data/{name}"]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "turn.txt").write_text("")
+    (folder / ".gitignore").write_text("/.prefect/\n/.thinner/\nmlflow.db*\n/mlartifacts/\n__pycache__/\n")
+    shutil.copy(root / "params.yaml", folder)
+    environment = clone_environment(root) | {"PREFECT_HOME": str(folder / ".prefect"), "SHELL": "/bin/sh"}
+    environment["DVC_SITE_CACHE_DIR"] = str(folder.parent / "site-cache")
+    environment["THINNER_CHECKED"] = _digest(folder)  # the depth of the check is the job's, not the tools'
+    for command in (
+        ["git", "init", "--quiet"],
+        [sys.executable, "-m", "dvc", "init", "--quiet"],
+        ["git", "add", "--all"],
+        ["git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@example.org", "commit", "--quiet", "-m", "x"],
+    ):
+        timed(command, folder, environment)
+    return environment
+
+
+def _digest(folder: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256((folder / "params.yaml").read_bytes()).hexdigest()
+
+
+def measure_stages(root: Path, folder: Path, repeats: int, count: int = STAGES) -> dict[str, Any]:
+    """By tool, the seconds that it adds to a stage, and what Prefect adds to a run."""
+    environment = make_chain(root, folder, count)
+    python, chain = sys.executable, names(count)
+    costs: dict[str, list[Cost]] = {way: [] for way in ("alone", "recorded", "dvc", "one", "flow")}
+    for turn in range(-1, repeats):  # the first makes MLflow's tables and fills the caches of the disk
+
+        def again(way: str, *commands: Sequence[str], turn: int = turn) -> None:
+            (folder / "turn.txt").write_text(f"{way} {turn}")  # everything is out of date, and nothing in a cache
+            found = [timed(command, folder, environment) for command in commands]
+            if turn >= 0:
+                costs[way].append(Cost(sum(c.wall for c in found), sum(c.cpu for c in found)))
+
+        again("alone", *([python, "program.py", "alone", name] for name in chain))
+        again("recorded", *([python, "program.py", name] for name in chain))
+        again("dvc", [python, "-m", "dvc", "repro", "--quiet"])
+        again("one", [python, "-m", "flows.pipeline", chain[0], "--quiet"])
+        again("flow", [python, "-m", "flows.pipeline", "--quiet"])
+    at = {way: middle(found) for way, found in costs.items()}
+    alone, recorded, dvc = (_per(at[way], count) for way in ("alone", "recorded", "dvc"))
+    flow = _per(_less(at["flow"], at["one"]), count - 1)
+    once = _less(at["one"], flow)
+    return {
+        "stages": count,
+        "repeats": repeats,
+        "program": alone._asdict(),
+        "mlflow": _less(recorded, alone)._asdict(),
+        "dvc": _less(dvc, recorded)._asdict(),
+        "prefect": _less(flow, dvc)._asdict(),
+        "stage": _less(flow, alone)._asdict(),
+        "run": once._asdict(),
+    }
+
+
+def _per(cost: Cost, count: int) -> Cost:
+    return Cost(cost.wall / count, cost.cpu / count)
+
+
+def _less(cost: Cost, other: Cost) -> Cost:
+    return Cost(cost.wall - other.wall, cost.cpu - other.cpu)
+
+
+# ------------------------------------------------------------------------------------------- nothing to do
+
+
+def measure_nothing(root: Path, repeats: int) -> dict[str, Any]:
+    """``root``'s own job, asked for again. Raises UserError where it is not up to date."""
+    environment = child_environment()
+    pipeline = ["make", "run"] if (root / ".venv" / ".thinner-installed").exists() else _FLOW
+    first = subprocess.run(_FLOW, cwd=root, env=environment, text=True, capture_output=True, check=False)
+    if "Every stage is up to date" not in first.stdout:
+        raise UserError(f"nothing: the job in {root} is not up to date. Run it first: make run")
+    found: dict[str, list[Cost]] = {"dvc": [], "run": []}
+    for _ in range(repeats):
+        found["dvc"].append(timed([sys.executable, "-m", "dvc", "repro"], root, environment))
+        found["run"].append(timed(pipeline, root, environment))
+    return {"command": " ".join(pipeline[:2])} | {name: middle(costs)._asdict() for name, costs in found.items()}
+
+
+_FLOW = [sys.executable, "-m", "flows.pipeline"]
+
+
+# ------------------------------------------------------------------------------------------- studies
+
+
+STUDY = {
+    "title": "How two workers share a study",
+    "seeds": [0],
+    "target": "scratch",
+    "measure": "val_accuracy",
+    "baseline": "a",
+    "set": {"run.threads": 1},
+}
+
+
+def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
+    """A study of ``runs`` trainings of `scratch` that share only `prepare`, with one worker and with two."""
+    if (os.cpu_count() or 1) < 2:
+        raise UserError("study: two workers need two processor cores, and this machine has one")
+    seconds = {}
+    for workers in (1, 2):
+        clone = folder / f"workers{workers}"
+        subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
+        source = yaml.safe_load((root / "params.yaml").read_text())["data"]
+        if (root / source["root"]).is_dir() and not (clone / source["root"]).exists():
+            shutil.copytree(root / source["root"], clone / source["root"], symlinks=True)
+        variants = {chr(ord("a") + number): {"set": {"run.seed": number}} for number in range(runs)}
+        # `seeds` sets run.seed, so what differs is the rate: as long a training, another result
+        for number, variant in enumerate(variants.values()):
+            variant["set"] = {"scratch.training.lr": round(0.05 + number * 0.001, 3)}
+        (clone / "studies" / "workers.yaml").write_text(yaml.safe_dump({**STUDY, "variants": variants}))
+        commit = ["git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@example.org", "commit", "-qam", "x"]
+        subprocess.run(["git", "add", "--all"], cwd=clone, check=True)
+        subprocess.run(commit, cwd=clone, check=True)
+        environment = clone_environment(clone)
+        timed([sys.executable, "-m", "dvc", "repro", "--quiet", "prepare"], clone, environment)
+        command = [sys.executable, "-m", "flows.sweep", "studies/workers.yaml", "--workers", str(workers)]
+        seconds[workers] = timed(command, clone, environment).wall
+    return {"runs": runs, "one": seconds[1], "two": seconds[2], "efficiency": seconds[1] / (2 * seconds[2])}
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def measure_files(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
+    """``dvc add`` of folders of small files, then ``dvc status``, and memory at the peak; with the exponents."""
+    rows = []
+    for count in sorted(counts):
+        place = folder / f"files{count}"
+        environment = child_environment(DVC_SITE_CACHE_DIR=str(place / "site-cache"))
+        (place / "raw").mkdir(parents=True)
+        for number in range(count):
+            inner = place / "raw" / f"{number // 1000:04d}"
+            if number % 1000 == 0:
+                inner.mkdir()
+            (inner / f"{number:07d}.txt").write_text(f"{number}\n" * 100)
+        timed(["git", "init", "--quiet"], place, environment)
+        timed([sys.executable, "-m", "dvc", "init", "--quiet"], place, environment)
+        add, peak = _with_peak(["add", "--quiet", "raw"], place, environment)
+        status = timed([sys.executable, "-m", "dvc", "status", "--quiet"], place, environment)
+        rows.append({"files": count, "add": add, "status": status.wall, "peak_bytes": peak})
+        shutil.rmtree(place)
+    found: dict[str, Any] = {"rows": rows}
+    if len(rows) > 1:
+        for key in ("add", "status", "peak_bytes"):
+            steps = math.log(rows[-1]["files"] / rows[0]["files"])
+            found[f"{key}_exponent"] = math.log(rows[-1][key] / rows[0][key]) / steps
+    return found
+
+
+def _with_peak(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> tuple[float, int]:
+    """Seconds, and the memory at the peak in bytes, of DVC with these arguments."""
+    code = (
+        "import resource, sys; from dvc.cli import main; code = main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=folder, env=environment, text=True, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"dvc {' '.join(command)}: {done.stderr[-1000:]}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return time.perf_counter() - began, int(done.stdout.split()[-1]) * unit
+
+
+# ------------------------------------------------------------------------------------------- the end
+
+
+def share_of(stages: Mapping[str, Any], count: int, seconds: float) -> float:
+    """The part of a job of ``seconds`` with ``count`` stages, one after the other, that is not its programs' own."""
+    return float((stages["run"]["wall"] + count * stages["stage"]["wall"]) / seconds)
+
+
+def fallen_short(found: Mapping[str, Any]) -> list[str]:
+    """One line for each must that was measured and is not met."""
+    nothing = found.get("nothing", {})
+    values = {
+        "dvc_seconds": nothing.get("dvc", {}).get("wall"),
+        "run_seconds": nothing.get("run", {}).get("wall"),
+        "share": found.get("share"),
+    }
+    return [
+        f"{name}: {value:.3g}, at most {MUSTS[name]:g} asked"
+        for name, value in values.items()
+        if value is not None and value > MUSTS[name]
+    ]
+
+
+def render(found: Mapping[str, Any]) -> str:
+    lines = []
+    if stages := found.get("stages"):
+        lines += [f"Per stage, of {stages['stages']} in a row, the median of {stages['repeats']}:", ""]
+        lines += ["| what | seconds | of the processor |", "|---|---:|---:|"]
+        for key, words in (
+            ("program", "the program alone, with torch"),
+            ("mlflow", "+ guard, hashes and MLflow's run"),
+            ("dvc", "+ DVC"),
+            ("prefect", "+ Prefect and a process of DVC's own"),
+            ("stage", "**all tools, per stage**"),
+            ("run", "**once per run** (server, checks, the flow's MLflow run)"),
+        ):
+            lines.append(f"| {words} | {stages[key]['wall']:.2f} | {stages[key]['cpu']:.2f} |")
+    if share := found.get("share"):
+        lines += ["", f"Of a job of {found['job_stages']} stages in {found['job']:.0f} s: {100 * share:.1f} %."]
+    if nothing := found.get("nothing"):
+        lines += ["", "With nothing to do:", "", "| command | seconds | of the processor |", "|---|---:|---:|"]
+        for name, words in (("dvc", "dvc repro"), ("run", "make run" if "make" in nothing["command"] else "the flow")):
+            lines.append(f"| {words} | {nothing[name]['wall']:.2f} | {nothing[name]['cpu']:.2f} |")
+    if study := found.get("study"):
+        lines += [
+            "",
+            f"A study of {study['runs']} runs: {study['one']:.0f} s with one worker, {study['two']:.0f} s with",
+        ]
+        lines[-1] += f" two: efficiency {study['efficiency']:.2f}."
+    if files := found.get("files"):
+        lines += ["", "| files | dvc add | dvc status after it | memory at the peak |", "|---:|---:|---:|---:|"]
+        for row in files["rows"]:
+            peak = row["peak_bytes"] / 2**20
+            lines.append(f"| {row['files']:,} | {row['add']:.1f} s | {row['status']:.1f} s | {peak:,.0f} MiB |")
+        if "add_exponent" in files:
+            words = ", ".join(f"{key} {files[f'{key}_exponent']:.2f}" for key in ("add", "status", "peak_bytes"))
+            lines += ["", f"Exponents over the number of files: {words}."]
+    return "\n".join(lines).strip()
+
+
+def main() -> int:
+    parser = distillation.parser_of("orchestration", str(__doc__))
+    parser.add_argument("parts", nargs="*", help="of stages, nothing, study, files (stages nothing)")
+    parser.add_argument("--repeats", type=int, default=3, help="of stages and nothing (3)")
+    parser.add_argument("--job", type=float, help="seconds that the whole job takes here, for the tools' share of it")
+    parser.add_argument("--runs", type=int, default=4, help="in the study (4)")
+    parser.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000], help="how many (10000 100000)")
+    options = parser.parse_args()
+    parts = options.parts or ["stages", "nothing"]
+    for part in parts:
+        if part not in ("stages", "nothing", "study", "files"):
+            parser.error(f"'{part}' is no part. Choose of: stages, nothing, study, files")
+    if options.job and "stages" not in parts:
+        parser.error("--job is for the share of `stages`. Name that part, too")
+    found: dict[str, Any] = {}
+    try:
+        root = repository_root()
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            if "stages" in parts:
+                found["stages"] = measure_stages(root, folder / "chain" / "repository", options.repeats)
+            if options.job:
+                count = len(yaml.safe_load((root / "dvc.yaml").read_text())["stages"])
+                found |= {"job": options.job, "job_stages": count}
+                found["share"] = share_of(found["stages"], count, options.job)
+            if "nothing" in parts:
+                found["nothing"] = measure_nothing(root, options.repeats)
+            if "study" in parts:
+                found["study"] = measure_study(root, folder / "study", options.runs)
+            if "files" in parts:
+                found["files"] = measure_files(folder / "files", options.files)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(render(found))
+    short = fallen_short(found)
+    for line in short:
+        print(line)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 1 if options.check and short else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
