@@ -216,10 +216,9 @@ def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
         source = yaml.safe_load((root / "params.yaml").read_text())["data"]
         if (root / source["root"]).is_dir() and not (clone / source["root"]).exists():
             shutil.copytree(root / source["root"], clone / source["root"], symlinks=True)
-        variants = {chr(ord("a") + number): {"set": {"run.seed": number}} for number in range(runs)}
-        # `seeds` sets run.seed, so what differs is the rate: as long a training, another result
-        for number, variant in enumerate(variants.values()):
-            variant["set"] = {"scratch.training.lr": round(0.05 + number * 0.001, 3)}
+        # what differs is the rate: as long a training, another result
+        rates = {chr(ord("a") + number): round(0.05 + 0.001 * number, 3) for number in range(runs)}
+        variants = {name: {"set": {"scratch.training.lr": rate}} for name, rate in rates.items()}
         (clone / "studies" / "workers.yaml").write_text(yaml.safe_dump({**STUDY, "variants": variants}))
         commit = ["git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@example.org", "commit", "-qam", "x"]
         subprocess.run(["git", "add", "--all"], cwd=clone, check=True)

@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 import yaml
 
+from tests.empty import put_stores
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 PROGRAM = """
@@ -108,6 +110,7 @@ class Toy:
             "__pycache__/\n/.prefect/\n/.thinner/\nmlflow.db*\n/mlartifacts/\nran.txt\n.partial-*\n"
         )
         self.write_graph(GRAPH)
+        put_stores(root)
         self.run("git", "init", "--quiet", "--initial-branch=main")
         self.run("git", "config", "user.email", "toy@example.org")
         self.run("git", "config", "user.name", "Toy")

@@ -1,16 +1,14 @@
 """A Prefect server for all tests of flows that are not about the server which a run starts by itself."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.servers import answers, end_group, free_port, wait_until
-from tests.toy import PROJECT, Toy
+from tests.toy import Toy
 
 
 @pytest.fixture(scope="session")
@@ -28,18 +26,7 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     end_group(server)
 
 
-@pytest.fixture(scope="session")
-def empty_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's file without a run, whose tables take as long to make as three stages."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    made = f"from tasks.record import database; database.prepare('sqlite:///{path}')"
-    subprocess.run([sys.executable, "-c", made], cwd=PROJECT, check=True, capture_output=True)
-    return path
-
-
 @pytest.fixture
-def shared(toy: Toy, prefect_url: str, empty_record: Path) -> None:
-    """The toy's runs are told to servers and files that are there already."""
+def shared(toy: Toy, prefect_url: str) -> None:
+    """The toy's runs are told to a server that is there already."""
     toy.env["PREFECT_API_URL"] = prefect_url
-    if not (toy.root / "mlflow.db").exists():
-        shutil.copy(empty_record, toy.root)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from flows import cli, recipes
 from tasks import remote
+from tests.empty import put_stores
 from tests.toy import PROJECT
 
 pytestmark = [
@@ -60,14 +61,14 @@ def paint(path: Path, shade: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, empty_record: Path) -> Iterator[Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Tag `one`: 10 cats and 10 dogs. Tag `two`: a cat less, two owls, cat 3 is a dog by a correction."""
     root = tmp_path_factory.mktemp("diff") / "repo"
     photos = root / "data/raw/photos"
     for number in range(20):
         paint(photos / ("cat" if number < 10 else "dog") / f"{number:02d}.png", number)
     shutil.copy(PROJECT / "params.yaml", root)
-    shutil.copy(empty_record, root)
+    put_stores(root)
     (root / "dvc.yaml").write_text(yaml.safe_dump(GRAPH, sort_keys=False))
     (root / ".gitignore").write_text(".thinner/\n.prefect/\nmlflow.db*\nmlartifacts/\n.partial-*\ndata/raw\n")
     values = {

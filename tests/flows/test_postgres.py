@@ -56,6 +56,8 @@ def test_runs_are_in_postgresql_files_in_the_bucket_and_no_password_is_anywhere(
             mlflow_server(tmp_path / "server", records, store.words[-1], store.env | database.env)
         )
         toy = Toy(tmp_path / "toy")
+        for file in ("mlflow.db", ".prefect/prefect.db"):
+            (toy.root / file).unlink()
         program = (toy.root / "program.py").read_text()
         logged = '    Path("note.txt").write_text(stage.name)\n    stage.record.artifact("note.txt")\n    read = {'
         (toy.root / "program.py").write_text(program.replace("    read = {", logged))

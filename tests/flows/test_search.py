@@ -21,6 +21,7 @@ import yaml
 from flows import search as searching
 from flows import trials
 from tests.copies import commit_all, copy_project
+from tests.empty import put_stores
 from tests.stores import postgres
 from tests.test_end_to_end import SMALL, set_params
 from tests.toy import eventually
@@ -283,6 +284,7 @@ def digits(tmp_path: Path) -> Path:
     from sklearn.datasets import load_digits
 
     root = copy_project(tmp_path / "thinner")
+    put_stores(root)
     found = load_digits()
     for number, (image, label) in enumerate(zip(found.images, found.target, strict=True)):
         folder = root / "data/raw/digits" / ("test" if number % 4 == 0 else "train") / str(label)

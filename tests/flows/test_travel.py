@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.empty import put_stores
 from tests.servers import free_port
 from tests.stores import Store, sftp, signed_s3
 from tests.toy import Toy
@@ -48,11 +49,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 
 @pytest.fixture
-def toy(original: Toy, tmp_path: Path, empty_record: Path) -> Toy:
-    return _copy(original, Path(shutil.copytree(original.root, tmp_path / "here", symlinks=True)), empty_record)
+def toy(original: Toy, tmp_path: Path) -> Toy:
+    return _copy(original, Path(shutil.copytree(original.root, tmp_path / "here", symlinks=True)))
 
 
-def _copy(toy: Toy, root: Path, record: Path) -> Toy:
+def _copy(toy: Toy, root: Path) -> Toy:
     copy = object.__new__(Toy)
     copy.root = root
     copy.env = toy.env | {
@@ -61,13 +62,13 @@ def _copy(toy: Toy, root: Path, record: Path) -> Toy:
         "HOME": str(root.parent / f"home-{root.name}"),  # no ~/.aws of the person's, no git config
     }
     if not (root / "mlflow.db").exists():
-        shutil.copy(record, root / "mlflow.db")
+        put_stores(root)
     return copy
 
 
-def _clone(toy: Toy, to: Path, record: Path) -> Toy:
+def _clone(toy: Toy, to: Path) -> Toy:
     subprocess.run(["git", "clone", "--quiet", str(toy.root), str(to)], check=True)
-    made = _copy(toy, to, record)
+    made = _copy(toy, to)
     made.run("git", "config", "user.email", "clone@example.org")
     made.run("git", "config", "user.name", "Clone")
     return made
@@ -88,14 +89,14 @@ def _states(toy: Toy, **env: str) -> dict[str, str]:
 
 @pytest.mark.integration
 def test_elsewhere_everything_is_restored_and_what_a_colleague_made_is_restored_here(
-    toy: Toy, store: Store, tmp_path: Path, prefect_url: str, empty_record: Path
+    toy: Toy, store: Store, tmp_path: Path, prefect_url: str
 ) -> None:
     toy.env |= {**store.env, "PREFECT_API_URL": prefect_url}
     _thinner(toy, "remote", "init", *store.words, "--each-run")
     assert "has 4 results of 4 stages; 13 of their files were new there" in _thinner(toy, "push")
     toy.commit()
 
-    there = _clone(toy, tmp_path / "there", empty_record)
+    there = _clone(toy, tmp_path / "there")
     there.run("git", "config", "thinner.pull", "true")
     there.run("git", "config", "thinner.push", "true")
     assert _states(there) == dict.fromkeys(STAGES, "restored")
@@ -168,7 +169,7 @@ def test_credentials_beside_the_file_that_git_keeps_are_used(toy: Toy, s3: Store
 
 
 @pytest.mark.integration
-def test_by_ssh_results_travel_with_a_key_that_each_clone_has(toy: Toy, tmp_path: Path, empty_record: Path) -> None:
+def test_by_ssh_results_travel_with_a_key_that_each_clone_has(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with sftp(tmp_path / "server") as server:
         url, key = server.words
@@ -179,7 +180,7 @@ def test_by_ssh_results_travel_with_a_key_that_each_clone_has(toy: Toy, tmp_path
         assert f"{url} answers" in _thinner(toy, "remote", "init", url)
         _thinner(toy, "push")
         toy.commit()
-        there = _clone(toy, tmp_path / "there", empty_record)
+        there = _clone(toy, tmp_path / "there")
         there.run("dvc", "remote", "modify", "--local", "results", "keyfile", key)
         assert _thinner(there, "pull") == "restored: prepare, finetune, scratch, distill"
         assert there.ran() == []

@@ -1,0 +1,40 @@
+"""The files of MLflow and Prefect as a first run has just made them: their tables take longer to make than most of what
+tests are about. A first run of all, which makes them itself, is in tests/test_end_to_end.py and test_first_hour.py."""
+
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def _made() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="thinner-empty-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    record = f"from tasks.record import database; database.prepare('sqlite:///{folder / 'mlflow.db'}')"
+    upgrade = ["-m", "prefect", "server", "database", "upgrade", "--yes"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, *words], cwd=PROJECT, env=kept | {"PREFECT_HOME": str(folder)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for words in (["-c", record], upgrade)
+    ]  # fmt: skip
+    for process in both:
+        said = process.communicate()[0]
+        assert process.returncode == 0, said.decode()
+    return folder
+
+
+def put_stores(root: Path) -> None:
+    """In the repository at ``root``, for runs that nobody has told of another place."""
+    (root / ".prefect").mkdir(exist_ok=True)
+    shutil.copy(_made() / "mlflow.db", root)
+    shutil.copy(_made() / "prefect.db", root / ".prefect")
