@@ -1,5 +1,5 @@
 """The hour of somebody with a messy folder of photos (benchmarks/first_hour.py), with few of them: three real photos,
-of which each picture is a piece of 160 px, and the class which photo it is of.
+of which each picture is a piece of 64 px, and the class which photo it is of.
 
 Whether the minutes are kept is for a quiet machine: `python -m benchmarks.first_hour --check`.
 """
@@ -18,7 +18,7 @@ from tests.copies import commit_all, copy_project
 from thinner.config import load_params
 from thinner.data import sources
 
-SIDE, LABELLED, UNLABELLED, ASKED = 160, 24, 8, 4
+SIDE, LABELLED, UNLABELLED, ASKED = 64, 24, 8, 4
 SHARES = {"share_wrong": 0.1, "share_twins": 0.1}
 
 
@@ -66,7 +66,7 @@ def test_the_hour_of_somebody_with_photos(pictures: dict[str, list[Image.Image]]
         pictures, root / first_hour.PHOTOS, labelled=LABELLED, unlabelled=UNLABELLED, asked=ASKED, **SHARES
     )
     commit_all(root)
-    found = first_hour.play(root, mess, minutes=2)
+    found = first_hour.play(root, mess, minutes=1)
     params = load_params(root / "params.yaml")
     assert params.data.source == f"folder:{first_hour.PHOTOS}" and params.data.channels == 3
     assert found["end"]["exit_code"] == 0 and found["end"]["verdict"] in ("to ship", "nothing to ship")
