@@ -88,7 +88,7 @@ def watch(*arguments: str) -> Result:
 
 
 def rows(path: str = "reports/watch/to_label.csv") -> list[dict[str, str]]:
-    with Path(path).open(newline="", encoding="utf-8") as text:
+    with Path(path).open(newline="", encoding="utf-8-sig") as text:
         return list(csv.DictReader(text))
 
 
@@ -263,3 +263,26 @@ def test_without_validation_pictures_of_this_network_it_says_what_to_do(
         shutil.rmtree(prepared, ignore_errors=True)
         shutil.copytree(kept, prepared)
     assert "no candidate 'distill'. Choose one of: " in watch("data/raw/new", "--candidate", "distill").output
+
+
+def test_the_list_when_it_is_filled_in_is_brought_into_the_source(at: Path, tmp_path: Path) -> None:
+    shutil.copytree(at / "data/raw", tmp_path / "raw")
+    try:
+        assert watch("darker", "--label", "20").exit_code == 0
+        place = Path("reports/watch/to_label.csv")
+        truth = {f"{i:03d}.png": CLASSES[i % 3] for i in range(90)}
+        fill(place, lambda row: truth[Path(row["path"]).name] if int(row["rank"]) <= 15 else "")
+        wanted = [row for row in rows(str(place)) if row["label"]]
+        asked = runner.invoke(cli.app, ["data", "add", str(place)])
+        assert asked.exit_code == 1 and "there is nobody to ask" in asked.output
+        before = list_source("folder:data/raw/photos", "data/raw", lambda line: None)
+        done = runner.invoke(cli.app, ["data", "add", "--yes", str(place)])
+        assert done.exit_code == 0, done.output
+        assert "folder:data/raw/photos: 15 pictures more" in done.output and "no test split of its own" in done.output
+        after = list_source("folder:data/raw/photos", "data/raw", lambda line: None)
+        more = {after.name(i): i for i in range(len(after))}.keys() - {before.name(i) for i in range(len(before))}
+        assert sorted(Path(name).parent.name for name in more) == sorted(row["label"] for row in wanted)
+        assert {Path(name).name.split("-")[0] for name in more} == {Path(row["path"]).stem for row in wanted}
+    finally:
+        shutil.rmtree(at / "data/raw")
+        shutil.copytree(tmp_path / "raw", at / "data/raw")
