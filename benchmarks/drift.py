@@ -1,6 +1,6 @@
 """How often does `thinner watch` raise a false alarm, and which shifts does it see with how many pictures?
 
-    python -m benchmarks.drift                  # tables, and benchmarks/drift.json; some twenty minutes of one core
+    python -m benchmarks.drift                  # tables, and benchmarks/drift.json; some ten minutes of one core
     python -m benchmarks.drift --draws 50       # fewer looks
     python -m benchmarks.drift --check          # exits with 1 where false alarms are more than was said
 
@@ -34,7 +34,7 @@ from thinner.measure.outputs import Outputs
 RESULTS = Path("benchmarks/drift.json")
 RATES = (0.01, 0.05)
 LOOKED_AT, REFERENCE = 200, 2000  # pictures
-COUNTS = {50: 50, 200: 50, 1000: 25}  # pictures in a look: looks, where --draws is 500
+COUNTS = {50: 40, 200: 40, 1000: 20}  # pictures in a look: looks, where --draws is 500
 POOL, TO_LABEL, LABEL_DRAWS = 1000, 50, 20
 BATCH = 64
 

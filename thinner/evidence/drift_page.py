@@ -83,7 +83,7 @@ def conclusion(drift: Drift, candidate: str) -> str:
     rate = f"at a false-alarm rate of {100 * drift.rate:g} %"
     compared = f"{drift.images:,} pictures against {drift.reference:,} of validation, by {candidate}"
     if drift.drifted:
-        return f"Drift of {' and of '.join(drift.drifted)}, {rate}: {compared}"
+        return f"Drift of {' and '.join(drift.drifted)}, {rate}: {compared}"
     found = (
         f"a shift that moves {percent(drift.detectable)} of them across some confidence is found in four of five cases"
     )
