@@ -86,6 +86,7 @@ def watch(
     from thinner.network import load
     from thinner.predict import choose_device, open_candidate
 
+    _check_place(out)
     set_up_torch(params.run)
     device, threads = choose_device(params.run.device), thread_count(params.run.threads)
     network = load(place, params=root / "params.yaml", device=device)
@@ -116,6 +117,21 @@ def watch(
     return Watched(
         candidate, found, conclusion, pictures.unreadable, confidence, network.temperature is not None, rows, out
     )
+
+
+def _check_place(out: Path) -> None:
+    """Make the folder, before anything takes long. Raises UserError where a list holds labels that somebody wrote."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {one_line(out)} cannot be made ({error.strerror}). Name another folder") from error
+    if (out / CSV).exists():
+        with (out / CSV).open(newline="", encoding="utf-8-sig", errors="replace") as text:
+            if any((row.get("label") or "").strip() for row in csv.DictReader(text)):
+                raise UserError(
+                    f"{out / CSV}: holds labels that somebody wrote. Bring them in (thinner data add {out / CSV}) and "
+                    "move it away, or write elsewhere: --out FOLDER"
+                )
 
 
 def _check_store(store: Store, network: Network, params: Params) -> None:
@@ -303,18 +319,8 @@ def _write(out: Path, rows: Sequence[Mapping[str, Any]], page: str) -> None:
             writer.writeheader()
             writer.writerows({key: safe(value) for key, value in row.items()} for row in rows)
 
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / CSV).exists() and _has_labels(out / CSV):
-        raise UserError(
-            f"{out / CSV}: holds labels that somebody wrote. Move it away, or write elsewhere: --out FOLDER"
-        )
     write(out / CSV, table)
     write(out / PAGE, lambda partial: partial.write_text(page, encoding="utf-8"))
-
-
-def _has_labels(path: Path) -> bool:
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
-        return any((row.get("label") or "").strip() for row in csv.DictReader(text))
 
 
 # ------------------------------------------------------------------------------- how it ended
@@ -346,8 +352,8 @@ def print_watched(watched: Watched, files: int) -> None:
     )
     look = "look at the page first: what has changed? Then " if drift.drifted else ""
     console.print(
-        f"\nNext     {look}fill in column `label` of {watched.folder / CSV}; docs/watch.md has how it comes back to "
-        "prepare",
+        f"\nNext     {look}fill in column `label` of {watched.folder / CSV}\n"
+        f"         thinner data add {watched.folder / CSV}",
         markup=False,
     )
 

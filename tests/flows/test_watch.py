@@ -179,6 +179,8 @@ def test_labels_that_somebody_wrote_are_not_overwritten(at: Path) -> None:
     done = watch("data/raw/new")
     assert done.exit_code == 1 and "reports/watch/to_label.csv: holds labels that somebody wrote" in done.output
     assert [row["label"] for row in rows()].count("red") == 1
+    Path("file").write_text("")
+    assert "--out: file/below cannot be made (Not a directory)" in watch("data/raw/new", "--out", "file/below").output
     assert watch("data/raw/new", "--out", "elsewhere").exit_code == 0
     assert len(rows("elsewhere/to_label.csv")) == 50
 
