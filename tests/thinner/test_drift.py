@@ -235,6 +235,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
         drift.compare(enough, few, 1.0, 0.01, seed=0)
     with pytest.raises(UserError, match=r"^9 pictures of validation: too few"):
         drift.compare(few, enough, 1.0, 0.01, seed=0)
-    for rate in (0.0, 1.0):
-        with pytest.raises(UserError, match=rf"^false alarms: {100 * rate:g} %\. Give more than 0 and less than 100"):
+    for rate in (0.0, 0.0009, 0.51, 1.0):
+        with pytest.raises(UserError, match=rf"^false alarms: {100 * rate:g} %\. Give 0\.1 to 50, for example 1$"):
             drift.compare(enough, enough, 1.0, rate, seed=0)
+    for rate in (0.001, 0.5):
+        assert drift.compare(enough, enough, 1.0, rate, seed=0).drifted == []

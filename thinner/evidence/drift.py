@@ -34,6 +34,7 @@ from thinner.measure.outputs import Outputs
 from thinner.words import percent
 
 TESTS = {"confidence": "Kolmogorov-Smirnov", "classes": "chi-square", "features": "MMD"}
+RATES = (0.001, 0.5)  # of false alarms, that may be asked for: permutations grow as they fall
 POWER = 0.8
 MOST = 2000  # pictures of each side that MMD compares: its kernel's matrix grows with the square
 FEWEST = 10  # pictures of each side
@@ -96,10 +97,11 @@ def compare(reference: Outputs, new: Outputs, temperature: float, rate: float, s
     """``new`` pictures against the ``reference``, both by the same network.
 
     ``temperature`` divides the logits, as in the confidences that people see. Permutations are drawn by ``seed``.
-    Raises UserError: the rate is none, or fewer than `FEWEST` pictures are on one side.
+    Raises UserError: the rate is none of `RATES`, or fewer than `FEWEST` pictures are on one side.
     """
-    if not 0 < rate < 1:
-        raise UserError(f"false alarms: {100 * rate:g} %. Give more than 0 and less than 100, for example 1")
+    low, high = RATES
+    if not low <= rate <= high:
+        raise UserError(f"false alarms: {100 * rate:g} %. Give {100 * low:g} to {100 * high:g}, for example 1")
     n, m = len(new.logits), len(reference.logits)
     for count, whose in ((n, "pictures to look at"), (m, "pictures of validation")):
         if count < FEWEST:
