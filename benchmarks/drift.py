@@ -11,7 +11,7 @@ run.
   reference that is drawn anew as well, both from the test pictures, which chose no weights. Looks that find drift, with
   Clopper and Pearson's 95 % interval.
 - Power: so many pictures of a corrupted test split (thinner/data/corruptions.py, severity 1 to 3), and of one that
-  lacks a class; the share of the looks that find drift.
+  lacks a class; the share of the looks that find drift, beside the accuracy on all of them.
 - What to label: of 1,000 test pictures 50 are chosen; the share that the network has wrong, beside the 50 of the
   smallest margin and 50 at random.
 """
@@ -33,6 +33,7 @@ from thinner.measure.outputs import Outputs
 
 RESULTS = Path("benchmarks/drift.json")
 RATES = (0.01, 0.05)
+NONE = "none"
 LOOKED_AT, REFERENCE = 200, 2000  # pictures
 COUNTS = {50: 40, 200: 40, 1000: 20}  # pictures in a look: looks, where --draws is 500
 POOL, TO_LABEL, LABEL_DRAWS = 1000, 50, 20
@@ -69,14 +70,15 @@ def holds(false_alarms: dict[str, Any]) -> bool:
     return all(row["low"] <= float(rate) for one in false_alarms.values() for rate, row in one["rates"].items())
 
 
-def shifts(images: Any, labels: Any, index: Any) -> Iterator[tuple[str, Any]]:
-    """(name, pictures) of each shift."""
+def shifts(images: Any, labels: Any, index: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(name, pictures, labels) of each shift; the first is none."""
     from thinner.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
+    yield NONE, images, labels
     for name in CORRUPTIONS:
         for severity in SEVERITIES:
-            yield f"{name} {severity}", corrupt(images, index, name, severity, seed=0)
-    yield "no class 0", images[labels != 0]
+            yield f"{name} {severity}", corrupt(images, index, name, severity, seed=0), labels
+    yield "no class 0", images[labels != 0], labels[labels != 0]
 
 
 def labelled(seen: Outputs, labels: Any, temperature: float, seed: int) -> dict[str, float]:
@@ -135,10 +137,10 @@ def measure(candidate: str, draws: int) -> dict[str, Any]:
         if number % 50 == 49:
             say(f"false alarms: {number + 1} of {draws} draws")
     power: dict[str, dict[str, Any]] = {}
-    for name, pictures in shifts(images, labels, index):
+    for name, pictures, truth in shifts(images, labels, index):
         changed = seen(pictures)
-        power[name] = {}
-        for count, looks in COUNTS.items():
+        power[name] = {"accuracy": float((changed.logits.argmax(axis=1) == truth).mean())}
+        for count, looks in ({} if name == NONE else COUNTS).items():
             rows = [rng.permutation(len(pictures))[:count] for _ in range(max(2, looks * draws // 500))]
             found = [look(validation, some(changed, part), temperature, seed) for seed, part in enumerate(rows)]
             power[name][str(count)] = counted(found)
@@ -161,11 +163,12 @@ def render(found: dict[str, Any]) -> str:
         for rate, row in one["rates"].items():
             span = f"{100 * row['share']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
             lines.append(f"| {name} | {100 * float(rate):g} % | {span} | {one['looks']} |")
-    lines += ["", "| shift | " + " | ".join(f"{count:,} pictures" for count in COUNTS) + " |"]
-    lines.append("|---|" + "---:|" * len(COUNTS))
+    lines += ["", "| shift | accuracy | " + " | ".join(f"{count:,} pictures" for count in COUNTS) + " |"]
+    lines.append("|---|" + "---:|" * (1 + len(COUNTS)))
     for name, row in found["power"].items():
-        cells = [f"{100 * row[str(count)]['rates'][str(min(RATES))]['share']:.0f} %" for count in COUNTS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        shares = [row[str(count)]["rates"][str(min(RATES))]["share"] for count in COUNTS if name != NONE]
+        cells = [f"{100 * share:.0f} %" for share in shares] or [""] * len(COUNTS)
+        lines.append(f"| {name} | {100 * row['accuracy']:.1f} % | {' | '.join(cells)} |")
     lines += ["", f"| {TO_LABEL} of {POOL:,}, chosen | wrong answers among them |", "|---|---:|"]
     lines += [f"| {name} | {100 * share:.0f} % |" for name, share in found["wrong_among_chosen"].items()]
     return "\n".join(lines)

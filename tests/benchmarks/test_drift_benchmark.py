@@ -34,10 +34,13 @@ def test_a_rate_holds_unless_its_whole_interval_is_above_what_was_said() -> None
 def test_the_shifts_are_the_corruptions_and_a_missing_class() -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)
     labels = np.array([0, 1, 2, 0, 1, 2, 1, 1])
-    found = dict(drift.shifts(images, labels, np.arange(8)))
-    assert list(found)[::3] == ["noise 1", "blur 1", "contrast 1", "jpeg 1", "no class 0"] and len(found) == 13
-    assert np.array_equal(found["no class 0"], images[[1, 2, 4, 5, 6, 7]])
-    assert all((pictures != images).any() for name, pictures in found.items() if pictures.shape == images.shape)
+    found = {name: (pictures, truth) for name, pictures, truth in drift.shifts(images, labels, np.arange(8))}
+    assert list(found)[1::3] == ["noise 1", "blur 1", "contrast 1", "jpeg 1", "no class 0"] and len(found) == 14
+    assert found["none"][0] is images
+    for place, (part, whole) in enumerate(((images[[1, 2, 4, 5, 6, 7]], images), (labels[labels > 0], labels))):
+        assert np.array_equal(found["no class 0"][place], part)
+        assert found["blur 2"][place].shape == whole.shape
+    assert all((pictures != images).any() for pictures, _ in list(found.values())[1:13])
 
 
 def test_what_is_chosen_is_more_often_wrong_than_what_is_drawn() -> None:
