@@ -62,6 +62,15 @@ def found(images: int, reference: int, detectable: float, *drifted: str) -> Drif
             "Drift of classes and features, at a false-alarm rate of 1 %: 1,200 pictures against 2,000 of validation, by it",
         ),
         (
+            found(90, 2000, 0.2, "features"),
+            "Drift of features, at a false-alarm rate of 1 %: 90 pictures against 2,000 of validation, by it",
+        ),
+        (
+            found(90, 2000, 0.2, "confidence", "classes", "features"),
+            "Drift of confidence, classes and features, at a false-alarm rate of 1 %: 90 pictures against 2,000 of "
+            "validation, by it",
+        ),
+        (
             found(200, 2000, 0.164),
             "No drift seen, at a false-alarm rate of 1 %: 200 pictures against 2,000 of validation, by it. With so many a "
             "shift that moves 16.4 % of them across some confidence is found in four of five cases",

@@ -83,7 +83,8 @@ def conclusion(drift: Drift, candidate: str) -> str:
     rate = f"at a false-alarm rate of {100 * drift.rate:g} %"
     compared = f"{drift.images:,} pictures against {drift.reference:,} of validation, by {candidate}"
     if drift.drifted:
-        return f"Drift of {' and '.join(drift.drifted)}, {rate}: {compared}"
+        named = " and ".join(filter(None, (", ".join(drift.drifted[:-1]), drift.drifted[-1])))
+        return f"Drift of {named}, {rate}: {compared}"
     found = (
         f"a shift that moves {percent(drift.detectable)} of them across some confidence is found in four of five cases"
     )
