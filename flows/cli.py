@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from flows import data, device, remote
+from flows import data, device, drift, remote
 from flows.console import abbreviated, busy, console, print_comparison, print_verdicts
 from tasks import integrity, lineage
 from tasks.environment import repository_root, set_environment
@@ -601,6 +601,35 @@ def predict(
         console.print(table)
     if not found:
         raise typer.Exit(1)
+
+
+@app.command()
+@_for_people
+def watch(
+    pictures: Annotated[list[Path], typer.Argument(help="Folders of pictures that came in since, or pictures.")],
+    candidate: Annotated[
+        str | None, typer.Option(help="The network that is in use; none: the one that ship.candidate names.")
+    ] = None,
+    false_alarms: Annotated[
+        float, typer.Option(metavar="PERCENT", help="In how many looks at unchanged pictures a drift may be seen.")
+    ] = 1.0,
+    label: Annotated[int, typer.Option(min=1, help="How many pictures are chosen to be labelled.")] = 50,
+    out: Annotated[Path, typer.Option(help="Where list and page are written.")] = drift.FOLDER,
+    strict: Annotated[bool, typer.Option("--strict", help=f"Exit with {drift.DRIFTED} where there is drift.")] = False,
+    file: Annotated[Path | None, typer.Option("--json", help="Keep the findings in this file.")] = None,
+) -> None:
+    """Say whether pictures have drifted from validation's, at a stated rate of false alarms, and which of them are most
+    worth a label."""
+    root = repository_root()
+    params = load_params()
+    name = candidate or params.ship.candidate
+    place = candidate_folder(root, name)
+    files = find_pictures(pictures)
+    found = drift.watch(root, params, files, name, place, false_alarms / 100, label, out)
+    drift.print_watched(found, len(files))
+    if file is not None:
+        drift.write_json(file, found)
+    raise typer.Exit(drift.DRIFTED if strict and found.drift.drifted else 0)
 
 
 def shown(path: str | os.PathLike[str]) -> str:

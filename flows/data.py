@@ -42,7 +42,7 @@ def app(for_people: Callable[[Callable[..., None]], Callable[..., None]]) -> typ
         no_args_is_help=True,
         rich_markup_mode=None,
     )
-    for command in (duplicates, suspects, apply):
+    for command in (duplicates, suspects, apply, add):
         made.command()(for_people(command))
     made.command("diff")(for_people(difference))
     return made
@@ -298,6 +298,46 @@ def _print_changes(changes: Sequence[Change], rows: int) -> None:
         console.print(f"  {one_line(change.file)}: {change.before} \N{RIGHTWARDS ARROW} {change.after}")
     if len(changes) > 5:
         console.print(f"  ... and {len(changes) - 5:,} more")
+
+
+# ------------------------------------------------------------------------------- new pictures
+
+
+def add(
+    file: Annotated[Path, typer.Argument(help="A list with the columns path and label, as thinner watch writes it.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Copy without asking.")] = False,
+) -> None:
+    """Add pictures that you labelled to the source: check each line, say how many of each class, and copy them into
+    its folders, or add them to its list."""
+    repository_root()
+    data = load_params().data
+    from thinner.data import additions
+    from thinner.data.sources import Part, list_source
+
+    listing = list_source(data.source, data.root, lambda line: None)
+    planned = additions.plan(file, listing, data.source, Path(data.root))
+    if not planned:
+        console.print(f"{file}: no line has a `label` yet, so nothing is added", markup=False)
+        raise typer.Exit(0)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("class", "more pictures"):
+        table.add_column(heading, justify="right" if heading != "class" else "left")
+    for label, count in sorted(Counter(one.label for one in planned).items()):
+        table.add_row(Text(label), f"{count:,}")
+    console.print(table)
+    if not (listing.parts == Part.TEST).any():
+        console.print(
+            f"{data.source} has no test split of its own: it will be drawn anew, so results before and after are of "
+            "different pictures",
+            style="yellow",
+            markup=False,
+        )
+    if not yes:
+        if not console.is_terminal:
+            raise UserError("nothing is copied yet: there is nobody to ask. To do it: thinner data add --yes FILE")
+        typer.confirm(f"Add {len(planned):,} pictures to {data.source}?", abort=True)
+    additions.bring(planned, data.source)
+    console.print(f"{data.source}: {len(planned):,} pictures more\n\nNext     thinner run", markup=False)
 
 
 # ------------------------------------------------------------------------------- two revisions

@@ -44,6 +44,7 @@ VERBS = (
     "ui",
     "serve",
     "predict",
+    "watch",
 )
 
 

@@ -193,6 +193,16 @@ def test_a_latency_can_be_the_limit(monkeypatch):
         pruning.cut(model, EXAMPLE, latency_ms=0.001, clock=clock, criterion="l2")
 
 
+def test_the_reach_of_a_latency_is_measured_by_the_clock(monkeypatch):
+    monkeypatch.setattr(
+        pruning,
+        "measure_latency",
+        lambda calls, repeats: {n: np.full(6, float(macs(call.__defaults__[0]))) for n, call in calls.items()},
+    )
+    found = pruning.reachable("latency_ms", network(), EXAMPLE, clock=pruning.Clock(batch=1), round_to=8)
+    assert found == pruning.reachable("macs", network(), EXAMPLE, round_to=8)
+
+
 def test_a_latency_is_the_upper_limit_of_its_median(monkeypatch):
     """Of 20 runs the median lies between the 6th and the 15th: 1 - 2 P(Binomial(20, 1/2) <= 5) = 95.9 %."""
     runs = np.random.default_rng(0).permutation(np.arange(1.0, 21.0))
@@ -241,7 +251,8 @@ def test_a_clock_runs_copies_in_eval_mode_on_one_thread_in_its_layout_of_memory(
     assert [found[0] for found in seen] == ["it", "beside"]
     assert {found[1:] for found in seen} == {(3, True, True, False, 1, True)}
     assert torch.get_num_threads() == 2 and model.training and beside.training
-    assert not model.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    for network_ in (model, beside):  # the copies were changed
+        assert network_.conv.training and not network_.conv.weight.is_contiguous(memory_format=torch.channels_last)
     seen.clear()
     pruning.size_of("latency_ms", model, example, pruning.Clock(1, torch.contiguous_format, repeats=20))
     assert seen == [("it", 1, False, False, False, 1, True)]
@@ -272,6 +283,10 @@ def test_sizes_by_hand():
         (4, 16, 9, 16, 8),  # 4 groups share multiples of 4: 7 remain, 8 are nearest
         (3, 16, 12, 16, 8),  # 3 groups share none of 16: half, 8 of each
         (6, 8, 7, 4, 6),  # multiples of 2 in each of 6 groups
+        (1, 1, 1, 1, 0),  # one channel stays
+        (1, 2, 1, 2, 1),  # half of 2 is 1
+        (1, 3, 2, 3, 2),  # half of 3 is 1 as well
+        (2, 3, 2, 6, 0),  # 2 groups share multiples of 3; one channel of each would be less than half of 6
     ],
 )
 def test_widths_are_rounded_by_hand(parts, width, going, round_to, goes):
@@ -492,7 +507,10 @@ def test_an_unknown_word_lists_the_known():
 
 @pytest.mark.parametrize("schedule", pruning.SCHEDULES)
 @pytest.mark.parametrize("rounds", [1, 2, 7])
-@pytest.mark.parametrize(("now", "final"), [(1_000_003, 333_333), (3.25, 1.5), (100, 1)])
+@pytest.mark.parametrize(
+    ("now", "final"),
+    [(1_000_003, 333_333), (3.25, 1.5), (100, 1), (49, 1), (1.1, 0.3)],  # 49 * (1 / 49) is not 1
+)
 def test_schedules_never_rise_and_end_exactly_at_the_target(schedule, rounds, now, final):
     sizes = [pruning.size_after(now, final, schedule, number, rounds) for number in range(rounds + 1)]
     assert sizes[0] == now
@@ -567,6 +585,36 @@ def test_a_latency_is_measured_beside_another_network(monkeypatch):
     assert 0 < pruning.size_of("latency_ms", small, EXAMPLE, clock)
     assert 0 < pruning.size_of("latency_ms", small, EXAMPLE, pruning.Clock(1, repeats=6))
     assert seen == [["", "beside"], [""]]
+
+
+def test_what_is_not_said_is_single_channels_and_the_first_seed():
+    torch.manual_seed(0)
+    model, example = nn.Sequential(nn.Conv2d(1, 40, 1), nn.Flatten(), nn.Linear(40, 2)), torch.zeros(1, 1, 1, 1)
+    for said, width in (({}, 1), ({"round_to": 2}, 2)):
+        assert pruning.cut_share(model, example, 0.98, criterion="l2", **said)[0].out_channels == width
+        assert pruning.reachable("params", model, example, **said)[1] == 2 * width + 2 * width + 2
+    kept = [
+        pruning.cut(model, example, params=100, criterion="random", **said)[0][0].bias.tolist()
+        for said in ({}, {"seed": 0}, {"seed": 1})
+    ]
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_isomorphic_ranks_together_what_is_of_one_make_and_global_all_layers():
+    # the first layer has one channel that outweighs all of its others, in the second all are alike
+    model = nn.Sequential(
+        nn.Conv2d(1, 40, 1, bias=False), nn.Conv2d(40, 40, 1, bias=False), nn.Flatten(), nn.Linear(40, 2, bias=False)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+        model[0].weight[0], model[1].weight[:, 0] = 1e4, 1e4
+    widths = {}
+    for scope in pruning.SCOPES:
+        smaller = pruning.cut_share(model, torch.zeros(1, 1, 1, 1), 0.5, criterion="l2", scope=scope)
+        widths[scope] = (smaller[0].out_channels, smaller[1].out_channels)
+    assert widths["isomorphic"] == widths["layer"] == (20, 20)
+    assert widths["global"] == (1, 39)
 
 
 def test_a_clock_that_finds_the_same_network_faster_the_next_time_cuts_all_the_same(monkeypatch):

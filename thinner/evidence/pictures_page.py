@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 from jaxtyping import UInt8
+from markupsafe import Markup
 from PIL import Image
 
 SIDE_PX = 192  # a larger picture is shown reduced, so that the page stays small
@@ -31,7 +32,8 @@ class Section:
     cards: Sequence[Card]
 
 
-def render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
+def render(title: str, lead: Sequence[str], sections: Sequence[Section], figures: Sequence[Markup] = ()) -> str:
+    """``figures``: SVG, shown between ``lead`` and the pictures."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -42,7 +44,7 @@ def render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
     environment.filters["png"] = _png
     beside = max((len(card.pictures) for section in sections for card in section.cards), default=1)
     return environment.get_template("pictures.html.j2").render(
-        title=title, lead=lead, sections=sections, width_px=150 * beside
+        title=title, lead=lead, sections=sections, figures=figures, width_px=150 * beside
     )
 
 

@@ -1,0 +1,136 @@
+"""data/additions.py: a list that a person filled in, brought into a folder or a CSV source and listed again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thinner.data import additions
+from thinner.data.sources import DataError, Listing, list_source
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """data/raw with a folder and a CSV of two classes; new pictures elsewhere; one in data.root."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(
+        (
+            "data/raw/photos/cat/0.png",
+            "data/raw/photos/dog/1.png",
+            "new/a.png",
+            "new/b.png",
+            "new/c.png",
+            "data/raw/d.png",
+        )
+    ):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8) // 8 * 8 + i).save(path)
+    Path("data/raw/list.csv").write_text("split,label, path\n,cat,photos/cat/0.png\n,dog,photos/dog/1.png\n")
+    Path("out").mkdir()
+    return tmp_path
+
+
+def listed(source: str) -> Listing:
+    return list_source(source, "data/raw", lambda line: None)
+
+
+def labels(source: str) -> dict[str, str]:
+    found = listed(source)
+    return {found.name(i): found.classes[found.labels[i]] for i in range(len(found))}
+
+
+def add(source: str, *lines: str) -> int:
+    Path("out/list.csv").write_text("\n".join(["path,label,split,rank", *lines]) + "\n")
+    planned = additions.plan(Path("out/list.csv"), listed(source), source, Path("data/raw"))
+    additions.bring(planned, source)
+    return len(planned)
+
+
+def test_a_folder_source_gets_copies_in_the_folders_of_their_classes_once(at: Path) -> None:
+    source = "folder:data/raw/photos"
+    lines = ("../new/a.png,dog,,1", "../new/b.png,,,2", "../new/c.png,cat,,3")
+    assert add(source, *lines) == 2
+    found = labels(source)
+    assert sorted(found.values()) == ["cat", "cat", "dog", "dog"] and len(found) == 4
+    (copy,) = Path("data/raw/photos/dog").glob("a-*.png")
+    assert copy.read_bytes() == Path("new/a.png").read_bytes() and Path("new/a.png").exists()
+    add(source, *lines)
+    assert labels(source) == found
+    Path("new/a.png").write_bytes(Path("new/b.png").read_bytes())  # another picture of that name is another picture
+    add(source, "../new/a.png,dog,,1")
+    assert len(labels(source)) == 5
+
+
+def test_where_splits_are_ready_made_new_pictures_go_to_training(at: Path) -> None:
+    photos = Path("data/raw/photos")
+    for name in ("Train", "test"):
+        for kind in ("cat", "dog"):
+            (photos / name / kind).mkdir(parents=True)
+            (photos / name / kind / "0.png").write_bytes((photos / "cat/0.png").read_bytes())
+    for path in ("cat/0.png", "dog/1.png"):
+        (photos / path).unlink()
+        (photos / path).parent.rmdir()
+    assert add("folder:data/raw/photos", "../new/a.png,dog,,1") == 1
+    assert [path.parts[3:5] for path in photos.rglob("a-*.png")] == [("Train", "dog")]
+
+
+def test_a_csv_source_gets_lines_in_its_own_columns(at: Path) -> None:
+    source, file = "csv:data/raw/list.csv", Path("data/raw/list.csv")
+    before = file.read_text()
+    lines = ("../new/a.png,dog,,1", "../data/raw/d.png,cat,,2")
+    assert add(source, *lines) == 2
+    found = labels(source)
+    assert found["d.png"] == "cat" and len(found) == 4  # in place: it lies where DVC sees it
+    (copied,) = (name for name in found if name.startswith("added/a-"))
+    assert found[copied] == "dog" and Path("data/raw", copied).read_bytes() == Path("new/a.png").read_bytes()
+    assert file.read_text() == before + f",dog,{copied}\n,cat,d.png\n"
+    add(source, *lines)
+    assert labels(source) == found
+
+
+def test_a_csv_keeps_its_mark_its_ends_of_lines_and_a_last_line_without_one(at: Path) -> None:
+    file = Path("data/raw/list.csv")
+    file.write_bytes("\ufeffpath,label\r\nphotos/cat/0.png,cat\r\nphotos/dog/1.png,dog".encode())
+    before = file.read_bytes()
+    add("csv:data/raw/list.csv", "../data/raw/d.png,cat,,2")
+    assert file.read_bytes() == before + b"\nd.png,cat\r\n"
+    assert labels("csv:data/raw/list.csv")["d.png"] == "cat"
+
+
+def test_every_line_that_does_not_fit_is_named_and_nothing_is_written(at: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        add(
+            "folder:data/raw/photos", "../new/gone.png,cat,,1", "../new/a.png,cow,,2", "../new/b.png,cat,,3",
+            "../new/./b.png,dog,,4", "../data/raw/photos/cat/0.png,dog,,5", "../data/raw/photos/cat/0.png,cat,,6",
+        )  # fmt: skip
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("out/list.csv line 2: no file 'new/gone.png'")
+    assert lines[1] == "out/list.csv line 3: unknown class 'cow'. Choose one of: cat, dog"
+    assert lines[2] == "out/list.csv line 5: 'new/b.png' is 'dog' here and 'cat' above. Keep one"
+    assert lines[3].startswith("out/list.csv line 6: 'data/raw/photos/cat/0.png' is in the source already. Move it")
+    assert len(labels("folder:data/raw/photos")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"file,label\na,b\n", r"no column path; its columns are: file, label"),
+        (b"", r"no column path and label; its columns are: none"),
+        (b"path,label\n\xff\xfe,cat\n", r"not UTF-8 with commas"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(at: Path, text: bytes, message: str) -> None:
+    Path("bad.csv").write_bytes(text)
+    with pytest.raises(DataError, match=message):
+        additions.plan(Path("bad.csv"), listed("folder:data/raw/photos"), "folder:data/raw/photos", Path("data/raw"))
+    with pytest.raises(DataError, match=r"gone\.csv: no such file"):
+        additions.plan(Path("gone.csv"), listed("folder:data/raw/photos"), "folder:data/raw/photos", Path("data/raw"))
+
+
+def test_a_set_of_torchvision_takes_no_more_pictures(at: Path) -> None:
+    with pytest.raises(DataError, match=r"torchvision:MNIST takes no further pictures"):
+        additions.plan(Path("x"), listed("folder:data/raw/photos"), "torchvision:MNIST", Path("data/raw"))

@@ -1,0 +1,138 @@
+"""Pictures that a person has labelled, brought into the source: a list ``path,label``, as `thinner watch` writes it.
+
+A folder source gets copies, in the folder of each class (below ``train`` where splits are ready-made). A CSV source
+gets lines, and copies of those pictures that do not lie below ``data.root`` yet. Names of copies have eight digits of
+their content's SHA-256, so that none takes another's place, and the same list twice is the same as once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from thinner.data.cleaning import raise_for
+from thinner.data.sources import PART_NAMES, DataError, Listing, Part
+from thinner.errors import one_line
+from thinner.files.whole import file_sha256, write
+
+_WANTED = ("path", "label")
+ADDED = "added"  # beside a CSV source: the folder of its copies
+
+
+@dataclass(frozen=True)
+class Addition:
+    """``picture`` becomes ``target``, which is the same where no copy is needed."""
+
+    picture: Path
+    label: str
+    target: Path
+
+
+def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition]:
+    """What the lines of ``file`` with a label add to the ``source`` that is listed. Paths are relative to the file.
+
+    Nothing is written. Raises DataError, with a line for each that does not fit.
+    """
+    kind, _, place = source.partition(":")
+    if kind not in ("folder", "csv"):
+        raise DataError(
+            f"data.source: {source} takes no further pictures. Put all into folders, one for each class: docs/data.md"
+        )
+    base = Path(place) if kind == "folder" else Path(place).parent
+    known = {os.path.abspath(base / listing.name(i)): int(listing.labels[i]) for i in range(len(listing))}
+    wrong: list[str] = []
+    found: dict[Path, Addition] = {}
+    for where, picture, label in _rows(file):
+        shown = one_line(picture)
+        if not str(picture).isprintable():
+            wrong.append(f"{where}: '{shown}' has a name that prepare refuses. Rename it")
+        elif not picture.is_file():
+            wrong.append(f"{where}: no file '{shown}'. Paths are relative to {file.parent}")
+        elif (there := known.get(os.path.abspath(picture))) is not None:
+            if there >= 0 and listing.classes[there] == label:
+                continue  # it was added before
+            mend = "Move it into its class's folder" if kind == "folder" else f"Write its label into {place}"
+            wrong.append(f"{where}: '{shown}' is in the source already. {mend}")
+        elif label not in listing.classes:
+            classes = ", ".join(listing.classes[:20]) + (", ..." if len(listing.classes) > 20 else "")
+            wrong.append(f"{where}: unknown class '{one_line(label, 60)}'. Choose one of: {classes}")
+        else:
+            made = Addition(picture, label, _target(picture, label, kind, base, root))
+            if (before := found.setdefault(picture, made)).label != label:
+                wrong.append(f"{where}: '{shown}' is '{label}' here and '{before.label}' above. Keep one")
+    raise_for(wrong)
+    return list(found.values())
+
+
+def bring(additions: Sequence[Addition], source: str) -> None:
+    """Copy the pictures, each whole or not at all, and write the lines of a CSV source."""
+    for one in additions:
+        if one.picture != one.target and not one.target.exists():
+            one.target.parent.mkdir(parents=True, exist_ok=True)
+            write(one.target, lambda partial, one=one: shutil.copyfile(one.picture, partial))  # type: ignore[misc]
+    kind, _, place = source.partition(":")
+    if kind == "csv" and additions:
+        lines = _lines(Path(place), additions)
+        write(Path(place), lambda partial: partial.write_bytes(lines))
+
+
+def _rows(file: Path) -> list[tuple[str, Path, str]]:
+    """(where, picture, label) of each line that has a label."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            table = csv.DictReader(text)
+            lacking = [column for column in _WANTED if column not in (table.fieldnames or [])]
+            if lacking:
+                columns = one_line(", ".join(table.fieldnames or []) or "none")
+                raise DataError(f"{file}: no column {' and '.join(lacking)}; its columns are: {columns}")
+            cells = [(table.line_num, (row["path"] or "").strip(), (row["label"] or "").strip()) for row in table]
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: not UTF-8 with commas ({one_line(error)}). Save it so") from error
+    return [(f"{file} line {line}", _plain(file.parent / path), label) for line, path, label in cells if label]
+
+
+def _plain(path: Path) -> Path:
+    return Path(os.path.normpath(path))
+
+
+def _target(picture: Path, label: str, kind: str, base: Path, root: Path) -> Path:
+    if kind == "csv" and Path(os.path.abspath(picture)).is_relative_to(os.path.abspath(root)):
+        return picture
+    name = f"{picture.stem}-{file_sha256(picture)[:8]}{picture.suffix}"
+    if kind == "csv":
+        return base / ADDED / name
+    own = [child.name for child in sorted(base.iterdir()) if child.is_dir()]
+    train = [top for top in own if PART_NAMES.get(top.lower()) == Part.TRAIN]
+    return base.joinpath(*train[:1], label, name)
+
+
+def _lines(file: Path, additions: Sequence[Addition]) -> bytes:
+    """The whole list, with further lines that have its own columns."""
+    before = file.read_bytes()
+    header = next(csv.reader(io.StringIO(before.decode("utf-8-sig")), skipinitialspace=True))
+    added = io.StringIO()
+    writer = csv.writer(added, lineterminator="\r\n" if b"\r\n" in before else "\n")
+    listed = _paths(before, header)
+    for one in additions:
+        path = Path(os.path.relpath(one.target, file.parent)).as_posix()
+        cells = {"path": path, "label": one.label}
+        if os.path.normpath(path) not in listed:
+            writer.writerow([cells.get(column.strip(), "") for column in header])
+    end = b"" if before.endswith(b"\n") else b"\n"
+    return before + end + added.getvalue().encode()
+
+
+def _paths(text: bytes, header: Sequence[str]) -> set[str]:
+    """Those that a CSV source lists."""
+    place = [column.strip() for column in header].index("path")
+    rows = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+    return {os.path.normpath(row[place].strip()) for row in rows if len(row) > place}
