@@ -29,9 +29,10 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 NOT_KEYS = {"data.sha256", "prune.target.params"}  # a tag of MLflow's; a target in place of prune.target.macs
 NOT_PATHS = {
     "thinner/nightly",
+    "thinner/on-new-data",
     "torchvision/",
     "extra/metadata.json",
-}  # a Prefect deployment; a folder; a place in a pt2 archive
+}  # two Prefect deployments; a folder; a place in a pt2 archive
 METRIC = re.compile(r"(test|train|val|claims|system)/[\w/]+")  # MLflow's: test/accuracy
 SUFFIXES = {
     "csv",
