@@ -32,11 +32,11 @@ class Look:
 
 def look(root: Path, data: str, pointers: str = "") -> Look:
     """What lies in the folder ``data`` of ``root``; ``pointers`` stands for the .dvc files of another commit."""
-    lines, changed = [], 0.0
-    for path, found in _walk(root / data):
+    lines, changed, top = [], 0.0, root / data
+    for path, found in _walk(top):
         changed = max(changed, found.st_ctime)
         if not stat.S_ISDIR(found.st_mode):
-            lines.append(f"{os.path.relpath(path, root)}\0{found.st_size}\0{found.st_mtime_ns}")
+            lines.append(f"{path[len(os.fspath(top)) :]}\0{found.st_size}\0{found.st_mtime_ns}")
     digest = hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogateescape"))
     folder = Path(os.path.normpath(data))
     for above in [folder, *folder.parents][:-1]:  # dvc add data/raw leaves data/raw.dvc
