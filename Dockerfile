@@ -2,7 +2,7 @@
 #
 #   docker build --tag thinner .                                        without a GPU
 #   docker build --tag thinner:cuda --build-arg TORCH_INDEX= .          with CUDA: torch's usual wheels bring it
-#   docker run --rm --volume "$PWD:/thinner" --user "$(id -u)" thinner python -m flows.pipeline
+#   docker run --rm --volume "$PWD:$PWD" --workdir "$PWD" --user "$(id -u)" thinner python -m flows.pipeline
 #
 # A change of the code makes the last two layers again, and downloads nothing.
 ARG PYTHON=3.11.14-slim-bookworm

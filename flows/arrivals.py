@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_OWN = "torchvision"  # prepare brings these files itself, and DVC does not watch them either (.dvcignore)
+
 
 @dataclass(frozen=True)
 class Look:
@@ -33,7 +35,7 @@ class Look:
 def look(root: Path, data: str, pointers: str = "") -> Look:
     """What lies in the folder ``data`` of ``root``; ``pointers`` stands for the .dvc files of another commit."""
     lines, changed, top = [], 0.0, root / data
-    for path, found in _walk(top):
+    for path, found in _walk(top, but=top / _OWN):
         changed = max(changed, found.st_ctime)
         if not stat.S_ISDIR(found.st_mode):
             lines.append(f"{path[len(os.fspath(top)) :]}\0{found.st_size}\0{found.st_mtime_ns}")
@@ -46,7 +48,7 @@ def look(root: Path, data: str, pointers: str = "") -> Look:
     return Look(digest.hexdigest(), len(lines), changed)
 
 
-def _walk(top: Path) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(top: Path, but: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Folders and files, through links as well, each folder once. What goes while one looks is left out: its folder has
     changed then, and the next look sees that."""
     been: set[tuple[int, int]] = set()
@@ -62,7 +64,7 @@ def _walk(top: Path) -> Iterator[tuple[str, os.stat_result]]:
             with os.scandir(place) as entries:
                 for entry in entries:
                     if entry.is_dir():
-                        waiting.append(entry.path)
+                        waiting += [entry.path] if entry.path != os.fspath(but) else []
                         continue
                     with contextlib.suppress(FileNotFoundError):
                         yield entry.path, entry.stat()

@@ -22,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import httpx
@@ -172,7 +172,9 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
     params.write_text(branches.file_of(root, commit, "params.yaml"), encoding="utf-8")
     _put_in(params, values)
     data = load_params(params).data
-    if remote.travel(root).pull:
+    pull = remote.travel(root).pull
+    pointers = _pointers(branches.pointers_of(root, commit), data.root)
+    if pull and not pointers:
         remote.bring_data(root, get_run_logger().info)  # here, for the worktree sees the same folder
     if tracking_uri().startswith("sqlite") and not (root / "mlflow.db").exists():
         # whoever makes MLflow's file says where its artifacts lie: not in a worktree
@@ -180,8 +182,10 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
         subprocess.run(command, cwd=root, env=child_environment(), capture_output=True, check=False)
     if not ref and (left := changes(root)):
         get_run_logger().warning("not committed, so not in this run: %s", console.abbreviated(left))
-    trees = Worktrees(root, [root / PLACE / "tree"], [(data.root, data.source)], commit)
+    trees = Worktrees(root, [root / PLACE / "tree"], [(data.root, data.source)], commit, linked=not pointers)
     (folder,) = trees.paths
+    if pointers:
+        _bring(folder, pointers, pull)
     (folder / "params.yaml").write_bytes(params.read_bytes())
     told = {"MLFLOW_TRACKING_URI": tracking_uri(), HOME: str(root)}
     before = {key: os.environ.get(key) for key in told}
@@ -194,6 +198,27 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
             os.environ.pop(key)
             if value is not None:
                 os.environ[key] = value
+
+
+def _pointers(listed: str, data: str) -> list[str]:
+    """The .dvc files of a commit that say what raw data it has; none where they are in no version."""
+    names = [line.partition("\t")[2] for line in listed.splitlines()]
+    kept = {name: PurePosixPath(name.removesuffix(".dvc")) for name in names}
+    raw = PurePosixPath(os.path.normpath(data))
+    return [name for name, place in kept.items() if place.is_relative_to(raw) or raw.is_relative_to(place)]
+
+
+def _bring(folder: Path, pointers: list[str], pull: bool) -> None:
+    """Raw data as the commit has them: what lies in the working copy may be newer, or edited."""
+    words = ["pull" if pull else "checkout", "--force", *pointers]
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *words], cwd=folder, env=child_environment(), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said = one_line(done.stderr.strip() or done.stdout)
+        mend = "" if pull else " Is it only in the remote? git config thinner.pull true"
+        raise UserError(f"{', '.join(pointers)}: the raw data of this commit could not be brought: {said}.{mend}")
 
 
 def _put_in(params: Path, values: dict[str, Any]) -> None:

@@ -45,18 +45,20 @@ class Worktrees:
     """Copies of HEAD in which runs work, kept until all is done.
 
     ``sources``: (data.root, data.source) of every run, where they are not all those of params.yaml. ``commit``: copies
-    of this one instead.
+    of this one instead. Not ``linked``: they have raw data of their own.
     """
 
     def __init__(
-        self, root: Path, paths: Sequence[Path], sources: Collection[tuple[str, str]] = (), commit: str | None = None
-    ) -> None:
+        self, root: Path, paths: Sequence[Path], sources: Collection[tuple[str, str]] = (), commit: str | None = None,
+        linked: bool = True,
+    ) -> None:  # fmt: skip
         if not sources:
             data = load_params(root / "params.yaml").data
             sources = [(data.root, data.source)]
-        for place, source in sources:
+        for place, source in sources if linked else ():
             lineage.check_data(str(root / place), source)  # or DVC would hang at a FIFO, in each of them
-        places = dict.fromkeys([*(place for place, _ in sources), *OUTSIDE])
+        self._raw = [place for place, _ in sources]
+        places = dict.fromkeys([*(self._raw if linked else ()), *OUTSIDE])
         self._root, self._free = root, threading.Condition()
         self.commit = commit or head(root)
         _git(root, "worktree", "prune")
@@ -67,7 +69,7 @@ class Worktrees:
         self._seeds: dict[Path, int | None] = dict.fromkeys(self.paths)
 
     def _make(self, path: Path, cache: Path) -> Path:
-        for place in self._outside:
+        for place in [*self._outside, *self._raw]:
             if (path / place).is_symlink():
                 (path / place).unlink()
         if (path / ".git").exists():

@@ -41,7 +41,7 @@ def file_of(root: Path, commit: str, name: str) -> str:
 
 def pointers_of(root: Path, commit: str) -> str:
     """Mode, hash and name of each .dvc file in ``commit``: they change with the data that `dvc add` keeps."""
-    listed = git(root, "ls-tree", "-r", "--full-tree", commit).splitlines()
+    listed = git(root, "ls-tree", "-r", "-z", "--full-tree", commit).split("\0")
     return "\n".join(line for line in listed if line.endswith(".dvc"))
 
 

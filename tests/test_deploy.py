@@ -186,7 +186,7 @@ def test_the_docker_worker_takes_what_the_schedule_tells_it(monkeypatch: pytest.
     known = DockerWorker.get_default_base_job_template()["variables"]["properties"]
     assert set(told) <= set(known), "Prefect would drop the others without a word"
     made = DockerWorkerJobConfiguration(**told)
-    assert made.volumes == ["/srv/thinner:/thinner"] and not made.privileged
+    assert made.volumes == ["/srv/thinner:/srv/thinner"] and not made.privileged
     assert made.container_create_kwargs is not None and made.container_create_kwargs["user"] == "1000"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows import arrivals
+from tests.toy import PROJECT
 
 
 @pytest.fixture
@@ -45,6 +46,14 @@ def test_what_changes_is_seen_and_what_does_not_is_not(root: Path) -> None:
     (root / "data/raw/dog/2.png").unlink()
     now_differs()
     assert arrivals.look(root, "data/raw", "pointers of a commit").digest not in seen
+
+
+def test_what_prepare_itself_brings_is_no_news(root: Path) -> None:
+    before = digest(root)
+    (root / "data/raw/torchvision/MNIST").mkdir(parents=True)
+    (root / "data/raw/torchvision/MNIST/images").write_bytes(b"downloaded")
+    assert "data/raw/torchvision" in (PROJECT / ".dvcignore").read_text().splitlines()
+    assert digest(root) == before
 
 
 def test_links_in_a_circle_links_to_nothing_and_no_folder_end(root: Path) -> None:

@@ -74,6 +74,20 @@ def test_the_command_to_do_it_again_can_be_typed_as_it_stands(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("names", "data", "found"),
+    [
+        ([], "data/raw", []),
+        (["data/raw.dvc", "data/rawer.dvc", "models.dvc"], "data/raw", ["data/raw.dvc"]),
+        (["data.dvc"], "./data/raw/", ["data.dvc"]),
+        (["data/raw/cats.dvc", "data/raw/new dogs.dvc"], "data/raw", ["data/raw/cats.dvc", "data/raw/new dogs.dvc"]),
+    ],
+)
+def test_the_pointers_to_raw_data_of_a_commit(names: list[str], data: str, found: list[str]) -> None:
+    listed = "\n".join(f"100644 blob {'0' * 40}\t{name}" for name in names)
+    assert nightly._pointers(listed, data) == found
+
+
 def test_beside_another_run_it_is_dropped(tmp_path: Path) -> None:
     hold = (
         f"from pathlib import Path; from tasks import processes; import sys\n"
@@ -122,6 +136,13 @@ def test_a_night_with_a_value_of_its_own_fails_is_told_and_run_again_and_is_on_i
     toy: Toy, hook: Hook, shared: None
 ) -> None:
     toy.env["THINNER_NOTIFY"] = hook.address
+    raw = toy.root / "data/raw/one.txt"
+    raw.parent.mkdir(parents=True)
+    raw.write_text("as committed")
+    toy.run("dvc", "add", "--quiet", "data/raw")
+    toy.commit()
+    raw.unlink()
+    raw.write_text("edited since")
     program = toy.root / "program.py"
     program.write_text(program.read_text() + "# not committed\n")
     before = toy.run("git", "status", "--porcelain").stdout, (toy.root / "params.yaml").read_bytes()
@@ -152,7 +173,8 @@ def test_a_night_with_a_value_of_its_own_fails_is_told_and_run_again_and_is_on_i
 
     # the working copy, its index and its branch are as they were; nothing ran in it
     assert (toy.run("git", "status", "--porcelain").stdout, (toy.root / "params.yaml").read_bytes()) == before
-    assert toy.ran() == [] and not (toy.root / "data").exists()
+    assert toy.ran() == [] and not (toy.root / "data/distill").exists()
+    assert ((tree / "data/raw/one.txt").read_text(), raw.read_text()) == ("as committed", "edited since")
 
     pages = _ask(toy.env["PREFECT_API_URL"], "artifacts", artifacts={"key": {"any_": ["thinner-nightly"]}})
     assert any("# thinner nightly: done" in page["data"] for page in pages)

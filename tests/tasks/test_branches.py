@@ -133,13 +133,16 @@ def test_a_commit_is_found_by_name_and_a_remotes_is_fetched(root: Path, tmp_path
     git(tmp_path, "clone", "--quiet", str(root), str(clone))
     assert branches.commit_of(clone, "main") == branches.commit_of(clone, here[:10]) == here
     (root / "raw.dvc").write_text("md5")
+    (root / "Bäume.dvc").write_text("md5")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "-m", "data")
     new = git(root, "rev-parse", "HEAD")
     assert branches.commit_of(clone, "origin/main") == new
     assert git(clone, "rev-parse", "main") == here  # what is checked out stays
     assert branches.file_of(clone, new, "params.yaml") == "a: 1"
-    assert branches.pointers_of(clone, here) == "" and branches.pointers_of(clone, new).endswith("\traw.dvc")
+    assert branches.pointers_of(clone, here) == "" and [
+        line.split("\t")[1] for line in branches.pointers_of(clone, new).splitlines()
+    ] == ["B\u00e4ume.dvc", "raw.dvc"]
 
 
 @pytest.mark.parametrize("ref", ["nosuch", "", "--all", "origin/nosuch", "HEAD:params.yaml"])
