@@ -1,5 +1,6 @@
 """flows/nightly.py: a run that nobody watches, with values, a commit and a branch of its own."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -133,7 +134,7 @@ def toy(tmp_path: Path) -> Toy:
 
 @pytest.mark.integration
 def test_a_night_with_a_value_of_its_own_fails_is_told_and_run_again_and_is_on_its_branch(
-    toy: Toy, hook: Hook, shared: None
+    toy: Toy, hook: Hook, shared: None, tmp_path: Path
 ) -> None:
     toy.env["THINNER_NOTIFY"] = hook.address
     raw = toy.root / "data/raw/one.txt"
@@ -146,34 +147,38 @@ def test_a_night_with_a_value_of_its_own_fails_is_told_and_run_again_and_is_on_i
     program = toy.root / "program.py"
     program.write_text(program.read_text() + "# not committed\n")
     before = toy.run("git", "status", "--porcelain").stdout, (toy.root / "params.yaml").read_bytes()
-    night = ("-m", "flows.nightly", "--set", "distill.temperature=7", "--commit-to", "thinner/nightly")
+    night = ("-m", "flows.nightly", "finetune", "--set", "finetune.image_size=48", "--commit-to", "thinner/nightly")
 
-    failed = toy.run(sys.executable, *night, check=False, TOY_FAIL="distill")
+    (tmp_path / "params.yaml").write_bytes(before[1])
+    nightly._put_in(tmp_path / "params.yaml", {"finetune.image_size": 48})
+    # checked in depth already, which would take ten seconds each time
+    checked = {"THINNER_CHECKED": hashlib.sha256((tmp_path / "params.yaml").read_bytes()).hexdigest()}
+    failed = toy.run(sys.executable, *night, check=False, TOY_FAIL="finetune", **checked)
     assert failed.returncode == 1
     (told,) = hook.got
-    assert (told["title"], told["type"]) == ("thinner nightly: distill failed", "failure")
+    assert (told["title"], told["type"]) == ("thinner nightly: finetune failed", "failure")
     lines = told["message"].splitlines()
-    assert lines[0] == "Stage    distill"
-    assert lines[1].startswith("Reason   distill failed after ") and lines[1].endswith(": distill: asked to fail")
-    assert lines[2].endswith("python -m flows.nightly --set distill.temperature=7 --commit-to thinner/nightly")
+    assert lines[0] == "Stage    finetune"
+    assert lines[1].startswith("Reason   finetune failed after ") and lines[1].endswith(": finetune: asked to fail")
+    assert lines[2].endswith(
+        "python -m flows.nightly finetune --set finetune.image_size=48 --commit-to thinner/nightly"
+    )
     assert not toy.run("git", "branch", "--list", "thinner/nightly").stdout
 
-    done = toy.run(sys.executable, *night)
+    done = toy.run(sys.executable, *night, **checked)
     assert "not committed, so not in this run: program.py" in done.stdout
-    assert hook.got[1]["type"] == "success" and "ran: distill" in hook.got[1]["message"]
+    assert hook.got[1]["type"] == "success" and "ran: finetune" in hook.got[1]["message"]
     tree = toy.root / nightly.PLACE / "tree"
     ran = (tree / "ran.txt").read_text().split()
-    assert sorted(ran) == ["distill", "distill", "finetune", "prepare", "scratch"]
-    assert (tree / "data/distill/model.json").read_text().endswith("7.0)")
+    assert ran == ["prepare", "finetune", "finetune"]
     kept = yaml.safe_load(toy.run("git", "show", "thinner/nightly:dvc.lock").stdout)
-    assert kept["stages"]["distill"]["params"]["params.yaml"] == {"distill.temperature": 7}
-    assert "distill.temperature" not in toy.run("git", "show", "--stat", "--format=", "thinner/nightly").stdout
+    assert kept["stages"]["finetune"]["params"]["params.yaml"] == {"finetune.image_size": 48}
     changed = toy.run("git", "diff", "--name-only", "main", "thinner/nightly").stdout.split()
     assert changed == ["dvc.lock", "params.yaml"]
 
     # the working copy, its index and its branch are as they were; nothing ran in it
     assert (toy.run("git", "status", "--porcelain").stdout, (toy.root / "params.yaml").read_bytes()) == before
-    assert toy.ran() == [] and not (toy.root / "data/distill").exists()
+    assert toy.ran() == [] and not (toy.root / "data/finetune").exists()
     assert ((tree / "data/raw/one.txt").read_text(), raw.read_text()) == ("as committed", "edited since")
 
     pages = _ask(toy.env["PREFECT_API_URL"], "artifacts", artifacts={"key": {"any_": ["thinner-nightly"]}})
