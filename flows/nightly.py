@@ -182,6 +182,7 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
         subprocess.run(command, cwd=root, env=child_environment(), capture_output=True, check=False)
     if not ref and (left := changes(root)):
         get_run_logger().warning("not committed, so not in this run: %s", console.abbreviated(left))
+    _unlock(root / PLACE / "tree")
     trees = Worktrees(root, [root / PLACE / "tree"], [(data.root, data.source)], commit, linked=not pointers)
     (folder,) = trees.paths
     if pointers:
@@ -198,6 +199,13 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
             os.environ.pop(key)
             if value is not None:
                 os.environ[key] = value
+
+
+def _unlock(tree: Path) -> None:
+    """Take away what a git that was killed has left of its lock: nobody else works there, and we hold ours."""
+    with contextlib.suppress(OSError):
+        kept = (tree / ".git").read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        (Path(kept) / "index.lock").unlink()
 
 
 def _pointers(listed: str, data: str) -> list[str]:

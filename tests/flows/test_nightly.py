@@ -165,6 +165,7 @@ def test_a_night_with_a_value_of_its_own_fails_is_told_and_run_again_and_is_on_i
     )
     assert not toy.run("git", "branch", "--list", "thinner/nightly").stdout
 
+    (toy.root / ".git/worktrees/tree/index.lock").touch()  # as a git that was killed leaves it
     done = toy.run(sys.executable, *night, **checked)
     assert "not committed, so not in this run: program.py" in done.stdout
     assert hook.got[1]["type"] == "success" and "ran: finetune" in hook.got[1]["message"]
