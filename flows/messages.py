@@ -182,7 +182,7 @@ def send(to: list[str], subject: str, body: str, went_well: bool = True) -> list
         elif not sent:
             code = re.search(r"error=(\d{3})\b", said.getvalue())
             why = f"it answered HTTP {code[1]}" if code else "it did not answer, or refused"
-            wrong.append(f"no message to {which} ({service.service_name}): {why}. The run stands as it ended")
+            wrong.append(f"no message to {which} ({service.service_name}): {why}")
     return wrong
 
 

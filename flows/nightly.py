@@ -294,7 +294,8 @@ def tell(root: Path, night: messages.Night, when: str) -> list[str]:
         return []
     if not (to := messages.addresses(_of_block)):
         return []
-    return messages.send(to, messages.title(night), messages.text(night), night.went_well)
+    wrong = messages.send(to, messages.title(night), messages.text(night), night.went_well)
+    return [f"{line}. The run stands as it ended" for line in wrong]
 
 
 def _of_block() -> str | None:
