@@ -1,5 +1,6 @@
 """flows/nightly.py: a run that nobody watches, with values, a commit and a branch of its own."""
 
+import configparser
 import hashlib
 import json
 import re
@@ -13,12 +14,18 @@ import httpx
 import pytest
 import yaml
 
-from flows import nightly
+from flows import nightly, worktrees
 from tasks import processes
 from tests.hooks import Hook, webhook
 from tests.toy import PROJECT, Toy
 from thinner.config import load_params
 from thinner.errors import UserError
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    with webhook() as made:
+        yield made
 
 
 @pytest.fixture
@@ -109,6 +116,63 @@ def test_beside_another_run_it_is_dropped(tmp_path: Path) -> None:
         pass
 
 
+def test_a_look_that_finds_nothing_new_starts_nothing(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = file.parent
+    (root / "dvc.yaml").write_text("stages: {}")
+    (root / "data/raw").mkdir(parents=True)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["nightly", "--only-new-data"])
+    monkeypatch.setattr(subprocess, "Popen", None)  # no process
+    monkeypatch.setattr(nightly.server, "outlived", None)  # and no flow
+    for words in ("first look: 0 files. The next change", "nothing new: 0 files", "still coming in: last changed 0 s"):
+        assert nightly.main() == 0
+        assert words in capsys.readouterr().out
+        if words.startswith("nothing"):
+            (root / "data/raw/1.png").write_bytes(b"half of")
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated")
+def test_a_message_that_is_not_taken_is_one_line_and_no_failure(
+    tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = {
+        "verdict": "refused",
+        "exit_code": 2,
+        "message": "m",
+        "ship": None,
+        "target": [],
+        "claims": [],
+        "stages": [],
+        "places": {},
+    }
+    night = nightly.messages.Night("nightly", tmp_path, end, "0123", "make run")
+    monkeypatch.setenv("THINNER_NOTIFY", hook.address)
+    assert nightly.tell(tmp_path, night, "never") == [] and hook.got == []
+    assert nightly.tell(tmp_path, night, "always") == [] and len(hook.got) == 1
+    hook.status = 404
+    (line,) = nightly.tell(tmp_path, night, "always")
+    assert line == "no message to address 1 of 1 (JSON): it answered HTTP 404. The run stands as it ended"
+
+
+def test_a_worktree_has_what_lets_one_in_to_the_remote_and_shows_it_to_nobody(tmp_path: Path) -> None:
+    theirs, mine = tmp_path / "theirs", tmp_path / "mine"
+    text = "[cache]\n    dir = /old\n    type = copy\n['remote \"results\"']\n    secret_access_key = a%b=c\n"
+    theirs.write_text(text)
+    worktrees._share_cache(theirs, mine, Path("/cache"))
+    worktrees._share_cache(theirs, mine, Path("/cache"))
+    found = configparser.RawConfigParser()
+    found.read(mine)
+    assert {name: dict(found[name]) for name in found.sections()} == {
+        "cache": {"dir": "/cache", "type": "copy"},
+        "'remote \"results\"'": {"secret_access_key": "a%b=c"},
+    }
+    assert mine.stat().st_mode & 0o777 == 0o600 and theirs.read_text() == text
+    worktrees._share_cache(tmp_path / "none", mine, Path("/cache"))
+    assert mine.read_text().split() == ["[cache]", "dir", "=", "/cache"]
+
+
 def test_both_deployments_are_runs_of_this_flow_with_parameters_that_it_has() -> None:
     found = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
     assert [one["name"] for one in found] == ["nightly", "on-new-data"]
@@ -119,12 +183,6 @@ def test_both_deployments_are_runs_of_this_flow_with_parameters_that_it_has() ->
 
 
 # --- with everything real ---
-
-
-@pytest.fixture
-def hook() -> Iterator[Hook]:
-    with webhook() as made:
-        yield made
 
 
 @pytest.fixture
