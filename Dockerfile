@@ -4,7 +4,7 @@
 #   docker build --tag thinner:cuda --build-arg TORCH_INDEX= .          with CUDA: torch's usual wheels bring it
 #   docker run --rm --volume "$PWD:$PWD" --workdir "$PWD" --user "$(id -u)" thinner python -m flows.pipeline
 #
-# A change of the code makes the last two layers again, and downloads nothing.
+# A change of the code makes the last layer again, and installs nothing.
 ARG PYTHON=3.11.14-slim-bookworm
 FROM python:${PYTHON}
 
@@ -42,19 +42,19 @@ RUN mkdir thinner tasks flows benchmarks \
     && touch README.md LICENSE thinner/__init__.py tasks/__init__.py flows/__init__.py benchmarks/__init__.py \
     && pip install --constraint constraints.txt --editable ".[$EXTRAS]"
 
-# whoever this is owns nothing of the image; a folder that is mounted here belongs to somebody else
+# who may write into this folder, and not into the code in it; one that is mounted here may be somebody else's
 RUN useradd --create-home --uid "$UID" thinner \
+    && chown thinner /thinner \
     && git config --system --add safe.directory /thinner
 
+# the code takes the place of the empty packages, which were installed to be found here
 COPY . .
-RUN pip install --no-deps --no-build-isolation --constraint constraints.txt --editable . \
-    && chown thinner /thinner
 
 USER ${UID}
 
 # A worker says that it is well at /health. What runs here by hand is well while it runs.
 HEALTHCHECK --interval=60s --timeout=10s --start-period=60s --retries=3 \
-    CMD ["bash", "-c", "grep -qaz worker /proc/[0-9]*/cmdline || exit 0; python -c \"import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=5)\""]
+    CMD ["bash", "-c", "grep -qazx '[w]orker' /proc/[0-9]*/cmdline || exit 0; python -c \"import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=5)\""]
 
 ENTRYPOINT ["tini", "--"]
 CMD ["prefect", "worker", "start", "--pool", "thinner", "--type", "process", "--with-healthcheck"]
