@@ -182,7 +182,13 @@ def print_results(root: Path, everything: bool = False) -> tuple[str, str]:
         "         dvc repro                    the same pipeline without Prefect\n"
         "         dvc metrics diff             what changed since the last commit",
     )
-    return "to ship" if results.ready else "nothing to ship", results.ship_line
+    return results.verdict, results.ship_line
+
+
+def results(root: Path) -> tuple[str, str]:
+    """The verdict of a run that went as far as its report, and the sentence about what to ship."""
+    found = _Results(root)
+    return found.verdict, found.ship_line
 
 
 def _places(root: Path, results: _Results) -> list[tuple[str, str, str]]:
@@ -209,6 +215,7 @@ class _Results:
         self.shipped = load_params(root / "params.yaml").ship.candidate
         rows = list(self.verdicts.values())
         self.ready = self.shipped in self.measured and not shipping.open_points(self.shipped, rows, self.targets)
+        self.verdict = "to ship" if self.ready else "nothing to ship"
         self.ship_line = "Nothing was evaluated."
         if self.measured:
             self.ship_line = shipping.ship_line(self.measured, self.shipped, rows, self.targets)

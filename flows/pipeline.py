@@ -70,6 +70,7 @@ _guard = threading.Lock()
 _cancelled = threading.Event()
 _ended: dict[str, str] = {}  # stage -> Prefect's name of the state in which it ended, of the last flow in this process
 _took: dict[str, float] = {}  # stage -> seconds that DVC was at it
+_told: dict[str, str] = {}  # what the last flow in this process told its stages through the environment
 
 
 _THREADS: Any = ThreadPoolTaskRunner(max_workers=64)  # they only wait; `jobs` bounds what computes
@@ -99,6 +100,8 @@ def pipeline(stages: list[str] | None = None, jobs: int = 2) -> State:
 def _conduct(stages: list[str] | None, jobs: int) -> State:
     root = repository_root()
     server.remember()
+    for past in (_ended, _took, _told):
+        past.clear()
     with only_run(root):
         _end_leftovers()
         if said := lineage.mend(root):
@@ -114,9 +117,8 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         environment, record = _before_first_stage() if stale else ({}, None)
         if asks:
             environment[remote.FETCH] = "yes"
+        _told.update(environment)
         _cancelled.clear()
-        _ended.clear()
-        _took.clear()
         slots = threading.BoundedSemaphore(jobs)
         states: dict[str, State] = {}
         status = "FAILED"
@@ -522,7 +524,7 @@ def _end_leftovers() -> None:
     running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
     with get_client(sync_client=True) as client:
         for other in client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=running)):
-            if str(other.id) != str(flow_run.id):
+            if str(other.id) not in (str(flow_run.id), str(flow_run.parent_flow_run_id)):
                 client.set_flow_run_state(other.id, Crashed(message="the process was killed"), force=True)
 
 
@@ -552,14 +554,28 @@ def run(stages: list[str] | None = None, jobs: int = 2, quiet: bool = False, fil
         verdict, message = "stopped", "stopped by Ctrl-C or a signal"
     if file is not None:
         try:
-            ends = ending.stages(root, nodes, _ended, _took)
-            whole = verdict in ("to ship", "nothing to ship")
-            ending.write(file, ending.as_json(root, verdict, message, ends, whole))
+            ending.write(file, as_json(root, nodes, verdict, message))
         except UserError as error:
             console.console.print(str(error), style="red", markup=False)
             return 2
     code = ending.CODES[verdict]
     return server.leave(code) if verdict != "stopped" else code
+
+
+def as_json(root: Path, nodes: list[lineage.Node], verdict: str, message: str) -> dict[str, Any]:
+    """How the last flow in this process ended, for programs."""
+    ends = ending.stages(root, nodes, _ended, _took)
+    return ending.as_json(root, verdict, message, ends, verdict in ("to ship", "nothing to ship"))
+
+
+def ended() -> frozenset[str]:
+    """The stages that the last flow in this process has looked at."""
+    return frozenset(_ended)
+
+
+def run_in_mlflow() -> str | None:
+    """The id of the run that the last flow in this process has there; None where it had nothing to do."""
+    return _told.get(PARENT)
 
 
 def _bring_up_to_date(

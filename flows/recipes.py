@@ -105,12 +105,12 @@ def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, s
     for key, value in values.items():
         place, last = _find(params, key, whose)
         if not isinstance(place, list | dict):
-            raise UserError(f"{whose}: '{key}' is no key of params.yaml: {key.rpartition('.')[0]} is {_flat(place)}")
+            raise UserError(f"{whose}: '{key}' is no key of params.yaml: {key.rpartition('.')[0]} is {flat(place)}")
         if not isinstance(place, dict):
             raise UserError(f"{whose}: '{key}' lies in a list. Give the whole list: {key.rpartition('.')[0]}=[...]")
         before = place.get(last)
         if before != value or isinstance(before, bool) != isinstance(value, bool):
-            changed.append(f"{key}: {_flat(before)} -> {_flat(value)}")
+            changed.append(f"{key}: {flat(before)} -> {flat(value)}")
             place[last] = _styled(value)
     for key, text in (why or {}).items():
         place, last = _find(params, key, whose)
@@ -177,7 +177,8 @@ def _styled(value: Any) -> Any:
     return made
 
 
-def _flat(value: Any) -> str:
+def flat(value: Any) -> str:
+    """As YAML, on one line."""
     text = yaml.safe_dump(yaml.safe_load(yaml.safe_dump(_plain(value))), default_flow_style=True, width=4096)
     return text.removesuffix("\n...\n").strip()
 

@@ -64,7 +64,7 @@ def serve() -> int:
             "thinner-worker",
         )
         print(
-            f"\n  Prefect   {url}{_login()}\n\nThe deployment thinner/nightly runs by the schedule in prefect.yaml. "
+            f"\n  Prefect   {url}{_login()}\n\nBy the schedule in prefect.yaml: thinner/nightly, thinner/on-new-data. "
             f"At once:\n  {_client(url)}.venv/bin/prefect deployment run thinner/nightly\n"
             "Ctrl-C ends the server and the worker.",
             flush=True,

@@ -205,6 +205,11 @@ def _not_started(error: Exception) -> UserError:
     )
 
 
+def has_gone() -> bool:
+    """Whether a flow of this process has found, as it ended, that its server does not answer any more."""
+    return _gone.is_set()
+
+
 def _own_word() -> State | None:
     return _state if _gone.is_set() else None
 

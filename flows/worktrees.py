@@ -5,6 +5,7 @@ So nothing is trained twice, the working copy stays as it is, and what was stopp
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import copy
 import json
@@ -35,6 +36,7 @@ from thinner.files import yaml_files
 
 # What a person keeps outside of git and stages read: worktrees see the repository's own.
 OUTSIDE = ("data/teachers", "data/weights")
+_LOCAL = Path(".dvc") / "config.local"
 # Changes to these concern no result.
 HARMLESS = ("reports", "docs", "studies", "searches", "tests", "dvc.lock")
 
@@ -42,16 +44,23 @@ HARMLESS = ("reports", "docs", "studies", "searches", "tests", "dvc.lock")
 class Worktrees:
     """Copies of HEAD in which runs work, kept until all is done.
 
-    ``sources``: (data.root, data.source) of every run, where they are not all those of params.yaml.
+    ``sources``: (data.root, data.source) of every run, where they are not all those of params.yaml. ``commit``: copies
+    of this one instead. Not ``linked``: they have raw data of their own.
     """
 
-    def __init__(self, root: Path, paths: Sequence[Path], sources: Collection[tuple[str, str]] = ()) -> None:
-        data = load_params(root / "params.yaml").data
-        for place, source in sources or [(data.root, data.source)]:
+    def __init__(
+        self, root: Path, paths: Sequence[Path], sources: Collection[tuple[str, str]] = (), commit: str | None = None,
+        linked: bool = True,
+    ) -> None:  # fmt: skip
+        if not sources:
+            data = load_params(root / "params.yaml").data
+            sources = [(data.root, data.source)]
+        for place, source in sources if linked else ():
             lineage.check_data(str(root / place), source)  # or DVC would hang at a FIFO, in each of them
-        places = dict.fromkeys([*(place for place, _ in sources or [(data.root, "")]), *OUTSIDE])
+        self._raw = [place for place, _ in sources]
+        places = dict.fromkeys([*(self._raw if linked else ()), *OUTSIDE])
         self._root, self._free = root, threading.Condition()
-        self.commit = head(root)
+        self.commit = commit or head(root)
         _git(root, "worktree", "prune")
         cache = lineage.cache_folder(root)
         self._outside = [place for place in places if (root / place).is_dir()]
@@ -60,7 +69,7 @@ class Worktrees:
         self._seeds: dict[Path, int | None] = dict.fromkeys(self.paths)
 
     def _make(self, path: Path, cache: Path) -> Path:
-        for place in self._outside:
+        for place in [*self._outside, *self._raw]:
             if (path / place).is_symlink():
                 (path / place).unlink()
         if (path / ".git").exists():
@@ -72,7 +81,7 @@ class Worktrees:
             shutil.rmtree(path / place, ignore_errors=True)
             (path / place).parent.mkdir(parents=True, exist_ok=True)
             (path / place).symlink_to(self._root / place)
-        (path / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
+        _share_cache(self._root / _LOCAL, path / _LOCAL, cache)
         return path
 
     @contextlib.contextmanager
@@ -97,18 +106,36 @@ class Worktrees:
             _git(self._root, "worktree", "remove", "--force", str(path))
 
 
+def _share_cache(theirs: Path, mine: Path, cache: Path) -> None:
+    """Where DVC's results lie, beside what the repository alone knows, such as how its remote lets one in."""
+    config = configparser.RawConfigParser()
+    config.optionxform = str  # type: ignore[assignment,method-assign]
+    with contextlib.suppress(configparser.Error):  # then DVC says so, there
+        config.read(theirs)
+    if not config.has_section("cache"):
+        config.add_section("cache")
+    config["cache"]["dir"] = str(cache)
+    mine.unlink(missing_ok=True)
+    with open(mine, "w", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="utf-8") as file:
+        config.write(file)
+
+
 def head(root: Path) -> str:
     return _git(root, "rev-parse", "HEAD")
 
 
 def refuse_changes(root: Path, why: str) -> None:
     """UserError if anything that a result may rest on is not committed: worktrees would not have it."""
+    if changed := changes(root):
+        raise UserError(f"{', '.join(changed[:5])}: changed since the last commit. {why}: git commit first")
+
+
+def changes(root: Path) -> list[str]:
+    """The files that a result may rest on and that are not as they were committed."""
     lines = _git(root, "status", "--porcelain").splitlines()
     # what git does not know is nobody's, but for networks of one's own
     changed = [line[3:] for line in lines if not line.startswith("??") or line[3:].startswith("nets/")]
-    changed = [name for name in changed if name.split("/")[0] not in HARMLESS]
-    if changed:
-        raise UserError(f"{', '.join(changed[:5])}: changed since the last commit. {why}: git commit first")
+    return [name for name in changed if name.split("/")[0] not in HARMLESS]
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -29,9 +29,12 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 NOT_KEYS = {"data.sha256", "prune.target.params"}  # a tag of MLflow's; a target in place of prune.target.macs
 NOT_PATHS = {
     "thinner/nightly",
+    "thinner/on-new-data",
+    "origin/main",
+    "origin/thinner/nightly",
     "torchvision/",
     "extra/metadata.json",
-}  # a Prefect deployment; a folder; a place in a pt2 archive
+}  # Prefect deployments; branches; a folder; a place in a pt2 archive
 METRIC = re.compile(r"(test|train|val|claims|system)/[\w/]+")  # MLflow's: test/accuracy
 SUFFIXES = {
     "csv",
