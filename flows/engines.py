@@ -289,8 +289,8 @@ def _ray(choice: Choice) -> Iterator[tuple[Any, int]]:
     import ray
     from prefect_ray import RayTaskRunner
 
-    with RayTaskRunner(address=choice.address, init_kwargs={"log_to_driver": False}) as runner:
-        try:
+    try:
+        with RayTaskRunner(address=choice.address, init_kwargs={"log_to_driver": False}) as runner:
             yield runner, sum(bool(node["Alive"]) for node in ray.nodes())
-        finally:
-            ray.shutdown()
+    finally:
+        ray.shutdown()  # the task runner leaves a client of ray://... connected, and its tasks at work

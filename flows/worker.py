@@ -177,7 +177,7 @@ def git(folder: Path, *arguments: str) -> str:
 def _watched() -> Iterator[None]:
     """End the processes of this order as soon as nobody waits for it: the flow was stopped, or has died.
 
-    Dask tells a worker that, but cannot interrupt what runs there. Ray ends the process, and stages end with it.
+    Dask tells a worker that, but cannot interrupt what runs there. Ray interrupts the task, or ends its process.
     """
     mine, over = threading.get_ident(), threading.Event()
     wanted = _wanted_by_dask()
@@ -191,9 +191,6 @@ def _watched() -> Iterator[None]:
     watcher.start()
     try:
         yield
-    except BaseException:
-        end_processes_of(mine)
-        raise
     finally:
         over.set()
 

@@ -344,6 +344,9 @@ def hear(
             elif line.strip():
                 said.append(line.rstrip())
         code = process.wait()
+    except BaseException:  # Ray cancels a task so; nothing else would end the process then
+        kill_group(process)
+        raise
     finally:
         _processes.pop(process, None)
     return said, code
