@@ -180,8 +180,8 @@ class Engine:
 
     def _handed_over(self, order: worker.Order) -> worker.Done | str:
         """What the worker answers, or why there is no answer."""
-        future = self._submit(order)
         try:
+            future = self._submit(order)
             while not self._is_done(future):
                 if worktrees.cancelled.wait(_LOOK_SECONDS):
                     self._cancel(future)

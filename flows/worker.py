@@ -107,7 +107,7 @@ def _bring(clone: Path, order: Order, ran: list[str]) -> str | None:
 
 _OTHER = (
     "what it rests on is not the same on the worker. Only what git or DVC has travels. Raw data, data/teachers and "
-    "data/weights: commit them, or dvc add FOLDER"
+    "data/weights: commit them, or dvc add FOLDER. If that is done, another version of this project is installed there"
 )
 
 

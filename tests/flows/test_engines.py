@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +21,13 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from flows import engines, worker
+from flows import cli, engines, worker
 from tasks import lineage
 from tests.flows.test_sweep import HISTORY
 from tests.servers import free_port
-from tests.toy import PROGRAM, Toy, eventually
+from tests.toy import PROGRAM, PROJECT, Toy, eventually
 from thinner.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
@@ -77,6 +79,12 @@ def test_a_choice_that_is_none_is_refused(
         engines.choose(name, address)
 
 
+def test_an_engine_of_seeds_needs_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    done = CliRunner().invoke(cli.app, ["claims", "--engine", "dask", "--address", CLOSED])
+    assert done.exit_code == 1 and "--engine: where --seeds train. Give --seeds too, for example 0,1,2" in done.output
+
+
 def test_here_needs_nothing() -> None:
     assert engines.choose(None, None) is engines.choose("local", None) is None
 
@@ -88,6 +96,12 @@ def test_an_engine_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None)
     with pytest.raises(UserError, match=rf"{module} is not installed. Install it: pip install -e '.\[{name}\]'"):
         engines.choose(name, CLOSED)
+
+
+def test_every_engine_is_an_extra() -> None:
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in engines.ENGINES[1:]:
+        assert any(line.startswith(f"prefect-{name}>=") for line in extras[name])
 
 
 @pytest.fixture(scope="module")
