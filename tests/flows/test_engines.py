@@ -238,9 +238,9 @@ class Cluster:
         return [word.removeprefix(start) for word in words if word.startswith(start)]
 
     def states(self) -> dict[str, int]:
-        """The step in each state that lies on the remote."""
+        """The step in each state of distill that lies on the remote."""
         found = {}
-        for path in (self.toy.root.parent / "store" / "states").glob("*.tar"):
+        for path in (self.toy.root.parent / "store" / "states").glob("distill-*.tar"):
             with contextlib.suppress(tarfile.TarError, OSError, KeyError), tarfile.open(path) as archive:
                 found[path.stem] = int((archive.extractfile("step") or io.BytesIO(b"0")).read())
         return found
@@ -281,7 +281,7 @@ def test_a_study_on_two_workers_shares_results_and_outlives_a_worker_and_a_failu
 ) -> None:
     toy, csv = cluster.toy, cluster.toy.root / "docs/studies/small.csv"
     for name in ("one", "two"):
-        cluster.start_worker(name, TOY_SLOW="distill:6")
+        cluster.start_worker(name, TOY_SLOW="distill:4")
     words = ["-m", "flows.sweep", "studies/small.yaml", "--engine", "dask", "--address", cluster.address]
     toy.run("git", "config", "thinner.states", "true")
     process = toy.start(sys.executable, *words)
