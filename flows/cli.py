@@ -36,6 +36,11 @@ app = typer.Typer(
 Machine = Literal["cpu", "gpu"]
 Jobs = Annotated[int, typer.Option(min=1, help="How many stages may compute side by side, where the graph allows.")]
 
+Engine = Annotated[
+    str | None, typer.Option(help="Where stages run: local, or on a cluster of dask or ray. docs/engines.md")
+]
+Address = Annotated[str | None, typer.Option(help="Of the cluster that is up, such as tcp://HOST:8786.")]
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say only how it ended, and what went wrong.")]
 EndFile = Annotated[
     Path | None,
@@ -296,7 +301,8 @@ def claims(
         typer.Option(help="Such as 0,1,2: run what is missing of these seeds, up to evaluate; judge over all of them."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="How many of --seeds train side by side; 1 if it is not said.")
+        int | None,
+        typer.Option(min=1, help="How many of --seeds train side by side; 1, with an engine one per worker."),
     ] = None,
     also: Annotated[
         list[Path] | None,
@@ -309,6 +315,8 @@ def claims(
     page: Annotated[
         Path | None, typer.Option("--page", help="With --seeds: write verdicts and each seed's networks, as Markdown.")
     ] = None,
+    engine: Engine = None,
+    address: Address = None,
 ) -> None:
     """Show the verdict on each claim of params.yaml, as of the last report or over several seeds. A schedule can gate
     on --strict."""
@@ -317,12 +325,14 @@ def claims(
         raise UserError("--workers: how many of --seeds train side by side. Give --seeds too, for example 0,1,2")
     if seeds is not None and also:
         raise UserError("--seeds and --with: give one of them. --seeds runs the seeds here, --with reads other copies")
+    if seeds is None and (engine is not None or address is not None):
+        raise UserError("--engine: where --seeds train. Give --seeds too, for example 0,1,2")
     if seeds is None and page is not None:
         raise UserError("--page: shows the networks of several seeds. Give --seeds too, for example 0,1,2")
     if seeds is None:
         verdicts = _last_verdicts(root, also or [])
     else:
-        verdicts = _verdicts_over(root, seeds, workers or 1, page)
+        verdicts = _verdicts_over(root, seeds, workers, page, engine, address)
     print_verdicts(verdicts)
     proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
     console.print(f"{proven} of {len(verdicts)} proven")
@@ -352,16 +362,20 @@ def _last_verdicts(root: Path, also: list[Path]) -> dict[str, Any]:
     return verdicts
 
 
-def _verdicts_over(root: Path, text: str, workers: int, page: Path | None) -> dict[str, Any]:
+def _verdicts_over(
+    root: Path, text: str, workers: int | None, page: Path | None, engine: str | None, address: str | None
+) -> dict[str, Any]:
+    from flows import engines
     from flows import seeds as over
     from flows.worktrees import head, parse_seeds
 
     chosen = parse_seeds(text)
+    choice = engines.choose(engine, address)
     params = load_params()
     if not params.claims:
         raise UserError("claims: params.yaml has none, so there is nothing to judge. docs/claims.md has the grammar")
     try:
-        folders = over.evaluate_seeds(root, params, chosen, workers)
+        folders = over.evaluate_seeds(root, params, chosen, workers, choice)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     from tasks.report import judge_runs
@@ -380,7 +394,9 @@ def _verdicts_over(root: Path, text: str, workers: int, page: Path | None) -> di
 @_for_people
 def search(
     file: Annotated[Path, typer.Argument(help="What to search, a YAML file: docs/search.md.")],
-    workers: Annotated[int, typer.Option(min=1, help="How many trials run side by side.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many trials run side by side; 1, with an engine one per worker.")
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -395,12 +411,16 @@ def search(
     only_report: Annotated[
         bool, typer.Option("--report", help="Only write page and figure, from what was run.")
     ] = False,
+    engine: Engine = None,
+    address: Address = None,
 ) -> None:
     """Which values of params.yaml make the best network? Trials by Optuna; the best are re-tested with other seeds."""
+    from flows import engines
     from flows import search as searching
 
+    choice = engines.choose(engine, address)
     try:
-        code = searching.start(file, workers, storage, report=only_report, retest=not trials_only)
+        code = searching.start(file, workers, storage, report=only_report, retest=not trials_only, choice=choice)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     from flows import server

@@ -38,6 +38,7 @@ from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console, ending, server
+from flows import slots as gpu
 from flows.watch import MARK
 from tasks import integrity, lineage, lockfile, processes, remote
 from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, UNSENT, child_environment, repository_root
@@ -102,6 +103,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
     server.remember()
     for past in (_ended, _took, _told):
         past.clear()
+    gpu.count(root)
     with only_run(root):
         _end_leftovers()
         if said := lineage.mend(root):
@@ -201,7 +203,7 @@ def stage(
         if _cancelled.is_set():
             return Failed(name="Cancelled", message="cancelled before it started")
         logger.info("out of date: %s", console.abbreviated(why))
-        with console.stage_shown(node.name):
+        with gpu.held(root, logger, _cancelled.is_set), console.stage_shown(node.name):
             state = _reproduce(root, node, environment, logger)
         stopped = _cancelled.is_set() and not state.is_completed()
         _ended[node.name] = "Cancelled" if stopped else state.name or ""

@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import console, recipes
+from flows import console, engines, recipes
 from flows.pipeline import select
 from flows.sweep import best_validation
 from flows.trials import (
@@ -182,6 +182,7 @@ class Job:
     params: Params
     workers: int
     retest: bool
+    engine: engines.Engine | None = None
     shared: dict[str, threading.Lock] = field(default_factory=dict)
     timing: threading.Lock = field(default_factory=threading.Lock)  # two that are timed would slow each other
     slots: threading.Semaphore = field(init=False)
@@ -212,6 +213,13 @@ class Job:
         seed = self.params.run.seed if seed is None else seed
         machine = {key: value for key, value in self.search.set.items() if key.startswith("run.")}
         return with_values(self.root, {**machine, "run.seed": seed})
+
+    def bring(
+        self, tree: Path, target: str, name: str, environment: Mapping[str, str], logger: Any,
+        after: Callable[[str], None] = lambda stage: None,
+    ) -> str | None:  # fmt: skip
+        """What went wrong with the target there and all that it needs, or None."""
+        return bring_up_to_date(tree, target, name, environment, logger, self.shared, after, self.engine)
 
     def measure(
         self, tree: Path, out: Path, split: str, networks: Mapping[str, Path], batches: Sequence[int],
@@ -265,7 +273,7 @@ def make_default(job: Job, trees: Worktrees, environment: dict[str, str]) -> Sta
         failure = _keep(job, tree, DEFAULT, kept, environment, logger)
         if failure is None and _read_text(kept / "measured" / "key") != _measuring(job):
             networks, out = {DEFAULT: kept / "network"}, kept / "measured"
-            failure = bring_up_to_date(tree, "prepare", DEFAULT, environment, logger, job.shared) or job.measure(
+            failure = job.bring(tree, "prepare", DEFAULT, environment, logger) or job.measure(
                 tree, out, "validation", networks, job.search.batches, environment, logger
             )
     if failure:
@@ -292,8 +300,8 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
             write_params(tree, job.values(values))
             way: dict[str, float] = {}
             with console.stage_shown(name):
-                failure = bring_up_to_date(
-                    tree, job.stage, name, environment, logger, job.shared, lambda stage: _look(job, tree, stage, way)
+                failure = job.bring(
+                    tree, job.stage, name, environment, logger, lambda stage: _look(job, tree, stage, way)
                 )
                 networks = {"trial": tree / job.network, DEFAULT: job.folder / DEFAULT / "network"}
                 out = job.folder / "measured" / str(trial.number)
@@ -352,7 +360,7 @@ def _keep(job: Job, tree: Path, name: str, kept: Path, environment: Mapping[str,
     if _read_text(kept / "key") == key:
         return None
     with console.stage_shown(name):
-        failure = bring_up_to_date(tree, job.stage, name, environment, logger, job.shared)
+        failure = job.bring(tree, job.stage, name, environment, logger)
     if failure is None:
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(tree / job.network, kept / "network")
@@ -445,7 +453,7 @@ def measure_again(
         return Completed(name="Cached", message="up to date")
     with trees.borrow(seed) as tree:
         write_params(tree, job.default(seed))
-        failure = bring_up_to_date(tree, "prepare", f"seed {seed}", environment, logger, job.shared)
+        failure = job.bring(tree, "prepare", f"seed {seed}", environment, logger)
         if failure is None:
             if split == "test":
                 _note_test(job, seed, key)
@@ -516,7 +524,10 @@ def _write_json(path: Path, value: Any) -> None:
 # ---------------------------------------------------------------------------------------------------- the whole
 
 
-def start(path: Path, workers: int, storage: str | None, *, report: bool = False, retest: bool = True) -> int:
+def start(
+    path: Path, workers: int | None, storage: str | None, *, report: bool = False, retest: bool = True,
+    choice: engines.Choice | None = None,
+) -> int:  # fmt: skip
     """The whole life of a search. Returns the exit code."""
     require_optuna()
     root = repository_root()
@@ -527,6 +538,8 @@ def start(path: Path, workers: int, storage: str | None, *, report: bool = False
     address = storage or os.environ.get(STORAGE) or f"sqlite:///{folder / 'optuna.db'}"
     if not report:
         refuse_changes(root, "A search is of a commit")
+        if choice is not None:
+            engines.check(choice, root)
     busy = "this search is running already. Wait for it, or stop it with Ctrl-C there"
     with processes.only_one(folder / "lock", busy):
         if report:
@@ -539,16 +552,18 @@ def start(path: Path, workers: int, storage: str | None, *, report: bool = False
                 raise UserError(f"{path}: no trial was finished yet. Go on with it: thinner search {path}")
             write_report(job)
             return 0
-        trees = Worktrees(root, [folder / f"worker-{number}" for number in range(workers)])
-        study = open_study(address, _name(path, root, search_, space, trees), params.run.seed)
-        (folder / "study").write_text(study.study_name)
-        trials = Trials(study, search_, space, params.run.seed)
-        given = {key: _value(with_values(root, search_.set), key) for key in space}
-        if cut := trials.take_up(given):
-            names = ", ".join(f"trial {number}" for number in cut)
-            console.console.print(f"Cut off, and now run again: {names}", markup=False)
-        job = Job(path, root, search_, space, trials, params, workers, retest)
-        state = conduct(root, f"search {path.stem}", workers, trees, search, job)
+        with engines.connected(choice, root) as engine:
+            count = engines.side_by_side(engine, workers)
+            trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)])
+            study = open_study(address, _name(path, root, search_, space, trees), params.run.seed)
+            (folder / "study").write_text(study.study_name)
+            trials = Trials(study, search_, space, params.run.seed)
+            given = {key: _value(with_values(root, search_.set), key) for key in space}
+            if cut := trials.take_up(given):
+                names = ", ".join(f"trial {number}" for number in cut)
+                console.console.print(f"Cut off, and now run again: {names}", markup=False)
+            job = Job(path, root, search_, space, trials, params, count, retest, engine)
+            state = conduct(root, f"search {path.stem}", count, trees, search, job)
         for number, why in trials.others("FAIL").items():
             console.console.print(f"trial {number} failed: {why}", style="yellow", markup=False)
         if trials.rows():

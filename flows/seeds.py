@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import console
+from flows import console, engines, worktrees
 from flows.pipeline import only_run
 from flows.worktrees import (
     Worktrees,
@@ -47,8 +47,11 @@ ALSO_KEPT = ("reports/quantize",)  # the same, where 8 bits were tried
 KEY = "key"
 
 
-def evaluate_seeds(root: Path, params: Params, seeds: Sequence[int], workers: int) -> list[Path]:
-    """A folder per seed with what evaluate wrote for HEAD's params.yaml and that seed; what is missing is run.
+def evaluate_seeds(
+    root: Path, params: Params, seeds: Sequence[int], workers: int | None = None, choice: engines.Choice | None = None
+) -> list[Path]:
+    """A folder per seed with what evaluate wrote for HEAD's params.yaml and that seed; what is missing is run. With an
+    engine its workers train; evaluate, which measures speed, runs here in any case.
 
     Raises:
         UserError: something is not committed, the test split depends on the seed, or a seed failed.
@@ -64,9 +67,12 @@ def evaluate_seeds(root: Path, params: Params, seeds: Sequence[int], workers: in
         missing = {seed: key for seed, key in keys.items() if not _is_kept(root, seed, key)}
         console.console.print(f"To run: {_named(missing)}" if missing else f"Up to date: {_named(seeds)}", markup=False)
         if missing:
-            trees = Worktrees(root, [root / FOLDER / f"worktree-{seed}" for seed in missing])
-            name = f"claims over {_named(seeds)}"
-            state = conduct(root, name, min(workers, len(missing)), trees, bring_up_to_date, root, missing)
+            if choice is not None:
+                engines.check(choice, root)
+            with engines.connected(choice, root) as engine:
+                trees = Worktrees(root, [root / FOLDER / f"worktree-{seed}" for seed in missing], engine=engine)
+                name, count = f"claims over {_named(seeds)}", engines.side_by_side(engine, workers)
+                state = conduct(root, name, min(count, len(missing)), trees, bring_up_to_date, root, missing)
             if not state.is_completed():
                 raise UserError(
                     f"{state.message}\nNothing was judged. What was finished is kept. "
@@ -148,7 +154,7 @@ def bring_up_to_date(root: Path, keys: dict[int, str], trees: Worktrees, environ
         for seed, folder in folders.items():
             write_params(folder, with_values(root, {"run.seed": seed}))
             name = f"train seed {seed}"
-            futures[seed] = train.with_options(name=name, task_run_name=name).submit(seed, folder, environment)
+            futures[seed] = train.with_options(name=name, task_run_name=name).submit(seed, folder, trees, environment)
         for future in futures.values():
             future.wait()
         for seed, folder in folders.items():
@@ -161,10 +167,10 @@ def bring_up_to_date(root: Path, keys: dict[int, str], trees: Worktrees, environ
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def train(seed: int, folder: Path, environment: dict[str, str]) -> State:
+def train(seed: int, folder: Path, trees: Worktrees, environment: dict[str, str]) -> State:
     """All that evaluate needs."""
     upstream = next(node.upstream for node in lineage.graph(folder) if node.name == TARGET)
-    return _bring(folder, upstream, seed, environment)
+    return _bring(folder, upstream, seed, environment, trees.engine)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -185,13 +191,19 @@ def evaluate(root: Path, seed: int, folder: Path, key: str, environment: dict[st
     return state
 
 
-def _bring(folder: Path, stages: Sequence[str], seed: int, environment: Mapping[str, str]) -> State:
+def _bring(
+    folder: Path, stages: Sequence[str], seed: int, environment: Mapping[str, str], engine: engines.Engine | None = None
+) -> State:
     name, logger = f"claims seed {seed}", get_run_logger()
     if cancelled.is_set():
         return Cancelled(message=f"seed {seed}: cancelled before it started")
     began = time.monotonic()
     with console.stage_shown(name):
-        failure = reproduce(folder, stages, name, environment, logger)
+        if engine is None:
+            failure = reproduce(folder, stages, name, environment, logger)
+        else:
+            each = (worktrees.bring_up_to_date(folder, s, name, environment, logger, {}, engine=engine) for s in stages)
+            failure = next(filter(None, each), None)
     if failure:
         return Failed(message=f"seed {seed}: {failure}")
     took = f"{time.monotonic() - began:.0f} s"

@@ -109,6 +109,12 @@ def remember() -> None:
     _begun.set()
 
 
+def url() -> str:
+    """Of the server that the flow at work has."""
+    assert _url is not None, "a flow calls remember() first"
+    return _url
+
+
 def decided(state: State) -> State:
     """Called by a flow as the last thing it does. Where the server has gone, Prefect is kept from asking it for
     minutes whether it may end so."""

@@ -27,7 +27,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, model_validator
 
-from flows import console, recipes, server
+from flows import console, engines, recipes, server
 from flows.worktrees import (
     Worktrees,
     bring_up_to_date,
@@ -278,7 +278,7 @@ def run(
             results.drop(one)
         began = time.monotonic()
         with console.stage_shown(one.name):
-            failure = bring_up_to_date(folder, one.target, one.name, environment, logger, shared)
+            failure = bring_up_to_date(folder, one.target, one.name, environment, logger, shared, engine=trees.engine)
         if failure:
             return Failed(message=f"{one.name}: {failure}")
         row = read_result(folder, one, study.measure)
@@ -292,23 +292,27 @@ def run(
         return Completed(message=f"{row['value']:.4f}")
 
 
-def start(path: Path, workers: int, only: Sequence[str], seeds: Sequence[int]) -> int:
+def start(
+    path: Path, workers: int | None, only: Sequence[str], seeds: Sequence[int], choice: engines.Choice | None = None
+) -> int:
     """The whole life of a sweep. Returns the exit code."""
     root = repository_root()
     study = load_study(path, root)
     refuse_changes(root, "A study is of a commit")
+    if choice is not None:
+        engines.check(choice, root)
     runs = plan(study, root, only, seeds)
     results = Results(root / FOLDER / f"{path.stem}.csv", study)
     folder = root / ".thinner" / "sweeps" / path.stem
-    count = min(workers, len(runs))
     # what reads results, now: while runs go on for hours, a person edits the tree, and modules of two ages do not fit
     for name in ("networks.checkpoint", "measure.profiling", "evidence.study"):
         importlib.import_module(f"thinner.{name}")
 
     busy = "this study is running already. Wait for it, or stop it with Ctrl-C there"
-    with processes.only_one(folder / "lock", busy):
+    with processes.only_one(folder / "lock", busy), engines.connected(choice, root) as engine:
         sources = {(run.params["data"]["root"], run.params["data"]["source"]) for run in runs}
-        trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)], sources)
+        count = min(engines.side_by_side(engine, workers), len(runs))
+        trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)], sources, engine=engine)
         state = conduct(root, f"study {path.stem}", count, trees, sweep, study, runs, results)
     if not results.frame().empty:
         write_report(path, root)
@@ -375,7 +379,9 @@ def _measured(rows: pd.DataFrame) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.sweep", description="Run a study: variants x seeds.")
     parser.add_argument("study", type=Path, help="a YAML file, for example studies/losses.yaml")
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side (1)")
+    parser.add_argument("--workers", type=int, help="runs side by side (1; with an engine: one per worker)")
+    parser.add_argument("--engine", help="where stages run: local, dask or ray (local); docs/engines.md")
+    parser.add_argument("--address", help="of the cluster that is up, such as tcp://HOST:8786")
     parser.add_argument("--only", action="append", default=[], help="this variant; may be given several times")
     parser.add_argument("--seeds", help="only these, for example 0,1,2")
     parser.add_argument("--report", action="store_true", help="only write table and figure from what was run")
@@ -387,7 +393,9 @@ def main() -> int:
             write_report(options.study, root)
             return 0
         seeds = [] if options.seeds is None else parse_seeds(options.seeds)
-        return server.leave(start(options.study, max(1, options.workers), options.only, seeds))
+        choice = engines.choose(options.engine, options.address)
+        workers = None if options.workers is None else max(1, options.workers)
+        return server.leave(start(options.study, workers, options.only, seeds, choice))
     except UserError as error:
         print(error, file=sys.stderr)
         return server.leave(2)

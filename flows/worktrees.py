@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from prefect import Flow
@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import console, server
+from flows import console, server, slots
 from flows.pipeline import kill_group, select, start_dvc, stoppable
 from tasks import lineage, processes
 from tasks.environment import CHECKED, FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
@@ -33,6 +33,9 @@ from tasks.stage import params_digest
 from thinner.config import ParamsError, load_params
 from thinner.errors import UserError
 from thinner.files import yaml_files
+
+if TYPE_CHECKING:
+    from flows.engines import Engine
 
 # What a person keeps outside of git and stages read: worktrees see the repository's own.
 OUTSIDE = ("data/teachers", "data/weights")
@@ -45,13 +48,15 @@ class Worktrees:
     """Copies of HEAD in which runs work, kept until all is done.
 
     ``sources``: (data.root, data.source) of every run, where they are not all those of params.yaml. ``commit``: copies
-    of this one instead. Not ``linked``: they have raw data of their own.
+    of this one instead. Not ``linked``: they have raw data of their own. ``engine``: what makes the stages of these
+    runs, if not this machine.
     """
 
     def __init__(
         self, root: Path, paths: Sequence[Path], sources: Collection[tuple[str, str]] = (), commit: str | None = None,
-        linked: bool = True,
+        linked: bool = True, engine: Engine | None = None,
     ) -> None:  # fmt: skip
+        self.engine = engine
         if not sources:
             data = load_params(root / "params.yaml").data
             sources = [(data.root, data.source)]
@@ -190,6 +195,7 @@ def write_params(folder: Path, params: Mapping[str, Any]) -> None:
 def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..., State], *arguments: Any) -> State:
     """The whole life of a flow that works in worktrees and is given them, and its runs' environment, after the
     ``arguments``: MLflow's run above the runs, the flow, and if all went well the end of the worktrees."""
+    slots.count(root)
     server.leave_dead()
     # MLflow's run also makes the database before several processes meet in it
     where, run_id = _tracking(root, "open", name).split()[-2:]
@@ -227,7 +233,7 @@ def _tracking(root: Path, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-_processes: set[subprocess.Popen[str]] = set()
+_processes: dict[subprocess.Popen[str], int] = {}  # -> the thread that hears it
 cancelled = threading.Event()
 
 
@@ -248,6 +254,12 @@ def ended_together() -> Iterator[None]:
         console.stop_bars()
 
 
+def end_processes_of(thread: int) -> None:
+    """End what this thread has started and still hears."""
+    for process in [process for process, hearer in list(_processes.items()) if hearer == thread]:
+        kill_group(process)
+
+
 def verdict(states: Mapping[str, State], what: str) -> State:
     """The flow's own state, from those of its parts; it names each that failed."""
     failed = [state.message or name for name, state in states.items() if not state.is_completed()]
@@ -261,7 +273,7 @@ _checks: dict[str, str] = {}
 _checking = threading.Lock()
 
 
-def _check(folder: Path, environment: Mapping[str, str]) -> str:
+def check_params(folder: Path, environment: Mapping[str, str]) -> str:
     """What is wrong with the params.yaml there, looked at in depth, or nothing: once for all runs that differ by their
     seed alone, where each of their stages would look, for seconds, by itself."""
     root = Path(environment[HOME])
@@ -292,10 +304,16 @@ def reproduce(
 ) -> str | None:
     """Bring the stages up to date there; what went wrong, or None. MLflow's runs are tagged by ``name``, such as
     `kd seed 3`."""
-    if wrong := _check(folder, environment):
+    if wrong := check_params(folder, environment):
         return wrong
+    return perform(lineage.reproduce_command(*stages), folder, name, environment, logger)
+
+
+def perform(command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str], logger: Any) -> str | None:
+    """Have a command of DVC's run stages of the params.yaml there, which has been checked; as `reproduce`."""
     checked = {**environment, VARIANT: name, CHECKED: params_digest(folder)}
-    said, code = _heard(lineage.reproduce_command(*stages), folder, name, checked, logger)
+    with slots.held(folder, logger, cancelled.is_set):
+        said, code = hear(command, folder, name, checked, logger)
     if code == 0:
         return None
     told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
@@ -305,17 +323,23 @@ def reproduce(
 def bring_up_to_date(
     folder: Path, target: str, name: str, environment: Mapping[str, str], logger: Any,
     shared: dict[str, threading.Lock], after: Callable[[str], None] = lambda stage: None,
+    engine: Engine | None = None,
 ) -> str | None:  # fmt: skip
     """What went wrong with the target and all that it needs, or None. Stage by stage: of the runs that need the very
     same one (``shared``: a lock for each), whoever comes first makes it, and the others wait for that and no longer.
-    ``after`` is called with each stage's name once that is up to date; what it raises ends the run."""
+    ``after`` is called with each stage's name once that is up to date; what it raises ends the run. ``engine``: what
+    makes the stages, if not this machine."""
+
+    def make(stage: str) -> str | None:
+        if engine is not None:
+            return engine.make(folder, stage, name, environment, logger)
+        return reproduce(folder, [stage], name, environment, logger)
+
     for node in select(lineage.graph(folder), [target]):
         with shared.setdefault(lineage.key(folder, node.name), threading.Lock()):
             if cancelled.is_set():
                 return "cancelled"
-            if lineage.reasons(folder, node.name) and (
-                failure := reproduce(folder, [node.name], name, environment, logger)
-            ):
+            if lineage.reasons(folder, node.name) and (failure := make(node.name)):
                 return failure
         after(node.name)
     return None
@@ -325,16 +349,16 @@ def run_program(
     folder: Path, command: Sequence[str], name: str, environment: Mapping[str, str], logger: Any
 ) -> str | None:
     """`python -m COMMAND` there, ended with the flow as stages are; its last line where it went wrong, or None."""
-    said, code = _heard([sys.executable, "-m", *command], folder, name, environment, logger)
+    said, code = hear([sys.executable, "-m", *command], folder, name, environment, logger)
     return None if code == 0 else said[-1] if said else f"{command[0]} ended with {code}"
 
 
-def _heard(
+def hear(
     command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str], logger: Any
 ) -> tuple[list[str], int]:
     """(what the command said but for its progress, its exit code)."""
     process = start_dvc(list(command), folder, environment)
-    _processes.add(process)
+    _processes[process] = threading.get_ident()
     said: list[str] = []
     try:
         assert process.stdout is not None
@@ -345,8 +369,11 @@ def _heard(
             elif line.strip():
                 said.append(line.rstrip())
         code = process.wait()
+    except BaseException:  # Ray cancels a task so; nothing else would end the process then
+        kill_group(process)
+        raise
     finally:
-        _processes.discard(process)
+        _processes.pop(process, None)
     return said, code
 
 

@@ -243,8 +243,8 @@ def key(root: Path, *targets: str) -> str:
     with _repo(root) as repo:
         try:
             dag = repo.index.graph
-            waiting = [stage for stage in dag if stage.name in targets]
-            made = {out.fs_path for stage in repo.index.stages for out in stage.outs}
+            waiting = [stage for stage in dag if stage.cmd and stage.name in targets]
+            made = {out.fs_path for stage in repo.index.stages if stage.cmd for out in stage.outs}
             while waiting:
                 stage = waiting.pop()
                 if stage.name in said:
@@ -340,7 +340,7 @@ def inputs(root: Path, name: str) -> Inputs:
             else:
                 deps[dep.def_path] = str(value)
         dag = repo.index.graph
-        here = next(node for node in dag if node.name == name)
+        here = next(node for node in dag if node.cmd and node.name == name)
         upstream = [up.name for up in dag.successors(here) if up.cmd]
         digest = _get_stage_hash(stage)
     locked = locked_hashes(root)

@@ -11,6 +11,8 @@ has to list the remote. `dvc push` and `dvc pull` understand what lies there.
     python -m tasks.remote data            bring what .dvc files name
     python -m tasks.remote objects MD5...  bring these into DVC's cache
     python -m tasks.remote push            send the results of dvc.lock that lie here
+    python -m tasks.remote state FOLDER    send a training's states while it goes on (`repro` starts it, where STATES
+                                           is on)
     python -m tasks.remote probe           whether the remote answers
 """
 
@@ -18,12 +20,16 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,14 +37,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tasks import lineage
+from tasks import lineage, processes
 from tasks.environment import child_environment, set_environment
 from thinner.errors import UserError, did_you_mean, one_line
 
 NAME = "results"  # of the remote in .dvc/config
 FETCH = "THINNER_FETCH"  # "yes" in the environment of a flow's stages: ask the remote before anything is computed
+STATES = "THINNER_STATES"  # "yes": `repro` goes on from a training's state that the remote has, and sends new ones
 NOT_THERE = 3  # exit code of `restore`
 ANSWER_SECONDS = 30.0  # for all of a probe
+RESUME = Path(".thinner/resume")  # where tasks.stage keeps states
+_STATE_SECONDS = 1.0  # between two looks whether there is a new one
 EXTRAS = {"s3": "dvc_s3", "gs": "dvc_gs", "ssh": "dvc_ssh"}  # scheme, and extra of pyproject.toml -> module
 
 # Options of DVC's remotes that are secrets: they belong into .dvc/config.local, which git ignores.
@@ -227,6 +236,12 @@ def travel(root: Path) -> Travel:
     return found
 
 
+def states_travel(root: Path) -> bool:
+    """Git's `thinner.states`: whether workers send the states of trainings that go on, so that another one can take
+    them up."""
+    return bool(_flag(root, "thinner.states"))
+
+
 def hint(root: Path) -> str | None:
     """What to say before something is computed that the remote may have: where nobody has said whether to ask it."""
     if _flag(root, "thinner.pull") is not None or (remote := configured(root)) is None:
@@ -351,6 +366,97 @@ def missing_data(root: Path) -> list[str]:
     with _repo(root) as repo:
         outs = [out for stage in repo.index.stages if not stage.cmd for out in stage.outs]
         return [out.def_path if out.is_in_repo else str(out) for out in outs if not out.exists]
+
+
+# ------------------------------------------------------------------------------- states of trainings
+
+
+def _take_up(root: Path, name: str, url: str) -> None:
+    """Bring the state of a training that was cut off elsewhere, if none lies here; and from now on send what this one
+    leaves, by a process that ends with it. Without a state the stage begins at its beginning."""
+    folder = RESUME / f"{name}-{lineage.inputs(root, name).hash[:16]}"  # as tasks.stage names it
+    try:
+        with _repo(root) as repo:
+            if not folder.exists() and (text := _read_state(repo, folder.name)) is not None:
+                _unpack(text, root / folder)
+                print(f"{name}: goes on from a state that {url} had", flush=True)
+    except Exception as error:  # noqa: BLE001 - whatever an object store's library raises
+        print(f"note: {explain(error, url)}", flush=True)
+    subprocess.Popen(
+        command("state", folder.name), cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _read_state(repo: Any, name: str) -> bytes | None:
+    remote = repo.cloud.get_remote()
+    try:
+        with remote.fs.open(_place(remote, name), "rb") as file:
+            return bytes(file.read())
+    except FileNotFoundError:
+        return None
+
+
+def _unpack(text: bytes, folder: Path) -> None:
+    """Whole or not at all. Each file in there has its own SHA-256, and a stage does not use one that is damaged."""
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(text)) as archive:
+            archive.extractall(partial, filter="data")
+        partial.rename(folder)
+    except (tarfile.TarError, OSError):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _pack(folder: Path) -> bytes | None:
+    """The state as it lies there; None where it changes meanwhile."""
+    before = _look(folder)
+    packed = io.BytesIO()
+    try:
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name in before:
+                archive.add(folder / name, name)
+    except FileNotFoundError:
+        return None
+    return packed.getvalue() if before == _look(folder) else None
+
+
+def _look(folder: Path) -> dict[str, tuple[int, int]]:
+    """By name, size and time of each file; what is still being written has another name."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        with suppress(FileNotFoundError):
+            if path.is_file() and ".partial-" not in str(path.relative_to(folder)):
+                about = path.stat()
+                found[str(path.relative_to(folder))] = (about.st_size, about.st_mtime_ns)
+    return found
+
+
+def _place(remote: Any, name: str) -> str:
+    return str(remote.fs.join(remote.path, "states", f"{name}.tar"))
+
+
+def send_states(root: Path, name: str, over: Callable[[], bool]) -> None:
+    """Send the folder of that name in .thinner/resume each time it has changed, until ``over``. A stage that is done
+    removes it, and what lies there goes then."""
+    folder = root / RESUME / name
+    sent: dict[str, tuple[int, int]] = {}
+    with _repo(root) as repo:
+        remote = repo.cloud.get_remote()
+        there = _place(remote, name)
+        while True:
+            last, now = over(), _look(folder)
+            if now and now != sent and (text := _pack(folder)) is not None:
+                remote.fs.makedirs(remote.fs.parent(there), exist_ok=True)
+                with remote.fs.open(there, "wb") as file:
+                    file.write(text)
+                sent = now
+            if last:
+                break
+            time.sleep(_STATE_SECONDS)
+        if not folder.exists() and remote.fs.exists(there):
+            remote.fs.rm_file(there)
 
 
 # ------------------------------------------------------------------------------- push
@@ -588,15 +694,19 @@ def main() -> int:
             _fetch_objects(root, more)
         elif verb == "repro":
             with suppress(_NotReachedError):
-                _fetch(root, more[0], url)
+                if not _fetch(root, more[0], url) and os.environ.get(STATES) == "yes":
+                    _take_up(root, more[0], url)
             _run_dvc(more[0])
+        elif verb == "state":
+            parent = os.getppid(), processes.started(os.getppid())
+            send_states(root, more[0], lambda: not processes.is_alive(*parent))
         elif verb == "restore":
             if not _fetch(root, more[0], url):
                 return NOT_THERE
             _run_dvc(more[0])
         else:
             raise UserError(
-                f"tasks.remote: unknown '{verb}'. Choose one of: repro, restore, data, objects, push, probe"
+                f"tasks.remote: unknown '{verb}'. Choose one of: repro, restore, data, objects, push, probe, state"
             )
     except UserError as error:
         print(error, file=sys.stderr)

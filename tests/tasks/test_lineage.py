@@ -86,6 +86,15 @@ def test_what_dvc_add_keeps_is_no_stage(repo: Path) -> None:
     assert lineage.all_reasons(repo, names) == {"first": [], "second": [], "last": []}
 
 
+def test_the_key_of_a_result_has_what_dvc_add_keeps(repo: Path) -> None:
+    before = lineage.key(repo, "last")
+    _dvc(repo, "add", "--quiet", "raw")
+    assert lineage.key(repo, "last") == before
+    assert lineage.inputs(repo, "last").upstream.keys() == {"first", "second"}
+    (repo / "raw" / "x").write_text("another")
+    assert lineage.key(repo, "last") != before
+
+
 def test_reasons_are_those_of_the_working_copy_that_is_asked_about(repo: Path, tmp_path: Path) -> None:
     # a study asks about its worktrees from a repository in which everything has run
     other = Path(shutil.copytree(repo, tmp_path / "other"))

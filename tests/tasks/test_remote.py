@@ -367,6 +367,49 @@ def test_what_is_not_whole_there_is_not_used_and_the_stage_runs(made: Path, thin
     assert ran(other) == ["first"] and (other / "numbers.json").read_bytes() == (made / "numbers.json").read_bytes()
 
 
+def test_a_training_that_was_cut_off_goes_on_elsewhere_from_its_last_state_that_was_sent(made: Path) -> None:
+    there, store = clone(made, made.parent / "there"), made.parent / "store" / "states"
+    name, here = "second-0123456789abcdef", made / remote.RESUME / "second-0123456789abcdef"
+    (here / "probe").mkdir(parents=True)
+    (here / "probe" / "state.bin").write_bytes(b"step 7")
+    (here / ".partial-state.bin").write_bytes(b"half")
+    remote.send_states(made, name, lambda: True)  # the process that trains has ended, and has not finished
+    assert [path.name for path in store.iterdir()] == [f"{name}.tar"]
+
+    with remote._repo(there) as repo:
+        text = remote._read_state(repo, name)
+        assert text is not None and remote._read_state(repo, "second-of-others") is None
+    remote._unpack(text, there / remote.RESUME / name)
+    files = [path for path in (there / remote.RESUME).rglob("*") if path.is_file()]
+    assert {path.relative_to(there / remote.RESUME / name).as_posix(): path.read_bytes() for path in files} == {
+        "probe/state.bin": b"step 7"
+    }
+    remote._unpack(text[:600], there / remote.RESUME / "cut")  # what is cut off is none
+    assert [path.name for path in (there / remote.RESUME).iterdir()] == [name]
+
+    shutil.rmtree(there / remote.RESUME / name)  # done
+    remote.send_states(there, name, lambda: True)
+    assert list(store.iterdir()) == []
+
+
+def test_each_new_state_is_sent_and_the_same_one_once(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_STATE_SECONDS", 0.0)
+    state, looks, sent = made / remote.RESUME / "second-1" / "state", [], []
+    state.parent.mkdir(parents=True)
+    pack = remote._pack
+    monkeypatch.setattr(remote, "_pack", lambda folder: sent.append(state.read_text()) or pack(folder))
+
+    def over() -> bool:
+        looks.append(1)
+        if len(looks) in (2, 5):
+            state.write_text(f"state {len(looks)}")
+            os.utime(state, ns=(len(looks), len(looks)))
+        return len(looks) == 8
+
+    remote.send_states(made, "second-1", over)
+    assert sent == ["state 2", "state 5"]
+
+
 def test_a_folder_that_is_gone_has_no_results_and_takes_none(made: Path) -> None:
     (made.parent / "store").write_text("no folder")
     other = clone(made, made.parent / "other")

@@ -1,0 +1,312 @@
+"""Engines: what is refused before anything runs, what travels to a worker, and a study on two workers that share no
+folder: a scheduler and workers of Dask, real stages, real DVC."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from flows import cli, engines, worker
+from tasks import lineage
+from tests.flows.test_sweep import HISTORY
+from tests.servers import free_port
+from tests.toy import PROGRAM, PROJECT, Toy, eventually
+from thinner.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
+# as a training: a state after each step, and on from the last one
+STEPS = r"""        state = stage.resume / "step"
+        begun = int(state.read_text()) if state.exists() else 0
+        with Path("began.txt").open("a") as began:
+            began.write(f"{stage.name}:{begun}\n")
+        for step in range(begun, steps):
+            state.with_name(".partial-step").write_text(str(step))
+            state.with_name(".partial-step").replace(state)
+"""
+FAILURE = """
+    if stage.name == "distill" and stage.params.distill.temperature == 13:
+        raise UserError("asked to fail")
+"""
+STUDY = {
+    "title": "Where?",
+    "seeds": [0],
+    "target": "distill",
+    "measure": "val_accuracy",
+    "baseline": "scratch",
+    "variants": {
+        "scratch": {"target": "scratch"},
+        "warm": {"set": {"distill.temperature": 4.0}},
+        "unlucky": {"set": {"distill.temperature": 13.0}},
+        "late": {"set": {"distill.temperature": 5.0}},
+    },
+}
+CLOSED = "tcp://127.0.0.1:9"  # the port of "discard", which nobody serves
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "message"),
+    [
+        ("dusk", CLOSED, "--engine: unknown 'dusk'. Did you mean 'dask'"),
+        ("slurm", CLOSED, "--engine: unknown 'slurm'. Choose one of: local, dask, ray"),
+        (None, CLOSED, "--address: 'tcp://127.0.0.1:9' is a cluster's. Say which engine that is: --engine dask, or ray"),
+        ("local", CLOSED, "Say which engine that is"),
+        ("dask", None, "--engine dask: of which cluster. Give --address tcp://HOST:8786; to start one: dask scheduler"),
+        ("ray", None, "--engine ray: of which cluster. Give --address ray://HOST:10001; to start one: ray start --head"),
+    ],
+)  # fmt: skip
+def test_a_choice_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str | None, address: str | None, message: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match=message):
+        engines.choose(name, address)
+
+
+def test_an_engine_of_seeds_needs_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    done = CliRunner().invoke(cli.app, ["claims", "--engine", "dask", "--address", CLOSED])
+    assert done.exit_code == 1 and "--engine: where --seeds train. Give --seeds too, for example 0,1,2" in done.output
+
+
+def test_here_needs_nothing() -> None:
+    assert engines.choose(None, None) is engines.choose("local", None) is None
+
+
+@pytest.mark.parametrize(("name", "module"), [("dask", "prefect_dask"), ("ray", "prefect_ray")])
+def test_an_engine_that_is_not_installed_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None)
+    with pytest.raises(UserError, match=rf"{module} is not installed. Install it: pip install -e '.\[{name}\]'"):
+        engines.choose(name, CLOSED)
+
+
+def test_every_engine_is_an_extra() -> None:
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in engines.ENGINES[1:]:
+        assert any(line.startswith(f"prefect-{name}>=") for line in extras[name])
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """With a folder that it names as DVC's remote, in the commit."""
+    base = tmp_path_factory.mktemp("engines")
+    toy = Toy(base / "toy")
+    (toy.root / "nets").mkdir()
+    (toy.root / "nets/README.md").write_text("networks of one's own")
+    program = PROGRAM.replace("        for step in range(steps):\n", STEPS).replace("\nif __name__", FAILURE + HISTORY)
+    (toy.root / "program.py").write_text(program)
+    graph = toy.graph()
+    for name in ("finetune", "scratch", "distill"):
+        graph["stages"][name]["plots"] = [{f"reports/{name}/history.csv": {"cache": False}}]
+    graph["stages"]["prepare"]["params"] = ["run.seed"]
+    toy.write_graph(graph)
+    (toy.root / "studies").mkdir()
+    (toy.root / "studies" / "small.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    toy.commit()
+    toy.run("dvc", "remote", "add", "--default", "results", str(base / "store"))
+    toy.commit()
+    return toy
+
+
+def check(toy: Toy, name: str, address: str) -> None:
+    engines.check(engines.Choice(name, address), toy.root)
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "message"),
+    [
+        ("dask", CLOSED, f"--address: no Dask cluster answers at {CLOSED} .Connection refused.. Start one: dask sched"),
+        ("dask", "127.0.0.1:9", "no Dask cluster answers at 127.0.0.1:9"),
+        ("ray", "ray://127.0.0.1:9", "--address: no Ray cluster answers at ray://127.0.0.1:9 .*Start one: ray start"),
+        ("dask", "ray://127.0.0.1:9", "'ray://127.0.0.1:9' is no address of Dask. For example: tcp://HOST:8786"),
+        ("ray", "127.0.0.1", "'127.0.0.1' is no address of Ray. For example: ray://HOST:10001"),
+        ("dask", "tcp://127.0.0.1:port", "is no address of Dask"),
+        ("dask", "tcp://10.0.0.7:8786", "workers at 10.0.0.7 tell Prefect .* Set PREFECT_API_URL to one that they reach"),
+    ],
+)  # fmt: skip
+def test_a_cluster_that_cannot_be_used_is_refused(original: Toy, name: str, address: str, message: str) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(UserError, match=message):
+        check(original, name, address)
+
+
+def test_without_a_remote_that_workers_know_nothing_runs(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "toy")
+    with pytest.raises(UserError, match="none is set up: thinner remote init s3://BUCKET/FOLDER, then git commit"):
+        check(toy, "dask", CLOSED)
+    toy.run("dvc", "remote", "add", "--local", "--default", "results", str(tmp_path / "store"))
+    with pytest.raises(UserError, match=r"the last commit does not name .*/store, so no worker knows it: thinner remo"):
+        check(toy, "dask", CLOSED)
+
+
+def test_a_commit_travels_whole_and_alone(original: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(worker.FOLDER, str(tmp_path / "worker"))
+    (original.root / "notes.txt").write_text("nobody's")
+    parcel = pickle.loads(pickle.dumps(worker.Parcel.of(original.root)))  # noqa: S301 - our own
+    assert len(pickle.dumps(parcel)) < 100_000 and "bundle" not in repr(parcel)
+    with worker.clone_of(parcel) as first, worker.clone_of(parcel) as second:  # two at once do not meet
+        assert first != second
+        for clone in (first, second):
+            assert worker.git(clone, "rev-parse", "HEAD") == worker.git(original.root, "rev-parse", "HEAD")
+            assert worker.git(clone, "rev-list", "--count", "HEAD") == "3"
+            assert worker.git(clone, "status", "--porcelain") == worker.git(clone, "remote") == ""
+            assert not (clone / "notes.txt").exists()
+            assert lineage.cache_folder(clone) == tmp_path / "worker" / parcel.project[:12] / "cache"
+    with worker.clone_of(parcel) as again:
+        assert again == first
+    (first / ".git" / "index.lock").touch()  # of a git that was killed
+    (original.root / "nets" / "README.md").write_text("changed")
+    original.commit()
+    with worker.clone_of(worker.Parcel.of(original.root)) as later:
+        assert later == first and (later / "nets" / "README.md").read_text() == "changed"
+
+
+def test_what_neither_git_nor_dvc_has_is_named(original: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(worker.FOLDER, str(tmp_path))
+    monkeypatch.setattr(worker, "get_run_logger", lambda: logging.getLogger("test"))
+    (original.root / ".git" / "info" / "exclude").write_text("raw/two.txt\n")
+    (original.root / "raw" / "two.txt").write_text("mine")
+    key = lineage.key(original.root, "distill")
+    (original.root / "raw" / "two.txt").unlink()
+    params = (original.root / "params.yaml").read_text()
+    done = worker.run_stage.fn(worker.Parcel.of(original.root), worker.Order("distill", "kd seed 0", params, key))
+    assert done.failure is not None and done.ran == ()
+    assert done.failure.startswith("distill: what it rests on is not the same on the worker. Only what git or DVC has")
+
+
+def test_of_the_environment_nothing_travels_but_where_mlflow_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"THINNER_PARENT_RUN_ID": "7", "THINNER_UNSENT": "no", "THINNER_HOME": "/here", "SECRET": "s"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////here/mlflow.db")
+    assert engines.for_workers(here) == {}  # a file of this machine
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert engines.for_workers(here) == {
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
+        "THINNER_PARENT_RUN_ID": "7",
+        "THINNER_UNSENT": "no",
+    }
+
+
+# ---------------------------------------------------------------------------------------------- two workers
+
+
+@dataclass
+class Cluster:
+    """A scheduler and workers on loopback, each with a folder, a cache and a record of its own."""
+
+    folder: Path
+    toy: Toy
+    address: str
+    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start_worker(self, name: str, **env: str) -> None:
+        home = self.folder / name
+        home.mkdir()
+        own = {worker.FOLDER: str(home / "clones"), "PREFECT_HOME": str(home), "DVC_SITE_CACHE_DIR": str(home / "site")}
+        own |= {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db", "HOME": str(home), **env}
+        shutil.copy(self.toy.root / "mlflow.db", home)
+        words = ["worker", self.address, "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard", "--no-nanny"]
+        words += ["--local-directory", str(home / "dask"), "--name", name]
+        self.workers[name] = _start(words, self.toy.env | own, home)
+
+    def ran(self) -> list[tuple[str, str]]:
+        """(worker, stage) of all that really ran."""
+        files = self.folder.glob("*/clones/*/*/ran.txt")
+        return [(f.relative_to(self.folder).parts[0], stage) for f in files for stage in f.read_text().split()]
+
+    def read(self, name: str, start: str) -> list[str]:
+        """What follows ``start`` in files of that name, of all workers."""
+        words = [word for file in self.folder.glob(f"*/clones/*/*/{name}") for word in file.read_text().split()]
+        return [word.removeprefix(start) for word in words if word.startswith(start)]
+
+    def states(self) -> dict[str, int]:
+        """The step in each state of distill that lies on the remote."""
+        found = {}
+        for path in (self.toy.root.parent / "store" / "states").glob("distill-*.tar"):
+            with contextlib.suppress(tarfile.TarError, OSError, KeyError), tarfile.open(path) as archive:
+                found[path.stem] = int((archive.extractfile("step") or io.BytesIO(b"0")).read())
+        return found
+
+    def stages(self) -> list[psutil.Process]:
+        """Stage programs that are alive."""
+        return [p for p in psutil.process_iter(["cmdline", "cwd"])
+                if "program.py" in (p.info["cmdline"] or [])[:3] and str(p.info["cwd"]).startswith(str(self.folder))
+                and p.is_running() and p.status() != psutil.STATUS_ZOMBIE]  # fmt: skip
+
+
+def _start(words: list[str], env: dict[str, str], home: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dask", *words]
+    with (home / "log").open("w") as log:
+        return subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log)
+
+
+@pytest.fixture(scope="module")
+def cluster(original: Toy, empty_record: Path, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:  # fmt: skip
+    pytest.importorskip("prefect_dask")
+    folder = tmp_path_factory.mktemp("cluster")
+    port = free_port()
+    (folder / "scheduler").mkdir()
+    original.env["PREFECT_API_URL"] = prefect_url
+    shutil.copy(empty_record, original.root)
+    words = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    scheduler = _start(words, original.env, folder / "scheduler")
+    made = Cluster(folder, original, f"tcp://127.0.0.1:{port}")
+    yield made
+    for process in (*made.workers.values(), scheduler):
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.integration
+def test_a_study_on_two_workers_shares_results_and_outlives_a_worker_and_a_failure_and_ctrl_c_ends_it(
+    cluster: Cluster,
+) -> None:
+    toy, csv = cluster.toy, cluster.toy.root / "docs/studies/small.csv"
+    for name in ("one", "two"):
+        cluster.start_worker(name, TOY_SLOW="distill:4")
+    words = ["-m", "flows.sweep", "studies/small.yaml", "--engine", "dask", "--address", cluster.address]
+    toy.run("git", "config", "thinner.states", "true")
+    process = toy.start(sys.executable, *words)
+
+    eventually(lambda: any(step > 0 for step in cluster.states().values()), 120)
+    state = next(name for name, step in cluster.states().items() if step > 0)
+    where = next(cluster.folder.glob(f"*/clones/*/*/.thinner/resume/{state}"))
+    lost = where.relative_to(cluster.folder).parts[0]
+    cluster.workers[lost].kill()
+    eventually(lambda: not any(f"/{lost}/" in str(stage.info["cwd"]) for stage in cluster.stages()), 15)
+
+    # what was cut off goes on at the other one, from its state; unlucky fails; then late
+    eventually(lambda: [stage for _, stage in cluster.ran()].count("distill") == 4 and cluster.stages(), 120)
+    os.killpg(process.pid, signal.SIGINT)
+    eventually(lambda: not cluster.stages(), 15)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert [name for name, one in cluster.workers.items() if one.poll() is not None] == [lost]  # the other stays
+    assert "unlucky seed 0: distill: asked to fail" in said, said
+    assert pd.read_csv(csv).set_index("variant")["value"].round(4).to_dict() == {"scratch": 0.5, "warm": 0.54}
+    begun = [int(step) for step in cluster.read("began.txt", "distill:")]
+    assert len(begun) == 4 and sum(step > 0 for step in begun) == 1, begun
+    # the teacher once, and pulled by the other
+    assert sorted(stage for _, stage in cluster.ran()) == ["distill"] * 4 + ["finetune", "prepare", "scratch"]
+    assert {name for name, _ in cluster.ran()} == {"one", "two"}
+    assert len(list(cluster.folder.glob("*/clones/*/cache"))) == 2
+    # what was made elsewhere is here as if it had been made here, and nothing ran here
+    assert not list((toy.root / ".thinner").rglob("ran.txt"))
