@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -322,19 +323,47 @@ def _is_stale_or_busy(root: Path, name: str) -> bool:
         return True
 
 
+@dataclass(frozen=True)
+class _Helpers:
+    """Processes that take seconds to import what they need: one checks params.yaml in depth, if that has to be done,
+    one opens MLflow's run of the flow and waits to close it."""
+
+    digest: str  # of params.yaml as it is checked
+    check: subprocess.Popen[str] | None
+    record: subprocess.Popen[str]
+
+    @classmethod
+    def start(cls) -> _Helpers:
+        load_params()
+        environment, digest = child_environment(**{FLOW: processes.mark()}), params_digest()
+        check = None if os.environ.get(CHECKED) == digest else _start(environment, "tasks.check")
+        return cls(digest, check, _start(environment, "tasks.record.pipeline_run", "hold"))
+
+    def end(self) -> None:
+        """The one that holds MLflow's run ends when nobody can speak to it any more."""
+        for process in filter(None, (self.check, self.record)):
+            with contextlib.suppress(ValueError):
+                process.communicate("")
+
+
+_early: list[_Helpers] = []  # started before the flow, while Prefect's server starts
+
+
 def _before_first_stage() -> tuple[dict[str, str], subprocess.Popen[str]]:
-    """Check params.yaml in depth and open MLflow's run, side by side: each takes seconds, in a process of
-    its own. The one that opened the run waits to close it, since importing MLflow takes it seconds."""
-    load_params()
-    env = child_environment(**{FLOW: processes.mark(), "THINNER_PREFECT_RUN": str(flow_run.id or "")})
-    digest = params_digest()
+    """Check params.yaml in depth and open MLflow's run; the process that will close it."""
+    helpers = _early.pop() if _early else _Helpers.start()
+    if helpers.digest != params_digest():  # edited since
+        helpers.end()
+        helpers = _Helpers.start()
     note = _open_note(repository_root())
     note.parent.mkdir(exist_ok=True)
     note.touch()
-    check = None if os.environ.get(CHECKED) == digest else _start(env, "tasks.check")
-    record = _start(env, "tasks.record.pipeline_run", "hold")
+    record, check = helpers.record, helpers.check
+    assert record.stdin is not None
+    assert record.stdout is not None
     try:
-        assert record.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print("open", file=record.stdin, flush=True)
         check_error = check.communicate()[1] if check else ""
         opened = record.stdout.readline()
         if not opened:
@@ -342,12 +371,12 @@ def _before_first_stage() -> tuple[dict[str, str], subprocess.Popen[str]]:
         if check and check.returncode:
             raise UserError(check_error.strip())
     except BaseException:
-        _let_go(record)
+        helpers.end()
         raise
     where, run_id, said = json.loads(opened)
     if said:
         get_run_logger().warning(said)
-    return {PARENT: run_id, CHECKED: digest, UNSENT: "yes" if where == "kept" else "no"}, record
+    return {PARENT: run_id, CHECKED: helpers.digest, UNSENT: "yes" if where == "kept" else "no"}, record
 
 
 def _start(environment: Mapping[str, str], *module: str) -> subprocess.Popen[str]:
@@ -360,12 +389,6 @@ def _start(environment: Mapping[str, str], *module: str) -> subprocess.Popen[str
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the flow, which tells the others
     )
-
-
-def _let_go(record: subprocess.Popen[str]) -> None:
-    """Have the process that holds MLflow's run end, without closing it."""
-    with contextlib.suppress(ValueError):
-        record.communicate("")
 
 
 def _open_note(root: Path) -> Path:
@@ -604,10 +627,16 @@ def _bring_up_to_date(
                 _mend_record(root)
         _ended.update({node.name: "Cached" for node in nodes})
     else:
+        if stale:
+            _early.append(_Helpers.start())
         server.leave_dead()
         console.take_over(quiet)
-        with stoppable("Stopping. The next run goes on from the last checkpoint."):
-            state = server.outlived(lambda: pipeline(stages, jobs, return_state=True))
+        try:
+            with stoppable("Stopping. The next run goes on from the last checkpoint."):
+                state = server.outlived(lambda: pipeline(stages, jobs, return_state=True))
+        finally:
+            while _early:  # no flow took them over
+                _early.pop().end()
         ending.print_stages(ending.stages(root, nodes, _ended, _took))
         if not state.is_completed():
             message = state.message or state.name or ""

@@ -165,15 +165,23 @@ def _close(run_id: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """`open [NAME]` prints the new run's id, behind "kept" where it is kept here, else "there"; `end ID STATUS` only
-    ends it. `hold` opens one, prints (JSON) where it is, its id and what was said on the way, then waits to close it:
-    reads its status and the stages as JSON from standard input, and brings what was made to the model registry. `close
-    ID` is the second half of that. `mend` ends those whose process is gone."""
+    ends it.
+
+    `hold` waits for a line, opens one, prints (JSON) where it is, its id and what was said on the way, and waits to
+    close it: then it reads status and stages as JSON from standard input, and brings what was made to the model
+    registry. `close ID` is the second half of that. `mend` ends those whose process is gone.
+    """
     set_environment()
     try:
         if arguments[0] == "open":
             run_id = open_run(*arguments[1:2])
             print(_where(), run_id)
         elif arguments[0] == "hold":
+            if mlflow_client.tracking_uri().startswith("sqlite"):  # which takes seconds
+                with contextlib.suppress(UserError):
+                    mlflow_client.connect()
+            if not sys.stdin.readline():  # whoever asked has ended without a run
+                return 0
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 run_id = open_run()
             print(json.dumps([_where(), run_id, said.getvalue().strip()]), flush=True)
