@@ -278,7 +278,7 @@ def connected(choice: Choice | None, root: Path) -> Iterator[Engine | None]:
 
 @contextlib.contextmanager
 def _dask(choice: Choice) -> Iterator[tuple[Any, int]]:
-    from prefect_dask import DaskTaskRunner
+    from prefect_dask.task_runners import DaskTaskRunner
 
     with DaskTaskRunner(address=choice.address, client_kwargs={"timeout": _ANSWER_SECONDS}) as runner:
         yield runner, len(runner.client.nthreads())  # asked for here: several threads would make several clients
@@ -287,7 +287,7 @@ def _dask(choice: Choice) -> Iterator[tuple[Any, int]]:
 @contextlib.contextmanager
 def _ray(choice: Choice) -> Iterator[tuple[Any, int]]:
     import ray
-    from prefect_ray import RayTaskRunner
+    from prefect_ray.task_runners import RayTaskRunner
 
     try:
         with RayTaskRunner(address=choice.address, init_kwargs={"log_to_driver": False}) as runner:
