@@ -33,7 +33,7 @@ import yaml
 from benchmarks.clones import clone_environment, make_clone
 from tasks.environment import repository_root
 from thinner.errors import UserError
-from thinner.files import whole
+from thinner.files import tensors as tensor_files
 
 ENDS, LOST = 10.0, 30.0
 STAGES = ("finetune", "scratch", "teach", "distill", "prune", "small")
@@ -146,7 +146,7 @@ def _what(kept: Path | None) -> str:
 def _step(kept: Path) -> int | None:
     if kept.suffix != ".safetensors":
         return None
-    _, about = whole.read_tensors(kept)
+    _, about = tensor_files.read(kept)
     return about.get("done")
 
 

@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from thinner.files import whole
 
 _OWN = "torchvision"  # prepare brings these files itself, and DVC does not watch them either (.dvcignore)
 
@@ -101,12 +102,4 @@ def _file(root: Path) -> Path:
 def write_whole(path: Path, value: Any) -> None:
     """``value`` as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".partial-", delete=False) as file:
-        try:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    whole.write(path, lambda partial: partial.write_text(json.dumps(value), encoding="utf-8"))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from tasks.record import candidates as made
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.evidence import candidates, decision, shipping
-from thinner.files import json_files
+from thinner.files import json_files, whole
 from thinner.words import duration, percent, si
 
 MARK = "thinner run"  # "made_by" of the file that --json writes: another one is not overwritten
@@ -263,9 +262,8 @@ def as_json(root: Path, verdict: str, message: str, ends: Sequence[StageEnd], wh
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
     """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     try:
-        partial.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        whole.write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--json {path}: cannot be written ({error.strerror}). Name another file") from None

@@ -28,6 +28,7 @@ from flows import server, worker, worktrees
 from flows.pipeline import select
 from tasks import lineage, remote
 from tasks.environment import LOOPBACK, PARENT, UNSENT
+from tasks.git import git
 from tasks.record.mlflow_client import tracking_uri
 from thinner.errors import UserError, did_you_mean, one_line
 
@@ -84,7 +85,7 @@ def check(choice: Choice, root: Path) -> None:
             "s3://BUCKET/FOLDER, then git commit"
         )
     there = remote.required(root)
-    committed = worker.git(root, "show", "HEAD:.dvc/config")
+    committed = git(root, "show", "HEAD:.dvc/config")
     if f"url = {there.url}\n" not in f"{committed}\n":
         raise UserError(
             f"--engine {choice.name}: .dvc/config of the last commit does not name {there.url}, so no worker knows it: "

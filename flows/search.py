@@ -63,7 +63,7 @@ from thinner import layout
 from thinner.config import load_params
 from thinner.errors import UserError, did_you_mean
 from thinner.evidence import search as evidence
-from thinner.files import json_files
+from thinner.files import json_files, whole
 from thinner.measure.scores import METRICS
 from thinner.params import Params
 from thinner.runtimes import catalogue
@@ -516,9 +516,8 @@ def mean_rows(job: Job, names: Sequence[str], seeds: Sequence[int]) -> list[dict
 
 
 def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(value, indent=2) + "\n"
+    whole.write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------------------------------------- the whole

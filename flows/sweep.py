@@ -44,6 +44,7 @@ from flows.worktrees import (
 from tasks import lineage, processes
 from tasks.environment import repository_root, set_environment
 from thinner.errors import UserError
+from thinner.files import whole
 from thinner.params import Section
 
 # step: of the best validation, or the chosen round of prune. macs: multiply-adds per image of the network; share: of
@@ -200,9 +201,8 @@ class Results:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".partial-{self.path.name}")
-        self.frame().astype({"macs": "Int64"}).to_csv(partial, index=False)  # a count, or nothing
-        partial.replace(self.path)
+        table = self.frame().astype({"macs": "Int64"})  # a count, or nothing
+        whole.write(self.path, lambda partial: table.to_csv(partial, index=False))
 
 
 def read_result(folder: Path, run: Run, measure: str) -> dict[str, Any]:

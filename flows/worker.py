@@ -12,7 +12,6 @@ import itertools
 import os
 import re
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -28,6 +27,7 @@ from flows.pipeline import select
 from flows.worktrees import end_processes_of, hear, perform
 from tasks import lineage, processes, remote
 from tasks.environment import HOME
+from tasks.git import git
 from thinner.errors import UserError, one_line
 
 FOLDER = "THINNER_WORKER_FOLDER"  # where a worker keeps its clones and its cache; workers on one machine may share it
@@ -160,14 +160,6 @@ def _check_out(parcel: Parcel, clone: Path, cache: Path) -> None:
         if code:
             raise UserError(f"{', '.join(added)}: did not come from the remote ({said[-1] if said else code})")
     ready.write_text(parcel.commit)
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """What git says. Raises UserError with its own words."""
-    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise UserError(f"git {arguments[0]}: {one_line(done.stderr)}")
-    return done.stdout.rstrip("\n")
 
 
 # ---------------------------------------------------------------------------------------------------- the end

@@ -28,6 +28,7 @@ from flows import console, server, slots
 from flows.pipeline import kill_group, select, start_dvc, stoppable
 from tasks import lineage, processes
 from tasks.environment import CHECKED, FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
+from tasks.git import git
 from tasks.record.mlflow_client import VARIANT, tracking_uri
 from tasks.stage import params_digest
 from thinner.config import ParamsError, load_params
@@ -66,7 +67,7 @@ class Worktrees:
         places = dict.fromkeys([*(self._raw if linked else ()), *OUTSIDE])
         self._root, self._free = root, threading.Condition()
         self.commit = commit or head(root)
-        _git(root, "worktree", "prune")
+        git(root, "worktree", "prune")
         cache = lineage.cache_folder(root)
         self._outside = [place for place in places if (root / place).is_dir()]
         self.paths = [self._make(path, cache) for path in paths]
@@ -78,10 +79,10 @@ class Worktrees:
             if (path / place).is_symlink():
                 (path / place).unlink()
         if (path / ".git").exists():
-            _git(path, "checkout", "--quiet", "--force", "--detach", self.commit)
+            git(path, "checkout", "--quiet", "--force", "--detach", self.commit)
         else:
             shutil.rmtree(path, ignore_errors=True)
-            _git(self._root, "worktree", "add", "--quiet", "--force", "--detach", str(path), self.commit)
+            git(self._root, "worktree", "add", "--quiet", "--force", "--detach", str(path), self.commit)
         for place in self._outside:
             shutil.rmtree(path / place, ignore_errors=True)
             (path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ class Worktrees:
         for path in self.paths:
             for place in self._outside:
                 (path / place).unlink()
-            _git(self._root, "worktree", "remove", "--force", str(path))
+            git(self._root, "worktree", "remove", "--force", str(path))
 
 
 def _share_cache(theirs: Path, mine: Path, cache: Path) -> None:
@@ -126,7 +127,7 @@ def _share_cache(theirs: Path, mine: Path, cache: Path) -> None:
 
 
 def head(root: Path) -> str:
-    return _git(root, "rev-parse", "HEAD")
+    return git(root, "rev-parse", "HEAD")
 
 
 def refuse_changes(root: Path, why: str) -> None:
@@ -137,7 +138,7 @@ def refuse_changes(root: Path, why: str) -> None:
 
 def changes(root: Path) -> list[str]:
     """The files that a result may rest on and that are not as they were committed."""
-    lines = _git(root, "status", "--porcelain").splitlines()
+    lines = git(root, "status", "--porcelain").splitlines()
     # what git does not know is nobody's, but for networks of one's own
     changed = [line[3:] for line in lines if not line.startswith("??") or line[3:].startswith("nets/")]
     return [name for name in changed if name.split("/")[0] not in HARMLESS]
@@ -375,10 +376,3 @@ def hear(
     finally:
         _processes.pop(process, None)
     return said, code
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise UserError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.rstrip("\n")

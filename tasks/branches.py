@@ -4,18 +4,15 @@ that is checked out, nor its index, nor a file of the working copy changes.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.record.mlflow_client import without_passwords
+from tasks.git import ask, git
 from thinner.errors import UserError, one_line
 
 NOBODY = {"NAME": "Thinner", "EMAIL": "thinner@localhost"}  # where git does not know who commits
 _NEW = "0" * 40
-_PATIENCE = 120.0  # seconds for git to fetch
 
 
 def commit_of(root: Path, ref: str) -> str:
@@ -56,7 +53,7 @@ def check(root: Path, branch: str) -> None:
     words = f"commit_to: '{one_line(branch, 60)}'"
     away = _of_remote(root, branch)
     name = away[1] if away else branch
-    if name.startswith("-") or _asked(root, "check-ref-format", f"refs/heads/{name}").returncode:
+    if name.startswith("-") or ask(root, "check-ref-format", f"refs/heads/{name}").returncode:
         raise UserError(f"{words} is no name of a branch. For example: thinner/nightly")
     if away:
         return
@@ -83,7 +80,7 @@ def commit(folder: Path, branch: str, message: str, names: Sequence[str]) -> str
         if before:
             git(folder, "fetch", "--quiet", "--no-tags", away[0], reference)
     else:
-        before = _asked(folder, "rev-parse", "--verify", "--quiet", reference).stdout.strip()
+        before = ask(folder, "rev-parse", "--verify", "--quiet", reference).stdout.strip()
     with tempfile.TemporaryDirectory() as place:
         own = {"GIT_INDEX_FILE": f"{place}/index"}
         git(folder, "read-tree", head, env=own)
@@ -92,7 +89,7 @@ def commit(folder: Path, branch: str, message: str, names: Sequence[str]) -> str
         git(folder, "add", "--all", "--", *there, env=own)
         tree = git(folder, "write-tree", env=own)
     parents = [before] if before else []
-    if not before or _asked(folder, "merge-base", "--is-ancestor", head, before).returncode:
+    if not before or ask(folder, "merge-base", "--is-ancestor", head, before).returncode:
         parents.append(head)
     if len(parents) == 1 and git(folder, "rev-parse", f"{parents[0]}^{{tree}}") == tree:
         return None
@@ -106,26 +103,5 @@ def commit(folder: Path, branch: str, message: str, names: Sequence[str]) -> str
 
 
 def _identity(folder: Path) -> dict[str, str]:
-    known = {who: _asked(folder, "var", f"GIT_{who}_IDENT").returncode == 0 for who in ("AUTHOR", "COMMITTER")}
+    known = {who: ask(folder, "var", f"GIT_{who}_IDENT").returncode == 0 for who in ("AUTHOR", "COMMITTER")}
     return {f"GIT_{who}_{key}": value for who in known if not known[who] for key, value in NOBODY.items()}
-
-
-def git(folder: Path, *arguments: str, strip: bool = True, env: Mapping[str, str] | None = None) -> str:
-    """What git says. Raises UserError with git's own words, where it fails."""
-    done = _asked(folder, *arguments, env=env)
-    if done.returncode:
-        said = without_passwords(one_line(done.stderr)) or f"exit code {done.returncode}"
-        raise UserError(f"git {arguments[0]}: {said}")
-    return done.stdout.strip() if strip else done.stdout
-
-
-def _asked(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    # asks nobody: no terminal is there at night
-    env = {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes", **os.environ, "GIT_TERMINAL_PROMPT": "0", **(env or {})}
-    try:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, env=env, text=True, errors="replace", capture_output=True,
-            stdin=subprocess.DEVNULL, timeout=_PATIENCE, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise UserError(f"git {arguments[0]}: did not end within {_PATIENCE:.0f} seconds") from None

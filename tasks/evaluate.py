@@ -32,10 +32,11 @@ from thinner.measure.profiling import (
     pinned_threads,
     summarise_latency,
 )
-from thinner.predict import Candidate, choose_device, open_candidate, predict_logits, weights_sha256
+from thinner.predict import Candidate, calls_on, choose_device, open_candidate, predict_logits, weights_sha256
 from thinner.runtimes import catalogue
 
 TEACHER, SMALLEST = "finetune", "prune"
+WARMUP = 5  # rounds of timing that do not count
 
 
 def evaluate(stage: Stage) -> None:
@@ -226,7 +227,6 @@ def _time(
 ) -> dict[int, dict[str, Any]]:
     """Milliseconds by batch size and candidate: of the networks alone, on images that are preprocessed."""
     section = stage.params.evaluate
-    warmup = 5
     # other runtimes than PyTorch fix their threads when a model is loaded, so those are opened again with the number
     # to be timed
     timed = {
@@ -236,7 +236,7 @@ def _time(
         for name, candidate in candidates.items()
     }
     samples: dict[int, dict[str, Any]] = {}
-    rounds = section.latency_repeats + warmup
+    rounds = section.latency_repeats + WARMUP
     with (
         pinned_threads(section.latency_threads),
         stage.progress("latency", total=rounds * len(section.latency_batches)) as bar,
@@ -251,13 +251,9 @@ def _time(
         for batch in section.latency_batches:
             # any images do; repeated where the split has fewer than the batch
             chosen = np.resize(store.splits["test"], batch)
-            images = np.asarray(store.images[chosen])
-            calls = {}
-            for name, candidate in timed.items():
-                inputs = candidate.place(candidate.preprocess(images))
-                calls[name] = lambda run=candidate.run, inputs=inputs: run(inputs)
+            calls = calls_on(timed, np.asarray(store.images[chosen]))
             samples[batch] = measure_latency(
-                calls, section.latency_repeats, warmup, stage.params.run.seed, on_round=one_more
+                calls, section.latency_repeats, WARMUP, stage.params.run.seed, on_round=one_more
             )
     return samples
 

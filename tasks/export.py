@@ -13,7 +13,7 @@ from tasks.stage import Stage, run_stage
 from thinner import layout
 from thinner.compress.quantization import quantise_onnx
 from thinner.data import views
-from thinner.data.store import open_store
+from thinner.data.store import Store, open_store
 from thinner.networks import checkpoint
 from thinner.networks.export import COMPARED, ExportError, add_preprocessing, check_parity
 from thinner.runtimes import catalogue
@@ -25,10 +25,7 @@ def export(stage: Stage) -> None:
     for name in section.formats:
         catalogue.require(catalogue.OF[name])
     store = open_store("data/prepared")
-    # validation images: not trained on, and not what evaluate measures on
-    validation = store.splits["validation"]
-    chosen = np.random.default_rng(stage.params.run.seed).permutation(validation)[: section.calibration_images]
-    images = store.images[np.sort(chosen)]
+    images = calibration_images(store, section.calibration_images, stage.params.run.seed)
 
     total = len(section.candidates) * len(section.formats)
     with stage.output("data/export") as folder, stage.progress("export", total=total) as bar:
@@ -38,6 +35,12 @@ def export(stage: Stage) -> None:
             for _ in _formats(stage, folder, source, images):
                 done += 1
                 bar.update(done)
+
+
+def calibration_images(store: Store, count: int, seed: int) -> Any:
+    """``count`` drawn of the validation images: not trained on, and not what evaluate measures on."""
+    drawn = np.random.default_rng(seed).permutation(store.splits["validation"])
+    return store.images[np.sort(drawn[:count])]
 
 
 def _formats(stage: Stage, folder: Path, source: str, images: Any) -> Iterator[str]:

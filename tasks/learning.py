@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tasks.stage import Stage
 from thinner.data import store, views
+from thinner.files import tensors as tensor_files
 from thinner.files import whole
 from thinner.learn import imbalance, training
 from thinner.measure import scores
@@ -276,7 +277,7 @@ def keep_early(
 
     def keeping(wrapped: nn.Module, batch: training.Batch, number: int) -> dict[str, Tensor]:
         if number == at:
-            whole.write_tensors(resume / f"{EARLY}.safetensors", model.state_dict())
+            tensor_files.write(resume / f"{EARLY}.safetensors", model.state_dict())
         return step(wrapped, batch, number)
 
     return keeping
@@ -307,7 +308,7 @@ def finish(stage: Stage, model: nn.Module, spec: dict[str, Any], history: list[t
         checkpoint.save(temporary, model, spec)
         if (early := stage.resume / f"{EARLY}.safetensors").exists():
             network = copy.deepcopy(model).cpu()
-            network.load_state_dict(whole.read_tensors(early)[0])
+            network.load_state_dict(tensor_files.read(early)[0])
             checkpoint.save(temporary / EARLY, network, spec)
     write_history(stage, f"reports/{stage.name}/history.csv", history)
     stage.record.metrics({f"val/best_{key}": best[f"val_{key}"] for key in dict.fromkeys(("accuracy", choose_by))})

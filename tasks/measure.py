@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from tasks.environment import set_environment
+from tasks.evaluate import WARMUP
+from tasks.export import calibration_images
 from tasks.machine import keep_memory, set_up_torch
 from thinner.config import load_params
 from thinner.data.store import Store, open_store
@@ -29,10 +31,8 @@ from thinner.errors import UserError
 from thinner.measure import profiling
 from thinner.measure.scores import METRICS, score
 from thinner.params import Params
-from thinner.predict import Candidate, choose_device, open_candidate, predict_logits, weights_sha256
+from thinner.predict import Candidate, calls_on, choose_device, open_candidate, predict_logits, weights_sha256
 from thinner.runtimes import catalogue
-
-_WARMUP = 5  # rounds, as evaluate has them
 
 
 def measure(
@@ -90,8 +90,7 @@ def export(place: Path, target: Path, format_: str, store: Store, params: Params
     catalogue.require(runtime)
     loaded = checkpoint.load(place)
     about = {"classes": loaded.spec["classes"], "preprocessing": loaded.preprocessing.as_json()}
-    drawn = np.random.default_rng(params.run.seed).permutation(store.splits["validation"])
-    images = store.images[np.sort(drawn[: params.export.calibration_images])]
+    images = calibration_images(store, params.export.calibration_images, params.run.seed)
     target.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
         inputs = views.preprocess(images, loaded.preprocessing).numpy()
@@ -119,12 +118,8 @@ def _time(
     section, rows = params.evaluate, []
     with profiling.pinned_threads(section.latency_threads):
         for batch in batches:
-            images = np.asarray(store.images[np.resize(index, batch)])
-            calls = {}
-            for name, candidate in candidates.items():
-                inputs = candidate.place(candidate.preprocess(images))
-                calls[name] = lambda run=candidate.run, inputs=inputs: run(inputs)
-            samples = profiling.measure_latency(calls, section.latency_repeats, _WARMUP, params.run.seed)
+            calls = calls_on(candidates, np.asarray(store.images[np.resize(index, batch)]))
+            samples = profiling.measure_latency(calls, section.latency_repeats, WARMUP, params.run.seed)
             for name, values in samples.items():
                 found[name][f"latency_ms_b{batch}"] = float(np.median(values))
                 rows += [(name, batch, number, float(value)) for number, value in enumerate(values)]

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from flows import cli, engines, worker
 from tasks import lineage
+from tasks.git import git
 from tests.flows.test_sweep import HISTORY
 from tests.servers import free_port
 from tests.toy import PROGRAM, PROJECT, Toy, eventually
@@ -166,9 +167,9 @@ def test_a_commit_travels_whole_and_alone(original: Toy, tmp_path: Path, monkeyp
     with worker.clone_of(parcel) as first, worker.clone_of(parcel) as second:  # two at once do not meet
         assert first != second
         for clone in (first, second):
-            assert worker.git(clone, "rev-parse", "HEAD") == worker.git(original.root, "rev-parse", "HEAD")
-            assert worker.git(clone, "rev-list", "--count", "HEAD") == "3"
-            assert worker.git(clone, "status", "--porcelain") == worker.git(clone, "remote") == ""
+            assert git(clone, "rev-parse", "HEAD") == git(original.root, "rev-parse", "HEAD")
+            assert git(clone, "rev-list", "--count", "HEAD") == "3"
+            assert git(clone, "status", "--porcelain") == git(clone, "remote") == ""
             assert not (clone / "notes.txt").exists()
             assert lineage.cache_folder(clone) == tmp_path / "worker" / parcel.project[:12] / "cache"
     with worker.clone_of(parcel) as again:

@@ -25,6 +25,7 @@ from tasks import lockfile
 from thinner.data import sources, store
 from thinner.evidence import results, shipping
 from thinner.files import mapped, whole
+from thinner.files import tensors as tensor_files
 from thinner.learn import signals
 from thinner.networks import checkpoint, export, models, weights
 from thinner.networks.spec import NetworkSpec
@@ -670,6 +671,6 @@ def test_any_file_with_a_checksum(tmp_path, value, seed):
 @fuzz()
 @given(SEEDS)
 def test_any_tensors_with_a_checksum(tmp_path, seed):
-    whole.write_tensors(tmp_path / "a", {"x": torch.zeros(3), "y": torch.zeros(2, 2)}, {"step": 3})
+    tensor_files.write(tmp_path / "a", {"x": torch.zeros(3), "y": torch.zeros(2, 2)}, {"step": 3})
     path = put(tmp_path / "b", damaged((tmp_path / "a").read_bytes(), seed, 200))
-    ask("tensors with a checksum", partial(whole.read_tensors, path))
+    ask("tensors with a checksum", partial(tensor_files.read, path))

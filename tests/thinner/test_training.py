@@ -18,7 +18,7 @@ from torch import nn
 
 from tests.servers import free_port
 from thinner.data import ahead, views
-from thinner.files import whole
+from thinner.files import tensors as tensor_files
 from thinner.learn import losses, training
 from thinner.networks.spec import NetworkSpec
 
@@ -160,7 +160,7 @@ def test_a_signal_in_a_step_saves_the_state_after_it(tmp_path, number):
         assert signal.getsignal(number) is stop
     finally:
         signal.signal(number, before)
-    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 13
+    assert tensor_files.read(tmp_path / "training.safetensors")[1]["done"] == 13
     assert fit(again, resume=tmp_path) == history and same_weights(model, again)
 
 
@@ -184,7 +184,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
         assert not after and signal.getsignal(signal.SIGINT) is stop
     finally:
         signal.signal(signal.SIGINT, before)
-    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 10
+    assert tensor_files.read(tmp_path / "training.safetensors")[1]["done"] == 10
 
 
 @pytest.mark.parametrize("where", ["step", "write"])
@@ -200,14 +200,14 @@ def test_sigterm_twice_is_sigterm_once(tmp_path, monkeypatch, where):
                 signal.raise_signal(signal.SIGTERM)
         return training.supervised_step()(model, batch, at)
 
-    real = whole.write_tensors
+    real = tensor_files.write
 
     def write(path, tensors, about):
         if where == "write" and about["done"] == 13:
             signal.raise_signal(signal.SIGTERM)
         return real(path, tensors, about)
 
-    monkeypatch.setattr(whole, "write_tensors", write)
+    monkeypatch.setattr(tensor_files, "write", write)
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with pytest.raises(KilledError):
@@ -215,13 +215,13 @@ def test_sigterm_twice_is_sigterm_once(tmp_path, monkeypatch, where):
         assert signal.getsignal(signal.SIGTERM) is stop
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 13
+    assert tensor_files.read(tmp_path / "training.safetensors")[1]["done"] == 13
 
 
 def test_without_time_going_by_a_state_is_saved_at_validations_only(tmp_path):
     with pytest.raises(KilledError):
         fit(network(), resume=tmp_path, step=killed_at(13))
-    assert whole.read_tensors(tmp_path / "training.safetensors")[1]["done"] == 10
+    assert tensor_files.read(tmp_path / "training.safetensors")[1]["done"] == 10
 
 
 @pytest.mark.parametrize("damage", ["bit", "header", "half", "empty"])
@@ -246,7 +246,7 @@ def test_no_state_is_saved_that_is_no_number(tmp_path):
 
     with pytest.raises(training.TrainingError, match="step 13 of 30"):
         fit(network(), resume=tmp_path, save_seconds=0.0, step=step)
-    tensors, about = whole.read_tensors(tmp_path / "training.safetensors")
+    tensors, about = tensor_files.read(tmp_path / "training.safetensors")
     assert about["done"] == 12 and all(t.isfinite().all() for t in tensors.values())
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from thinner.errors import DamagedError
+from thinner.files import tensors as tensor_files
 from thinner.files import whole
 
 TENSORS = {
@@ -21,8 +22,8 @@ ABOUT = {"done": 7, "history": [{"val_accuracy": 0.1}]}
 
 def test_what_was_written_is_read(tmp_path):
     file = tmp_path / "state.safetensors"
-    whole.write_tensors(file, TENSORS, ABOUT)
-    tensors, about = whole.read_tensors(file)
+    tensor_files.write(file, TENSORS, ABOUT)
+    tensors, about = tensor_files.read(file)
     assert about == ABOUT and tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor)
@@ -33,14 +34,14 @@ def test_what_was_written_is_read(tmp_path):
 
 def test_no_flipped_bit_passes(tmp_path):
     file = tmp_path / "state.safetensors"
-    whole.write_tensors(file, TENSORS, ABOUT)
+    tensor_files.write(file, TENSORS, ABOUT)
     content = file.read_bytes()
     for at in range(len(content)):
         flipped = bytearray(content)
         flipped[at] ^= 1 << at % 8
         file.write_bytes(flipped)
         try:
-            tensors, about = whole.read_tensors(file)
+            tensors, about = tensor_files.read(file)
         except DamagedError:
             continue
         # the blanks at the header's end may be other blanks
@@ -50,7 +51,7 @@ def test_no_flipped_bit_passes(tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
 def test_half_a_file_is_no_file(tmp_path, share):
     for name, write, read in (
-        ("a", lambda file: whole.write_tensors(file, TENSORS, ABOUT), whole.read_tensors),
+        ("a", lambda file: tensor_files.write(file, TENSORS, ABOUT), tensor_files.read),
         ("b", lambda file: whole.write_json(file, ABOUT), whole.read_json),
     ):
         file = tmp_path / name

@@ -26,6 +26,7 @@ from thinner.compress.target import Target
 from thinner.errors import UserError
 from thinner.evidence import statistics
 from thinner.evidence.drop import Drop, drop_of
+from thinner.files import tensors as tensor_files
 from thinner.files import whole
 from thinner.learn import training
 from thinner.measure import profiling, verify
@@ -317,7 +318,7 @@ def _cut_once(
                     )
                 smaller, held = plan.cut(model, allowed, number, early)
                 checkpoint.save(place, smaller, spec)
-                whole.write_tensors(place / _MASKS, held)
+                tensor_files.write(place / _MASKS, held)
                 whole.write_json(place / _ROW, {"size": size, "allowed": allowed})
         except pruning.PruningError as error:
             failure = error
@@ -330,7 +331,7 @@ def _cut_once(
     smaller, sizes = checkpoint.load(place).model, whole.read_json(place / _ROW)
     after = fabric.broadcast(plan.size(smaller))
     say(f"round {number} of {plan.way.rounds}, {plan.target.sized(sizes['size'])} -> {plan.target.sized(after)}")
-    return smaller, whole.read_tensors(place / _MASKS)[0], sizes["allowed"]
+    return smaller, tensor_files.read(place / _MASKS)[0], sizes["allowed"]
 
 
 def _row(number: int, facts: verify.Facts, folder: Path, before: float, after: float, lost: Drop) -> Row:
@@ -366,7 +367,7 @@ def _remove_damaged(folders: Sequence[Path], say: Callable[[str], None]) -> None
         if (folders[0] / _ROW).exists():
             whole.read_json(folders[0] / _ROW)
         if (folders[0] / _MASKS).exists():
-            whole.read_tensors(folders[0] / _MASKS)
+            tensor_files.read(folders[0] / _MASKS)
     except UserError as error:
         say(f"{error}; done again")
         shutil.rmtree(folders[0])

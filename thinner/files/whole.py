@@ -7,17 +7,13 @@ would be computed with.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from thinner.errors import DamagedError, one_line
 
@@ -27,10 +23,15 @@ _KEY = "sha256"
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
     """Have ``writer`` write a file beside ``path``, and put it there once the disk has it."""
     partial = path.with_name(f".{path.name}.partial")
-    writer(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        writer(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # why it failed is what has to be told
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,41 +57,6 @@ def read_json(path: Path) -> Any:
 
 def _of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
-    """``tensors`` (of any device) and ``about`` (JSON) as safetensors with a checksum over all of it."""
-    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(about, sort_keys=True)
-    metadata = {"about": text, _KEY: _of_tensors(held, text)}
-    write(path, lambda partial: save_file(held, partial, metadata=metadata))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """(tensors on the CPU, ``about``) of ``write_tensors``. Raises DamagedError; FileNotFoundError."""
-    if not path.exists():
-        raise FileNotFoundError(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-        about = json.loads(metadata["about"])
-        right = metadata.get(_KEY) == _of_tensors(tensors, metadata["about"])
-    except Exception as error:  # safetensors, torch and json have many for a file that is not whole
-        raise DamagedError(f"{path}: damaged ({one_line(error)})") from error
-    if not right:
-        raise DamagedError(f"{path}: damaged (its checksum differs)")
-    return tensors, about
-
-
-def _of_tensors(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from thinner.data import views
 from thinner.data.ahead import in_advance
 from thinner.errors import DamagedError, UserError
-from thinner.files import whole
+from thinner.files import tensors as tensor_files
 from thinner.files.mapped import read_rows
 from thinner.learn import imbalance
 from thinner.measure import scores
@@ -406,7 +406,7 @@ def fit(
     state_file = resume / "training.safetensors" if resume is not None else None
     if state_file is not None and state_file.exists():
         try:
-            tensors, about = whole.read_tensors(state_file)
+            tensors, about = tensor_files.read(state_file)
         except DamagedError as error:
             say(f"{error}; training begins anew")
             if fabric.global_rank == 0:
@@ -465,7 +465,7 @@ def fit(
                 precision = fabric.strategy.precision.state_dict()  # of fp16 the scale of the loss
                 about = {"done": done, "history": history, "count": count, "precision": precision}
                 with _signals_wait() as late:
-                    whole.write_tensors(state_file, _state(best, sums, bare, optimizer, average, extra), about)
+                    tensor_files.write(state_file, _state(best, sums, bare, optimizer, average, extra), about)
                 arrived += late
                 saved = time.monotonic()
             if arrived:
