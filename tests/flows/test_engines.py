@@ -260,13 +260,12 @@ def _start(words: list[str], env: dict[str, str], home: Path) -> subprocess.Pope
 
 
 @pytest.fixture(scope="module")
-def cluster(original: Toy, empty_record: Path, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:  # fmt: skip
+def cluster(original: Toy, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     pytest.importorskip("prefect_dask")
     folder = tmp_path_factory.mktemp("cluster")
     port = free_port()
     (folder / "scheduler").mkdir()
     original.env["PREFECT_API_URL"] = prefect_url
-    shutil.copy(empty_record, original.root)
     words = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
     scheduler = _start(words, original.env, folder / "scheduler")
     made = Cluster(folder, original, f"tcp://127.0.0.1:{port}")
