@@ -38,6 +38,7 @@ import yaml
 
 from benchmarks import distillation
 from benchmarks.clones import clone_environment
+from tasks import lineage
 from tasks.environment import child_environment, repository_root
 from thinner.errors import UserError
 
@@ -357,7 +358,7 @@ def main() -> int:
             if "stages" in parts:
                 found["stages"] = measure_stages(root, folder / "chain" / "repository", options.repeats)
             if options.job:
-                count = len(yaml.safe_load((root / "dvc.yaml").read_text())["stages"])
+                count = len(lineage.graph(root))
                 found |= {"job": options.job, "job_stages": count}
                 found["share"] = share_of(found["stages"], count, options.job)
             if "nothing" in parts:
