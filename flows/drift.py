@@ -86,6 +86,7 @@ def watch(
     from thinner.network import load
     from thinner.predict import choose_device, open_candidate
 
+    drift.check_rate(rate)
     _check_place(out)
     set_up_torch(params.run)
     device, threads = choose_device(params.run.device), thread_count(params.run.threads)
@@ -220,16 +221,25 @@ def _validation(store: Store) -> Iterator[UInt8[np.ndarray, "batch height width 
 
 
 def _outputs(opened: Any, batches: Any, what: str, total: int, telling: Any) -> Outputs:
+    import numpy as np
+
     from thinner.measure.outputs import outputs
 
     try:
-        return outputs(opened, batches, lambda done: telling(f"{what}: {done:,} of {total:,}"))
+        found = outputs(opened, batches, lambda done: telling(f"{what}: {done:,} of {total:,}"))
     except UserError:
         raise
     except Exception as error:  # a graph that somebody else made may fail at any of its operators
         raise UserError(
             f"this model does not run on pictures ({one_line(error)}). Make it again: thinner run"
         ) from error
+    whole = np.isfinite(found.logits).all(axis=1) & np.isfinite(found.features).all(axis=1)
+    if wrong := int((~whole).sum()):
+        raise UserError(
+            f"this model gives no finite numbers for {wrong:,} of {len(whole):,} {what}, so nothing can be compared. "
+            "Make it again: thinner run, or look through another one: --candidate NAME"
+        )
+    return found
 
 
 # ------------------------------------------------------------------------------- what to label
