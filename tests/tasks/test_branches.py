@@ -153,9 +153,8 @@ def test_a_clone_of_a_single_branch_finds_the_others_of_its_remote(root: Path, t
 
 
 def test_a_password_is_not_shown_where_what_git_says_is_cut_off(root: Path) -> None:
-    git(root, "remote", "add", "origin", f"http://me:{'hidden' * 40}@127.0.0.1:9/x.git")
-    with pytest.raises(UserError) as refused:
-        branches.commit_of(root, "origin/main")
+    with pytest.raises(UserError, match=r"^git add: fatal: pathspec 'x{130} http://\*\*\*@") as refused:
+        branches.git(root, "add", "--", f"{'x' * 130} http://me:{'hidden' * 20}@127.0.0.1/x.git")
     assert "hidden" not in str(refused.value)
 
 
