@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thinner.errors import UserError, one_line
 from thinner.files import whole
 
 _OWN = "torchvision"  # prepare brings these files itself, and DVC does not watch them either (.dvcignore)
@@ -34,12 +35,19 @@ class Look:
 
 
 def look(root: Path, data: str, pointers: str = "") -> Look:
-    """What lies in the folder ``data`` of ``root``; ``pointers`` stands for the .dvc files of another commit."""
+    """What lies in the folder ``data`` of ``root``; ``pointers`` stands for the .dvc files of another commit. Raises
+    UserError where a folder may not be read, or a link leads to itself."""
     lines, changed, top = [], 0.0, root / data
-    for path, found in _walk(top, but=top / _OWN):
-        changed = max(changed, found.st_ctime)
-        if not stat.S_ISDIR(found.st_mode):
-            lines.append(f"{path[len(os.fspath(top)) :]}\0{found.st_size}\0{found.st_mtime_ns}")
+    try:
+        for path, found in _walk(top, but=top / _OWN):
+            changed = max(changed, found.st_ctime)
+            if not stat.S_ISDIR(found.st_mode):
+                lines.append(f"{path[len(os.fspath(top)) :]}\0{found.st_size}\0{found.st_mtime_ns}")
+    except OSError as error:
+        raise UserError(
+            f"{one_line(error.filename or top)}: cannot be looked at ({error.strerror}). Make it readable for the user "
+            "of this run, or take it away"
+        ) from error
     digest = hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogateescape"))
     folder = Path(os.path.normpath(data))
     for above in [folder, *folder.parents][:-1]:  # dvc add data/raw leaves data/raw.dvc

@@ -86,6 +86,7 @@ def watch(
     from thinner.network import load
     from thinner.predict import choose_device, open_candidate
 
+    drift.check_rate(rate)
     _check_place(out)
     set_up_torch(params.run)
     device, threads = choose_device(params.run.device), thread_count(params.run.threads)
@@ -125,13 +126,27 @@ def _check_place(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {one_line(out)} cannot be made ({error.strerror}). Name another folder") from error
-    if (out / CSV).exists():
-        with (out / CSV).open(newline="", encoding="utf-8-sig", errors="replace") as text:
-            if any((row.get("label") or "").strip() for row in csv.DictReader(text)):
-                raise UserError(
-                    f"{out / CSV}: holds labels that somebody wrote. Bring them in (thinner data add {out / CSV}) and "
-                    "move it away, or write elsewhere: --out FOLDER"
-                )
+    try:
+        with (out / CSV).open(newline="", encoding="utf-8-sig") as text:
+            table = csv.DictReader(text)
+            columns, rows = table.fieldnames or [], list(table)
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{out / CSV}: cannot be read, and may hold labels ({one_line(error)}). Move it away, or write elsewhere: "
+            "--out FOLDER"
+        ) from error
+    if "label" not in columns:  # a spreadsheet saves it with semicolons, or tabs
+        raise UserError(
+            f"{out / CSV}: has no column label any more, and may hold labels. Save it as UTF-8 with commas, move it "
+            "away, or write elsewhere: --out FOLDER"
+        )
+    if any((row["label"] or "").strip() for row in rows):
+        raise UserError(
+            f"{out / CSV}: holds labels that somebody wrote. Bring them in (thinner data add {out / CSV}) and "
+            "move it away, or write elsewhere: --out FOLDER"
+        )
 
 
 def _check_store(store: Store, network: Network, params: Params) -> None:
@@ -206,16 +221,25 @@ def _validation(store: Store) -> Iterator[UInt8[np.ndarray, "batch height width 
 
 
 def _outputs(opened: Any, batches: Any, what: str, total: int, telling: Any) -> Outputs:
+    import numpy as np
+
     from thinner.measure.outputs import outputs
 
     try:
-        return outputs(opened, batches, lambda done: telling(f"{what}: {done:,} of {total:,}"))
+        found = outputs(opened, batches, lambda done: telling(f"{what}: {done:,} of {total:,}"))
     except UserError:
         raise
     except Exception as error:  # a graph that somebody else made may fail at any of its operators
         raise UserError(
             f"this model does not run on pictures ({one_line(error)}). Make it again: thinner run"
         ) from error
+    whole = np.isfinite(found.logits).all(axis=1) & np.isfinite(found.features).all(axis=1)
+    if wrong := int((~whole).sum()):
+        raise UserError(
+            f"this model gives no finite numbers for {wrong:,} of {len(whole):,} {what}, so nothing can be compared. "
+            "Make it again: thinner run, or look through another one: --candidate NAME"
+        )
+    return found
 
 
 # ------------------------------------------------------------------------------- what to label

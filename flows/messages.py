@@ -156,6 +156,13 @@ def is_worth_it(root: Path, night: Night, when: str) -> bool:
     return when == "always" or (when == "failure" and not night.went_well)
 
 
+def forget(root: Path, name: str) -> None:
+    """The last message of this name reached nobody: the next run tells again."""
+    file = root / ".thinner" / "told.json"
+    with contextlib.suppress(OSError, ValueError):
+        write_whole(file, {key: digest for key, digest in json.loads(file.read_bytes()).items() if key != name})
+
+
 def addresses(block: Any = None) -> list[str]:
     """Of THINNER_NOTIFY, separated by spaces or lines; else of the block. ``block`` gives what that holds, or None."""
     given = os.environ.get(VARIABLE) or (block() if block else None) or ""

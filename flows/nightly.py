@@ -38,7 +38,7 @@ from flows import arrivals, console, ending, messages, pipeline, recipes, server
 from flows.worktrees import Worktrees, changes, head
 from tasks import branches, lineage, processes, remote
 from tasks.environment import HOME, child_environment, repository_root
-from tasks.record.mlflow_client import tracking_uri
+from tasks.record.mlflow_client import tracking_uri, without_passwords
 from thinner.config import ParamsError, load_params
 from thinner.errors import UserError, one_line
 
@@ -224,7 +224,7 @@ def _bring(folder: Path, pointers: list[str], pull: bool) -> None:
         capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     if done.returncode:
-        said = one_line(done.stderr.strip() or done.stdout)
+        said = one_line(without_passwords(done.stderr.strip() or done.stdout))
         mend = "" if pull else " Is it only in the remote? git config thinner.pull true"
         raise UserError(f"{', '.join(pointers)}: the raw data of this commit could not be brought: {said}.{mend}")
 
@@ -292,9 +292,10 @@ def tell(root: Path, night: messages.Night, when: str) -> list[str]:
     """Send the message, if it is one to send; what went wrong, in lines."""
     if not messages.is_worth_it(root, night, when):
         return []
-    if not (to := messages.addresses(_of_block)):
-        return []
-    wrong = messages.send(to, messages.title(night), messages.text(night), night.went_well)
+    to = messages.addresses(_of_block)
+    wrong = messages.send(to, messages.title(night), messages.text(night), night.went_well) if to else []
+    if len(wrong) == len(to):
+        messages.forget(root, night.name)
     return [f"{line}. The run stands as it ended" for line in wrong]
 
 

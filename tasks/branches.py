@@ -22,7 +22,9 @@ def commit_of(root: Path, ref: str) -> str:
         UserError: there is none, or its remote does not answer.
     """
     if away := _of_remote(root, ref):
-        git(root, "fetch", "--quiet", "--no-tags", "--end-of-options", *away)
+        remote, name = away  # a clone of a single branch would not keep another under its name
+        kept = f"+refs/heads/{name}:refs/remotes/{remote}/{name}"
+        git(root, "fetch", "--quiet", "--no-tags", "--end-of-options", remote, kept)
     try:
         return git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     except UserError:

@@ -18,7 +18,7 @@ def git(folder: Path, *arguments: str, strip: bool = True, env: Mapping[str, str
     """What git says. Raises UserError with git's own words, where it fails."""
     done = ask(folder, *arguments, env=env)
     if done.returncode:
-        said = without_passwords(one_line(done.stderr)) or f"exit code {done.returncode}"
+        said = one_line(without_passwords(done.stderr)) or f"exit code {done.returncode}"
         raise UserError(f"git {arguments[0]}: {said}")
     return done.stdout.rstrip("\n") if strip else done.stdout
 

@@ -8,6 +8,7 @@ import pytest
 
 from flows import arrivals
 from tests.toy import PROJECT
+from thinner.errors import UserError
 
 
 @pytest.fixture
@@ -100,3 +101,11 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_beside_it(root: Pa
         arrivals.write_whole(root / "x.json", {"a": object()})
     assert (root / "x.json").read_text() == '{"a": 1}'
     assert not list(root.glob(".partial-*"))
+
+
+def test_a_link_that_leads_to_itself_is_named(root: Path) -> None:
+    (root / "data/raw/loop").symlink_to("loop")
+    with pytest.raises(
+        UserError, match=r"data/raw/loop: cannot be looked at \(Too many levels .*\)\. Make it readable"
+    ):
+        digest(root)

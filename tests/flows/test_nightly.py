@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,15 @@ def test_a_message_that_is_not_taken_is_one_line_and_no_failure(
     hook.status = 404
     (line,) = nightly.tell(tmp_path, night, "always")
     assert line == "no message to address 1 of 1 (JSON): it answered HTTP 404. The run stands as it ended"
+    hook.status = 200
+    for count in (3, 3):  # the next run tells what nobody has heard, once
+        assert nightly.tell(tmp_path, night, "changes") == [] and len(hook.got) == count
+    other = replace(night, end=end | {"message": "another"})
+    monkeypatch.delenv("THINNER_NOTIFY")
+    monkeypatch.setattr(nightly, "_of_block", lambda: None)
+    assert nightly.tell(tmp_path, other, "changes") == []
+    monkeypatch.setenv("THINNER_NOTIFY", hook.address)
+    assert nightly.tell(tmp_path, other, "changes") == [] and len(hook.got) == 4
 
 
 def test_a_worktree_has_what_lets_one_in_to_the_remote_and_shows_it_to_nobody(tmp_path: Path) -> None:

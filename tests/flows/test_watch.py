@@ -18,6 +18,8 @@ from flows import cli, drift, recipes
 from tests.toy import PROJECT
 from thinner.data.sources import list_source
 from thinner.data.store import open_store, write_store
+from thinner.errors import UserError
+from thinner.measure.outputs import Outputs
 from thinner.networks import checkpoint, export, models
 from thinner.networks.spec import NetworkSpec
 
@@ -183,6 +185,35 @@ def test_labels_that_somebody_wrote_are_not_overwritten(at: Path) -> None:
     assert "--out: file/below cannot be made (Not a directory)" in watch("data/raw/new", "--out", "file/below").output
     assert watch("data/raw/new", "--out", "elsewhere").exit_code == 0
     assert len(rows("elsewhere/to_label.csv")) == 50
+
+
+@pytest.mark.parametrize("part", ["logits", "features"])
+def test_numbers_that_are_none_are_refused_and_not_compared(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    given = {"logits": np.zeros((3, 2)), "features": np.zeros((3, 4))}
+    given[part][1, 0] = np.nan
+    monkeypatch.setattr("thinner.measure.outputs.outputs", lambda *_: Outputs(**given))
+    with pytest.raises(UserError, match=r"gives no finite numbers for 1 of 3 pictures, .*--candidate NAME$"):
+        drift._outputs(None, [], "pictures", 3, print)
+
+
+def test_a_rate_that_cannot_be_had_is_refused_before_anything_takes_long(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^false alarms: 60 %\. Give 0\.1 to 50"):
+        drift.watch(tmp_path, None, [], "prune", tmp_path, 0.6, 50, tmp_path / "out")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text", [b"path;label;split\n./a.png;red;\n", "path\tlabel\n./a.png\tred\n".encode("utf-16"), b""]
+)
+def test_a_list_that_a_spreadsheet_saved_in_its_own_way_is_not_overwritten(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "to_label.csv").write_bytes(text)
+    with pytest.raises(UserError, match=r"to_label\.csv: .*may hold labels.*, or write elsewhere: --out FOLDER$"):
+        drift._check_place(tmp_path)
+    assert (tmp_path / "to_label.csv").read_bytes() == text
+    (tmp_path / "to_label.csv").unlink()
+    (tmp_path / "to_label.csv").mkdir()
+    with pytest.raises(UserError, match=r"cannot be read"):
+        drift._check_place(tmp_path)
 
 
 def test_the_page_shows_the_pictures_and_asks_the_network_for_nothing(at: Path) -> None:

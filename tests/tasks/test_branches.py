@@ -145,6 +145,19 @@ def test_a_commit_is_found_by_name_and_a_remotes_is_fetched(root: Path, tmp_path
     ] == ["B\u00e4ume.dvc", "raw.dvc"]
 
 
+def test_a_clone_of_a_single_branch_finds_the_others_of_its_remote(root: Path, tmp_path: Path) -> None:
+    git(root, "branch", "other")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", "--single-branch", "--branch=main", str(root), str(clone))
+    assert branches.commit_of(clone, "origin/other") == git(root, "rev-parse", "other")
+
+
+def test_a_password_is_not_shown_where_what_git_says_is_cut_off(root: Path) -> None:
+    with pytest.raises(UserError, match=r"^git add: fatal: pathspec 'x{130} http://\*\*\*@") as refused:
+        branches.git(root, "add", "--", f"{'x' * 130} http://me:{'hidden' * 20}@127.0.0.1/x.git")
+    assert "hidden" not in str(refused.value)
+
+
 @pytest.mark.parametrize("ref", ["nosuch", "", "--all", "origin/nosuch", "HEAD:params.yaml"])
 def test_what_names_no_commit_is_refused(root: Path, ref: str) -> None:
     with pytest.raises(UserError, match=r"^ref: '.*' names no commit\. Give a branch, a tag, or REMOTE/BRANCH"):

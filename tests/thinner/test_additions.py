@@ -91,6 +91,22 @@ def test_a_csv_source_gets_lines_in_its_own_columns(at: Path) -> None:
     assert labels(source) == found
 
 
+@pytest.mark.parametrize("source", ["folder:data/raw/photos", "csv:data/raw/list.csv"])
+def test_a_picture_gets_one_label_and_one_line_wherever_it_lies_and_whenever_it_comes(at: Path, source: str) -> None:
+    Path("more").mkdir()
+    Path("more/a.png").write_bytes(Path("new/a.png").read_bytes())
+    with pytest.raises(DataError, match=r"line 3: 'more/a\.png' is 'cat' here and 'dog' above\. Keep one"):
+        add(source, "../new/a.png,dog,,1", "../more/a.png,cat,,2")
+    assert add(source, "../new/a.png,dog,,1", "../more/a.png,dog,,2") == 1
+    found = labels(source)
+    assert len(found) == 3
+    if source.startswith("csv"):
+        assert len(Path("data/raw/list.csv").read_text().splitlines()) == 4
+    with pytest.raises(DataError, match=r"line 2: 'new/a\.png' was added as 'dog' before, by the name a-\w{8}\.png"):
+        add(source, "../new/a.png,cat,,1")
+    assert labels(source) == found
+
+
 def test_a_csv_keeps_its_mark_its_ends_of_lines_and_a_last_line_without_one(at: Path) -> None:
     file = Path("data/raw/list.csv")
     file.write_bytes("\ufeffpath,label\r\nphotos/cat/0.png,cat\r\nphotos/dog/1.png,dog".encode())

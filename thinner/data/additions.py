@@ -45,8 +45,9 @@ def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition
         )
     base = Path(place) if kind == "folder" else Path(place).parent
     known = {os.path.abspath(base / listing.name(i)): int(listing.labels[i]) for i in range(len(listing))}
+    earlier = {Path(name).name: listing.classes[label] for name, label in known.items() if label >= 0}
     wrong: list[str] = []
-    found: dict[Path, Addition] = {}
+    found: dict[str, Addition] = {}  # by what tells pictures apart: a copy's name, or the place where it lies
     for where, picture, label in _rows(file):
         shown = one_line(picture)
         if not str(picture).isprintable():
@@ -63,7 +64,13 @@ def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition
             wrong.append(f"{where}: unknown class '{one_line(label, 60)}'. Choose one of: {classes}")
         else:
             made = Addition(picture, label, _target(picture, label, kind, base, root))
-            if (before := found.setdefault(picture, made)).label != label:
+            copied = made.target != picture
+            if copied and earlier.get(made.target.name, label) != label:
+                wrong.append(
+                    f"{where}: '{shown}' was added as '{earlier[made.target.name]}' before, by the name "
+                    f"{made.target.name}. Take that out of the source first"
+                )
+            elif (before := found.setdefault(made.target.name if copied else str(picture), made)).label != label:
                 wrong.append(f"{where}: '{shown}' is '{label}' here and '{before.label}' above. Keep one")
     raise_for(wrong)
     return list(found.values())

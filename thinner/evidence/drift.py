@@ -99,9 +99,7 @@ def compare(reference: Outputs, new: Outputs, temperature: float, rate: float, s
     ``temperature`` divides the logits, as in the confidences that people see. Permutations are drawn by ``seed``.
     Raises UserError: the rate is none of `RATES`, or fewer than `FEWEST` pictures are on one side.
     """
-    low, high = RATES
-    if not low <= rate <= high:
-        raise UserError(f"false alarms: {100 * rate:g} %. Give {100 * low:g} to {100 * high:g}, for example 1")
+    check_rate(rate)
     n, m = len(new.logits), len(reference.logits)
     for count, whose in ((n, "pictures to look at"), (m, "pictures of validation")):
         if count < FEWEST:
@@ -121,6 +119,13 @@ def compare(reference: Outputs, new: Outputs, temperature: float, rate: float, s
         for (name, (statistic, p, effect, text)), q in zip(raw.items(), adjusted, strict=True)
     }
     return Drift(rate, n, m, findings, detectable(n, m, rate), unlike)
+
+
+def check_rate(rate: float) -> None:
+    """Raise UserError where the rate is none of `RATES`."""
+    low, high = RATES
+    if not low <= rate <= high:
+        raise UserError(f"false alarms: {100 * rate:g} %. Give {100 * low:g} to {100 * high:g}, for example 1")
 
 
 def detectable(images: int, reference: int, rate: float) -> float:
