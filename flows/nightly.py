@@ -94,7 +94,7 @@ def nightly(
     except UserError as error:
         state = Failed(message=str(error))
         night = _refused(root, name, str(error), _retry(root, stages, jobs, set or {}, ref, commit_to))
-    if seen is not None:
+    if seen is not None and night.end["verdict"] != "refused":  # refused: a remote was down, say; they are new still
         arrivals.remember(root, seen)
     for line in [*_publish(night), *tell(root, night, notify)]:
         logger.warning("%s", line)

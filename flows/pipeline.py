@@ -362,14 +362,14 @@ def _before_first_stage() -> tuple[dict[str, str], subprocess.Popen[str]]:
     assert record.stdin is not None
     assert record.stdout is not None
     try:
+        check_error = check.communicate()[1] if check else ""
+        if check and check.returncode:  # before a run is opened that nobody would close
+            raise UserError(check_error.strip())
         with contextlib.suppress(BrokenPipeError):
             print("open", file=record.stdin, flush=True)
-        check_error = check.communicate()[1] if check else ""
         opened = record.stdout.readline()
         if not opened:
             raise UserError(record.communicate()[1].strip() or "MLflow's run of this pipeline could not be opened")
-        if check and check.returncode:
-            raise UserError(check_error.strip())
     except BaseException:
         helpers.end()
         raise

@@ -62,7 +62,7 @@ class Order:
     name: str  # of the run, such as `kd seed 3`
     params: str  # all of params.yaml, which has been checked
     key: str  # lineage.key of the stage where it was asked for: the clone's has to be the same
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict, repr=False)  # addresses may have passwords
 
 
 @dataclass(frozen=True)

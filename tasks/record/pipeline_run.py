@@ -182,7 +182,8 @@ def main(arguments: list[str]) -> int:
                     mlflow_client.connect()
             if not sys.stdin.readline():  # whoever asked has ended without a run
                 return 0
-            with contextlib.redirect_stderr(io.StringIO()) as said:
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
                 run_id = open_run()
             print(json.dumps([_where(), run_id, said.getvalue().strip()]), flush=True)
             _close(run_id)
