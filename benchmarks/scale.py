@@ -139,7 +139,7 @@ def _text(key: str, value: float) -> str:
         return f"{value / size:,.1f} {unit}"
     if key == "hash_hours":
         return f"{value * 60:,.0f} min" if value < 2 else f"{value:,.0f} h"
-    return f"{value:,.0f} core hours" if key.endswith("hours") else f"{value:,.0f} USD"
+    return f"{value:,.{1 if value < 10 else 0}f} core hours" if key.endswith("hours") else f"{value:,.0f} USD"
 
 
 def main() -> int:
