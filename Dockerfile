@@ -1,7 +1,7 @@
 # What a run needs, for workers of the schedule and for a run by hand. docs/deploy.md
 #
-#   docker build --tag thinner .                                        without a GPU
-#   docker build --tag thinner:cuda --build-arg TORCH_INDEX= .          with CUDA: torch's usual wheels bring it
+#   docker build --tag thinner --build-arg TORCH_INDEX=URL .            without a GPU: URL as in docs/setup.md
+#   docker build --tag thinner:cuda .                                   with CUDA: torch's usual wheels bring it
 #   docker run --rm --volume "$PWD:$PWD" --workdir "$PWD" --user "$(id -u)" thinner python -m flows.pipeline
 #
 # A change of the code makes the last layer again, and installs nothing.
@@ -15,7 +15,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # An index with CPU-only wheels; empty: the usual index, whose wheels for Linux bring CUDA (2.5 GB)
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 ARG EXTRAS=s3,gs,ssh,postgres,search,openvino
 ARG UID=1000
 

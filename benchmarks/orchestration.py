@@ -2,7 +2,7 @@
 
     python -m benchmarks.orchestration                       # `stages` and `nothing`, some four minutes
     python -m benchmarks.orchestration stages nothing files --files 10000 100000
-    python -m benchmarks.orchestration study                 # a study with one worker and with two, some five minutes
+    python -m benchmarks.orchestration study                 # a study with one worker and with two
     python -m benchmarks.orchestration --job 495             # the seconds of the whole job, for its share
     python -m benchmarks.orchestration --json FILE --check   # exits with 1 where a must falls short
 
@@ -12,7 +12,7 @@ way takes more than the way before it is the cost of what it adds. A run of one 
 what a run costs (Prefect's server) from what a stage costs.
 
 `nothing`: a job that is up to date is asked for again. `files`: folders of small files under `dvc add`, in fresh
-caches; the exponent is the slope of time over the number of files, both as logarithms.
+caches; the exponent is the slope between the last two, both as logarithms.
 
 Seconds are of the wall clock, the median of the repeats; seconds of the processor stand beside them, since these say
 less about what else the machine did.
@@ -37,9 +37,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks import distillation
-from benchmarks.clones import clone_environment
+from benchmarks.clones import clone_environment, make_clone
 from tasks import lineage
 from tasks.environment import child_environment, repository_root
+from tasks.git import git
+from tasks.stage import params_digest
 from thinner.errors import UserError
 
 MUSTS = {"dvc_seconds": 3.0, "run_seconds": 6.0, "share": 0.03}
@@ -114,21 +116,20 @@ def make_chain(root: Path, folder: Path, count: int) -> dict[str, str]:
     shutil.copy(root / "params.yaml", folder)
     environment = clone_environment(root) | {"PREFECT_HOME": str(folder / ".prefect"), "SHELL": "/bin/sh"}
     environment["DVC_SITE_CACHE_DIR"] = str(folder.parent / "site-cache")
-    environment["THINNER_CHECKED"] = _digest(folder)  # the depth of the check is the job's, not the tools'
+    environment["THINNER_CHECKED"] = params_digest(folder)  # the depth of the check is the job's, not the tools'
     for command in (
         ["git", "init", "--quiet"],
         [sys.executable, "-m", "dvc", "init", "--quiet"],
-        ["git", "add", "--all"],
-        ["git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@example.org", "commit", "--quiet", "-m", "x"],
     ):
         timed(command, folder, environment)
+    _commit(folder)
     return environment
 
 
-def _digest(folder: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256((folder / "params.yaml").read_bytes()).hexdigest()
+def _commit(folder: Path) -> None:
+    who = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@example.org")
+    git(folder, "add", "--all")
+    git(folder, *who, "commit", "--quiet", "--message", "all")
 
 
 def measure_stages(root: Path, folder: Path, repeats: int, count: int = STAGES) -> dict[str, Any]:
@@ -213,7 +214,7 @@ def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
     seconds = {}
     for workers in (1, 2):
         clone = folder / f"workers{workers}"
-        subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
+        make_clone(root, clone)
         source = yaml.safe_load((root / "params.yaml").read_text())["data"]
         if (root / source["root"]).is_dir() and not (clone / source["root"]).exists():
             shutil.copytree(root / source["root"], clone / source["root"], symlinks=True)
@@ -221,9 +222,7 @@ def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
         rates = {chr(ord("a") + number): round(0.05 + 0.001 * number, 3) for number in range(runs)}
         variants = {name: {"set": {"scratch.training.lr": rate}} for name, rate in rates.items()}
         (clone / "studies" / "workers.yaml").write_text(yaml.safe_dump({**STUDY, "variants": variants}))
-        commit = ["git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@example.org", "commit", "-qam", "x"]
-        subprocess.run(["git", "add", "--all"], cwd=clone, check=True)
-        subprocess.run(commit, cwd=clone, check=True)
+        _commit(clone)
         environment = clone_environment(clone)
         timed([sys.executable, "-m", "dvc", "repro", "--quiet", "prepare"], clone, environment)
         command = [sys.executable, "-m", "flows.sweep", "studies/workers.yaml", "--workers", str(workers)]

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from flows import cli, engines, worker
 from tasks import lineage
 from tasks.git import git
-from tests.flows.test_sweep import HISTORY
+from tests.flows.test_sweep import HISTORY, ONE_SEED
 from tests.servers import free_port
 from tests.toy import PROGRAM, PROJECT, Toy, eventually
 from thinner.errors import UserError
@@ -46,11 +46,8 @@ FAILURE = """
         raise UserError("asked to fail")
 """
 STUDY = {
+    **ONE_SEED,
     "title": "Where?",
-    "seeds": [0],
-    "target": "distill",
-    "measure": "val_accuracy",
-    "baseline": "scratch",
     "variants": {
         "scratch": {"target": "scratch"},
         "warm": {"set": {"distill.temperature": 4.0}},

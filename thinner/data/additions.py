@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from thinner.data.cleaning import raise_for
+from thinner.data.cleaning import raise_for, table
 from thinner.data.sources import PART_NAMES, DataError, Listing, Part
 from thinner.errors import one_line
 from thinner.files.whole import file_sha256, write
@@ -90,20 +90,7 @@ def bring(additions: Sequence[Addition], source: str) -> None:
 
 def _rows(file: Path) -> list[tuple[str, Path, str]]:
     """(where, picture, label) of each line that has a label."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as text:
-            table = csv.DictReader(text)
-            lacking = [column for column in _WANTED if column not in (table.fieldnames or [])]
-            if lacking:
-                columns = one_line(", ".join(table.fieldnames or []) or "none")
-                raise DataError(f"{file}: no column {' and '.join(lacking)}; its columns are: {columns}")
-            cells = [(table.line_num, (row["path"] or "").strip(), (row["label"] or "").strip()) for row in table]
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: not UTF-8 with commas ({one_line(error)}). Save it so") from error
+    cells = [(n, (row["path"] or "").strip(), (row["label"] or "").strip()) for n, row in table(file, _WANTED)]
     return [(f"{file} line {line}", _plain(file.parent / path), label) for line, path, label in cells if label]
 
 

@@ -39,33 +39,34 @@ class Correction:
 def read(path: str | Path, undecided: bool = False) -> list[Correction]:
     """The rows of a CSV file with the columns `COLUMNS`; others are left alone. ``undecided``: rows without a label may
     be there, and are left out. Raises DataError."""
-    path = Path(path)
     rows = []
+    for line, row in table(Path(path), COLUMNS, ". Start from reports/suspects.csv: thinner data suspects"):
+        where = f"{path} line {line}"
+        cells = {column: _plain(row[column]) for column in COLUMNS}
+        if undecided and not cells["label"]:
+            continue
+        if empty := [column for column, cell in cells.items() if not cell]:
+            raise DataError(f"{where}: no {empty[0]}. Fill it in, or remove the line")
+        rows.append(Correction(**cells, where=where))
+    return rows
+
+
+def table(path: Path, columns: Sequence[str], mend: str = "") -> list[tuple[int, dict[str, str | None]]]:
+    """(line, cells by column) of each row of a CSV file that people edit. Raises DataError where it cannot be read, or
+    lacks one of ``columns``; ``mend`` follows that."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as text:
-            table = csv.DictReader(text)
-            lacking = [column for column in COLUMNS if column not in (table.fieldnames or [])]
-            if lacking:
-                found = one_line(", ".join(table.fieldnames or []) or "none")
-                raise DataError(
-                    f"{path}: no column {' and '.join(lacking)}; its columns are: {found}. Start from "
-                    "reports/suspects.csv: thinner data suspects"
-                )
-            for row in table:
-                where = f"{path} line {table.line_num}"
-                cells = {column: _plain(row[column]) for column in COLUMNS}
-                if undecided and not cells["label"]:
-                    continue
-                if empty := [column for column, cell in cells.items() if not cell]:
-                    raise DataError(f"{where}: no {empty[0]}. Fill it in, or remove the line")
-                rows.append(Correction(**cells, where=where))
+            rows = csv.DictReader(text)
+            if lacking := [column for column in columns if column not in (rows.fieldnames or [])]:
+                found = one_line(", ".join(rows.fieldnames or []) or "none")
+                raise DataError(f"{path}: no column {' and '.join(lacking)}; its columns are: {found}{mend}")
+            return [(rows.line_num, row) for row in rows]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not UTF-8 with commas ({one_line(error)}). Save it so") from error
-    return rows
 
 
 def write(path: Path, corrections: Iterable[Correction]) -> None:
