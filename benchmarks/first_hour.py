@@ -145,9 +145,9 @@ def thinner(clone: Path, *command: str) -> str:
     return done.stdout
 
 
-def play(clone: Path, mess: Mess, minutes: float) -> dict[str, Any]:
+def play(clone: Path, mess: Mess, minutes: float, recipe: Path | None = None) -> dict[str, Any]:
     """init, plan, run, predict in ``clone``, which has the folder at PHOTOS, then near-duplicates and suspect labels;
-    seconds of each and what came out."""
+    seconds of each and what came out. ``recipe`` is what somebody shared, for `thinner init --from`."""
     took: dict[str, float] = {}
 
     def timed(name: str, *command: str) -> str:
@@ -156,7 +156,8 @@ def play(clone: Path, mess: Mess, minutes: float) -> dict[str, Any]:
         took[name] = round(time.monotonic() - began, 1)
         return said
 
-    said = timed("init", "init", PHOTOS, "--minutes", f"{minutes:g}")
+    shared = () if recipe is None else ("--from", str(recipe))
+    said = timed("init", "init", PHOTOS, "--minutes", f"{minutes:g}", *shared)
     planned = json.loads(timed("plan", "plan", "--json"))
     timed("run", "run", "--json", "end.json")
     end = json.loads((clone / "end.json").read_text())

@@ -110,4 +110,4 @@ def _file(root: Path) -> Path:
 def write_whole(path: Path, value: Any) -> None:
     """``value`` as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole.write(path, lambda partial: partial.write_text(json.dumps(value), encoding="utf-8"))
+    whole.write_text(path, json.dumps(value))

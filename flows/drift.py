@@ -335,7 +335,7 @@ def _sections(
 
 def _write(out: Path, rows: Sequence[Mapping[str, Any]], page: str) -> None:
     from thinner.data.cleaning import safe
-    from thinner.files.whole import write
+    from thinner.files.whole import write, write_text
 
     def table(partial: Path) -> None:
         with partial.open("w", newline="", encoding="utf-8") as text:
@@ -344,7 +344,7 @@ def _write(out: Path, rows: Sequence[Mapping[str, Any]], page: str) -> None:
             writer.writerows({key: safe(value) for key, value in row.items()} for row in rows)
 
     write(out / CSV, table)
-    write(out / PAGE, lambda partial: partial.write_text(page, encoding="utf-8"))
+    write_text(out / PAGE, page)
 
 
 # ------------------------------------------------------------------------------- how it ended
@@ -383,8 +383,8 @@ def print_watched(watched: Watched, files: int) -> None:
 
 
 def write_json(path: Path, watched: Watched) -> None:
-    from thinner.files.whole import write
+    from thinner.files.whole import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(watched.as_json(), indent=2, ensure_ascii=False) + "\n"
-    write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(path, text)

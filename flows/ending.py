@@ -264,6 +264,6 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     try:
-        whole.write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        whole.write_text(path, text)
     except OSError as error:
         raise UserError(f"--json {path}: cannot be written ({error.strerror}). Name another file") from None

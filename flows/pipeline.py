@@ -38,7 +38,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import console, ending, server
+from flows import console, ending, record, server
 from flows import slots as gpu
 from flows.watch import MARK
 from tasks import integrity, lineage, lockfile, processes, remote
@@ -117,7 +117,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         travel = _travel(root, get_run_logger().info)
         stale = plan(root, nodes)
         asks = bool(stale) and travel.pull and remote.answers(root, get_run_logger().warning)
-        environment, record = _before_first_stage() if stale else ({}, None)
+        environment, recorder = _before_first_stage(root) if stale else ({}, None)
         if asks:
             environment[remote.FETCH] = "yes"
         _told.update(environment)
@@ -153,8 +153,8 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
             raise
         finally:
             console.stop_bars()
-            if record is not None:
-                _close_record(root, environment, status, states, record)
+            if recorder is not None:
+                _close_record(root, environment, status, states, recorder)
         if travel.push and any(state.name == "Completed" for state in states.values()):
             remote.send(root, get_run_logger().info, get_run_logger().warning)
     return server.decided(_verdict(states))
@@ -330,65 +330,47 @@ class _Helpers:
 
     digest: str  # of params.yaml as it is checked
     check: subprocess.Popen[str] | None
-    record: subprocess.Popen[str]
+    record: record.Record
 
     @classmethod
-    def start(cls) -> _Helpers:
+    def start(cls, root: Path) -> _Helpers:
         load_params()
         environment, digest = child_environment(**{FLOW: processes.mark()}), params_digest()
-        check = None if os.environ.get(CHECKED) == digest else _start(environment, "tasks.check")
-        return cls(digest, check, _start(environment, "tasks.record.pipeline_run", "hold"))
+        check = None if os.environ.get(CHECKED) == digest else record.start(root, environment, "tasks.check")
+        return cls(digest, check, record.Record.start(root, environment))
 
     def end(self) -> None:
-        """The one that holds MLflow's run ends when nobody can speak to it any more."""
-        for process in filter(None, (self.check, self.record)):
+        if self.check:
             with contextlib.suppress(ValueError):
-                process.communicate("")
+                self.check.communicate("")
+        self.record.leave()
 
 
 _early: list[_Helpers] = []  # started before the flow, while Prefect's server starts
 
 
-def _before_first_stage() -> tuple[dict[str, str], subprocess.Popen[str]]:
-    """Check params.yaml in depth and open MLflow's run; the process that will close it."""
-    helpers = _early.pop() if _early else _Helpers.start()
+def _before_first_stage(root: Path) -> tuple[dict[str, str], record.Record]:
+    """Check params.yaml in depth and open MLflow's run; what will close it."""
+    helpers = _early.pop() if _early else _Helpers.start(root)
     if helpers.digest != params_digest():  # edited since
         helpers.end()
-        helpers = _Helpers.start()
-    note = _open_note(repository_root())
+        helpers = _Helpers.start(root)
+    note = _open_note(root)
     note.parent.mkdir(exist_ok=True)
     note.touch()
-    record, check = helpers.record, helpers.check
-    assert record.stdin is not None
-    assert record.stdout is not None
+    check = helpers.check
     try:
         check_error = check.communicate()[1] if check else ""
         if check and check.returncode:  # before a run is opened that nobody would close
             raise UserError(check_error.strip())
-        with contextlib.suppress(BrokenPipeError):
-            print("open", file=record.stdin, flush=True)
-        opened = record.stdout.readline()
-        if not opened:
-            raise UserError(record.communicate()[1].strip() or "MLflow's run of this pipeline could not be opened")
+        opened = helpers.record.open()
     except BaseException:
         helpers.end()
         raise
-    where, run_id, said = json.loads(opened)
-    if said:
-        get_run_logger().warning(said)
-    return {PARENT: run_id, CHECKED: helpers.digest, UNSENT: "yes" if where == "kept" else "no"}, record
-
-
-def _start(environment: Mapping[str, str], *module: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", *module],
-        env=environment,
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the flow, which tells the others
-    )
+    if opened.said:
+        get_run_logger().warning(opened.said)
+    told = {PARENT: opened.run_id, CHECKED: helpers.digest, UNSENT: "yes" if opened.kept else "no"}
+    return told, helpers.record
 
 
 def _open_note(root: Path) -> Path:
@@ -408,25 +390,21 @@ def _close_record(
     environment: Mapping[str, str],
     status: str,
     states: Mapping[str, State],
-    record: subprocess.Popen[str],
+    recorder: record.Record,
 ) -> None:
-    """Have ``record``, the process that opened MLflow's run, close it."""
+    """Have ``recorder``, which opened MLflow's run, close it."""
     hashes = lineage.locked_hashes(root)
     stages = {
         name: {"state": state.name or "", "hash": hashes.get(name, "") if state.is_completed() else ""}
         for name, state in states.items()
     }
-    words = json.dumps({"status": status, "stages": stages})
-    said, error = record.communicate(words)
-    if record.returncode < 0:  # killed: by another one, or the run would seem to run
-        record = _start(child_environment(**environment), "tasks.record.pipeline_run", "close", environment[PARENT])
-        said, error = record.communicate(words)
-    if record.returncode == 0:
-        _open_note(root).unlink(missing_ok=True)
-    if record.returncode:  # what was computed stands; only its summary in MLflow is missing
-        get_run_logger().warning("MLflow's run of this pipeline was not closed: %s", error.strip()[-300:])
-    elif said.strip():
-        get_run_logger().info(said.strip().splitlines()[-1])
+    closed = recorder.close(root, child_environment(**environment), environment[PARENT], status=status, stages=stages)
+    if not closed.well:  # what was computed stands; only its summary in MLflow is missing
+        get_run_logger().warning("MLflow's run of this pipeline was not closed: %s", closed.error[-300:])
+        return
+    _open_note(root).unlink(missing_ok=True)
+    if closed.said:
+        get_run_logger().info(closed.said.splitlines()[-1])
 
 
 def _verdict(states: dict[str, State]) -> State:
@@ -628,7 +606,7 @@ def _bring_up_to_date(
         _ended.update({node.name: "Cached" for node in nodes})
     else:
         if stale:
-            _early.append(_Helpers.start())
+            _early.append(_Helpers.start(root))
         server.leave_dead()
         console.take_over(quiet)
         try:

@@ -517,7 +517,7 @@ def mean_rows(job: Job, names: Sequence[str], seeds: Sequence[int]) -> list[dict
 
 def _write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2) + "\n"
-    whole.write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    whole.write_text(path, text)
 
 
 # ---------------------------------------------------------------------------------------------------- the whole

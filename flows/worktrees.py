@@ -26,6 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console, server, slots
 from flows.pipeline import kill_group, select, start_dvc, stoppable
+from flows.record import Record
 from tasks import lineage, processes
 from tasks.environment import CHECKED, FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
 from tasks.git import git
@@ -199,11 +200,14 @@ def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..
     slots.count(root)
     server.leave_dead()
     # MLflow's run also makes the database before several processes meet in it
-    where, run_id = _tracking(root, "open", name).split()[-2:]
+    recorder = Record.start(root, child_environment(**{FLOW: processes.mark()}))
+    opened = recorder.open(name)
+    if opened.said:
+        console.console.print(opened.said, style="yellow", markup=False)
     environment = {
-        PARENT: run_id,
+        PARENT: opened.run_id,
         "MLFLOW_TRACKING_URI": tracking_uri(),
-        UNSENT: "yes" if where == "kept" else "no",
+        UNSENT: "yes" if opened.kept else "no",
         HOME: str(root),  # what is kept in a worktree would go with it
     }
     console.take_over()
@@ -215,23 +219,13 @@ def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..
             state = server.outlived(lambda: named(*arguments, trees, environment, return_state=True))
         status = "FINISHED" if state.is_completed() else "FAILED"
     finally:
-        _tracking(root, "end", run_id, status, **{UNSENT: environment[UNSENT]})
+        closed = recorder.close(root, child_environment(**environment), opened.run_id, status=status)
+        if not closed.well:
+            said = f"MLflow's run of {name} was not closed: {closed.error[-300:]}"
+            console.console.print(said, style="yellow", markup=False)
     if status == "FINISHED":
         trees.remove()
     return state
-
-
-def _tracking(root: Path, *arguments: str, **environment: str) -> str:
-    env = child_environment(**{FLOW: processes.mark()}, **environment)
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.record.pipeline_run", *arguments],
-        cwd=root, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise UserError(done.stderr.strip())
-    if done.stderr.strip():
-        console.console.print(done.stderr.strip(), style="yellow", markup=False)
-    return done.stdout
 
 
 _processes: dict[subprocess.Popen[str], int] = {}  # -> the thread that hears it

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 
 from tasks import learning
 from thinner.data import store, views
@@ -117,6 +116,8 @@ def _refuse_chance(
     Where classes are unequal, one that was trained to heed the rare ones may name fewer images right than that and know
     much: ``answers`` for the validation images, if they are to be had, are then looked at as well.
     """
+    from scipy import stats
+
     labels = data.labels[data.splits["validation"]]
     count, chance = len(labels), float(np.bincount(labels).max()) / len(labels)
     shown = stats.binomtest(round(accuracy * count), count, chance, alternative="greater").pvalue <= 0.05

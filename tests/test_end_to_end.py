@@ -474,8 +474,8 @@ def test_the_schedule_fires_runs_and_at_the_second_firing_finds_everything_up_to
     set_params(root, {"report.samples": 5})  # work for the report alone
     nightly = root / "prefect.yaml"
     text = nightly.read_text()
-    assert '"0 3 * * *"' in text
-    nightly.write_text(text.replace('"0 3 * * *"', '"* * * * *"'))
+    assert 'cron: "0 3 * * *"' in text
+    nightly.write_text(text.replace('cron: "0 3 * * *"', "interval: 30"))  # seconds
     with (root / "serve.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.serve", "serve"], cwd=root, env=environment(root), stdout=log, stderr=log

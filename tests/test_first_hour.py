@@ -20,6 +20,16 @@ from thinner.data import sources
 
 SIDE, LABELLED, UNLABELLED, ASKED = 64, 24, 8, 4
 SHARES = {"share_wrong": 0.1, "share_twins": 0.1}
+# What somebody shared: as few steps as show that all of it runs. How many `init` takes by itself: tests/flows/test_init.py
+QUICK = """\
+title: little
+note: for a test
+set:
+  finetune.training.epochs: 6
+  student.training.steps: 60
+  prune.rounds: 1
+  prune.training.steps: 30
+"""
 
 
 def pieces(photo: Image.Image, count: int, seed: int) -> list[Image.Image]:
@@ -66,8 +76,11 @@ def test_the_hour_of_somebody_with_photos(pictures: dict[str, list[Image.Image]]
         pictures, root / first_hour.PHOTOS, labelled=LABELLED, unlabelled=UNLABELLED, asked=ASKED, **SHARES
     )
     commit_all(root)
-    found = first_hour.play(root, mess, minutes=1)
+    recipe = tmp_path / "shared.yaml"
+    recipe.write_text(QUICK)
+    found = first_hour.play(root, mess, minutes=1, recipe=recipe)
     params = load_params(root / "params.yaml")
+    assert params.prune.rounds == 1 and params.prune.source == "finetune"
     assert params.data.source == f"folder:{first_hour.PHOTOS}" and params.data.channels == 3
     assert found["end"]["exit_code"] == 0 and found["end"]["verdict"] in ("to ship", "nothing to ship")
     assert all(target["met"] for target in found["end"]["target"])

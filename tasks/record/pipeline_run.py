@@ -7,7 +7,8 @@
 For a stage that was up to date it points to the run that made the result (tag `stage.NAME`), which is found by the hash
 of the stage's inputs (tag `dvc.stage_hash`).
 
-`python -m tasks.record.pipeline_run hold` is how the flow, which does not import MLflow, opens and closes it.
+`python -m tasks.record.pipeline_run hold` is how a flow, which does not import MLflow, opens and closes it
+(flows/record.py).
 """
 
 from __future__ import annotations
@@ -154,7 +155,10 @@ def _close(run_id: str) -> None:
     if not (words := sys.stdin.read()):
         return
     told = json.loads(words)
-    status, stages = told["status"], told["stages"]
+    status, stages = told["status"], told.get("stages")
+    if stages is None:
+        _end(run_id, status)
+        return
     close_run(run_id, status, stages)
     if unsent.is_any():
         with contextlib.suppress(UserError):  # it has been said that MLflow does not answer; the next run tries
@@ -164,45 +168,34 @@ def _close(run_id: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`open [NAME]` prints the new run's id, behind "kept" where it is kept here, else "there"; `end ID STATUS` only
-    ends it.
-
-    `hold` waits for a line, opens one, prints (JSON) where it is, its id and what was said on the way, and waits to
-    close it: then it reads status and stages as JSON from standard input, and brings what was made to the model
-    registry. `close ID` is the second half of that. `mend` ends those whose process is gone.
+    """`hold` waits for a line with a name or null (all is JSON), opens the run of a study, or of the pipeline, prints
+    whether it is kept here, its id and what was said on the way, and waits to close it: then it reads status and stages
+    from standard input, and brings what was made to the model registry; without stages it only ends the run.
+    `close ID` is the second half of that. `mend` ends those whose process is gone.
     """
     set_environment()
     try:
-        if arguments[0] == "open":
-            run_id = open_run(*arguments[1:2])
-            print(_where(), run_id)
-        elif arguments[0] == "hold":
+        if arguments[0] == "hold":
             if mlflow_client.tracking_uri().startswith("sqlite"):  # which takes seconds
                 with contextlib.suppress(UserError):
                     mlflow_client.connect()
-            if not sys.stdin.readline():  # whoever asked has ended without a run
+            if not (line := sys.stdin.readline()):  # whoever asked has ended without a run
                 return 0
             said = io.StringIO()
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                run_id = open_run()
-            print(json.dumps([_where(), run_id, said.getvalue().strip()]), flush=True)
+                run_id = open_run(json.loads(line))
+            print(json.dumps([os.environ.get(UNSENT) == "yes", run_id, said.getvalue().strip()]), flush=True)
             _close(run_id)
         elif arguments[0] == "mend":
             client, experiment, _ = mlflow_client.connect_or_keep()
             with mlflow_client.reachable():
                 mlflow_client.mark_killed(client, experiment)
-        elif arguments[0] == "end":
-            _end(arguments[1], arguments[2])
         else:
             _close(arguments[1])
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-def _where() -> str:
-    return "kept" if os.environ.get(UNSENT) == "yes" else "there"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """flows/search.py and flows/trials.py: what a file may say, which trials come, and a whole search on digits."""
 
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 
@@ -313,23 +315,44 @@ def environment(root: Path) -> dict[str, str]:
 COMMAND = [sys.executable, "-m", "flows.cli", "search", "searches/small.yaml"]
 
 
+def stages_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [
+        member
+        for member in psutil.Process(process.pid).children(recursive=True)
+        if any(word.startswith("tasks.") for word in member.cmdline())
+    ]
+
+
 @pytest.mark.integration
-def test_a_search_that_is_stopped_goes_on_and_ends_with_a_tested_page(digits: Path) -> None:
+def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(digits: Path) -> None:
     pytest.importorskip("optuna")
     work = digits / ".thinner/searches/small"
     heeding = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", heeding, *COMMAND], cwd=digits, env=environment(digits), text=True,
-        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    started = functools.partial(
+        subprocess.Popen, [sys.executable, "-c", heeding, *COMMAND], cwd=digits, env=environment(digits), text=True,
+        start_new_session=True,
     )  # fmt: skip
+    process = started(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     # in the midst of the second trial: the first is measured, and there is more to do
     eventually(lambda: (work / "measured/0/measured.json").exists() or process.poll() is not None, 300)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert "the same command goes on" in said
+
+    # and what nobody can catch, once the trial that was cut off is run again: `kill -9` of all at once
+    with (digits.parent / "said.txt").open("w+") as out:
+        process = started(stdout=out, stderr=out)
+        eventually(lambda: stages_below(process) or process.poll() is not None, 120)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            member.kill()
+        process.wait()
+        psutil.wait_procs(family, timeout=10)
+        out.seek(0)
+        assert "Cut off, and now run again: trial" in out.read()
 
     done = subprocess.run(COMMAND, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

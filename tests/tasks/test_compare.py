@@ -15,7 +15,7 @@ from tasks.record import candidates, compare, mlflow_client, pipeline_run, stage
 from tasks.scratch import scratch
 from tasks.stage import Stage
 from tests.browser import Browser, find_chromium
-from tests.tasks.test_registry import PARAMS, database, measure, project, thinner, write_candidate  # noqa: F401 - fixtures
+from tests.tasks.test_registry import PARAMS, be_in, database, fill, measure, thinner, write_candidate  # noqa: F401 - a fixture
 from tests.toy import PROJECT
 from thinner.config import load_params
 from thinner.errors import UserError
@@ -34,19 +34,33 @@ def pipeline(root: Path, monkeypatch: pytest.MonkeyPatch, stage_hash: str) -> st
     return parent
 
 
+@pytest.fixture(scope="module")
+def compared(database: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:  # noqa: F811
+    """A project with two pipeline runs, made once. `prune` names the first class, then the second: 10 of 30 right each
+    time, never the same ones."""
+    root = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        be_in(root, patch)
+        fill(root, database)
+        shutil.copy(PROJECT / "params.yaml", root)
+        first = pipeline(root, patch, "one")
+        write_candidate(root, "prune", [0.0, 1.0, 0.0])
+        text = (root / "params.yaml").read_text()
+        for old, new in {"target: {macs: 0.5} ": "target: {macs: 0.4} ", "keep: [] ": "keep: ['stage[a-c]'] "}.items():
+            assert old in text
+            text = text.replace(old, new)
+        (root / "params.yaml").write_text(text)
+        time.sleep(1)  # names have seconds
+        return root, first, pipeline(root, patch, "two")
+
+
 @pytest.fixture
-def two(project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:  # noqa: F811
-    """`prune` names the first class, then the second: 10 of 30 right each time, never the same ones."""
-    shutil.copy(PROJECT / "params.yaml", project)
-    first = pipeline(project, monkeypatch, "one")
-    write_candidate(project, "prune", [0.0, 1.0, 0.0])
-    text = (project / "params.yaml").read_text()
-    for old, new in {"target: {macs: 0.5} ": "target: {macs: 0.4} ", "keep: [] ": "keep: ['stage[a-c]'] "}.items():
-        assert old in text
-        text = text.replace(old, new)
-    (project / "params.yaml").write_text(text)
-    time.sleep(1)  # names have seconds
-    return first, pipeline(project, monkeypatch, "two")
+def two(compared: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """To be in a copy of that project; its two runs. What they have as files lies where it was."""
+    root, first, second = compared
+    shutil.copytree(root, tmp_path, ignore=shutil.ignore_patterns("mlartifacts"), dirs_exist_ok=True)
+    be_in(tmp_path, monkeypatch)
+    return first, second
 
 
 def shown(found: compare.Comparison, everything: bool = False) -> str:
@@ -57,6 +71,7 @@ def shown(found: compare.Comparison, everything: bool = False) -> str:
     return page.export_text()
 
 
+@pytest.mark.integration
 def test_two_pipeline_runs_side_by_side_with_paired_tests(two: tuple[str, str]) -> None:
     first, second = two
     found = compare.compare([first[:12], second])
@@ -85,6 +100,7 @@ def test_two_pipeline_runs_side_by_side_with_paired_tests(two: tuple[str, str]) 
     assert [run.id for run in compare.compare([]).runs] == [second, first]  # the last two, the newest first
 
 
+@pytest.mark.integration
 def test_runs_of_two_candidates_are_compared_whatever_they_are_called(two: tuple[str, str]) -> None:
     found = compare.compare(["distill (test)", "prune (test)"])
     (row,) = found.differences
@@ -92,6 +108,7 @@ def test_runs_of_two_candidates_are_compared_whatever_they_are_called(two: tuple
     assert row.estimate.count == 30
 
 
+@pytest.mark.integration
 def test_runs_that_cannot_be_tested_say_why(two: tuple[str, str]) -> None:
     client, _ = mlflow_client.connect()
     client.set_tag(two[1], candidates.TEST, "others")
@@ -107,7 +124,7 @@ def test_runs_that_cannot_be_tested_say_why(two: tuple[str, str]) -> None:
 
 
 @pytest.fixture
-def stages(two: tuple[str, str], project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:  # noqa: F811
+def stages(two: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """A real training, and two rounds of pruning as prune records them, below the first pipeline run."""
     monkeypatch.setenv("THINNER_PARENT_RUN_ID", two[0])
     raw = load_params().model_dump(mode="json")
@@ -119,7 +136,7 @@ def stages(two: tuple[str, str], project: Path, monkeypatch: pytest.MonkeyPatch)
     recorder.end("FINISHED")
     pruned = stage_run.start("prune", {}, "one", {}, "cpu")
     for before in (0, 4):
-        prune._record_curve(Stage("prune", params, pruned), project / "reports" / "scratch" / "history.csv", before)
+        prune._record_curve(Stage("prune", params, pruned), Path("reports/scratch/history.csv"), before)
     pruned.end("FINISHED")
     assert recorder.run_id and pruned.run_id
     return recorder.run_id, pruned.run_id

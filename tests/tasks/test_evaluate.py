@@ -351,6 +351,7 @@ def test_corrupted_accuracy_is_that_of_corrupted_pictures(finished: Path, result
     assert mine["contrast", "3"] == (found == np.arange(30, 60) % 3).mean()
 
 
+@pytest.mark.integration
 def test_without_corruptions_nothing_of_them_is_written(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,6 +363,7 @@ def test_without_corruptions_nothing_of_them_is_written(
     assert "corruption_accuracy" not in json.loads((tmp_path / "reports" / "metrics.json").read_text())["prune"]
 
 
+@pytest.mark.integration
 def test_labels_outside_the_validation_and_test_splits_change_nothing(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

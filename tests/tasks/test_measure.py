@@ -60,6 +60,7 @@ def by_hand(root: Path, name: str, index: np.ndarray) -> np.ndarray:
         return np.array([int(model(one[None]).argmax()) for one in inputs])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("format_", [None, "onnx"])
 def test_scores_and_costs_are_those_of_the_network(root: Path, format_: str | None) -> None:
     more = [] if format_ is None else ["--format", format_]

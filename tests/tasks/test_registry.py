@@ -85,22 +85,31 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def project(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Prepared data and four networks that always name the first class: each is right on 10 of 30 test images."""
+def be_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "THINNER_PARENT_RUN_ID", "THINNER_FLOW", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(database, tmp_path)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS.model_dump(mode="json")))
-    (tmp_path / "dvc.yaml").write_text("")
-    write_store(tmp_path / "data" / "prepared")
-    info = tmp_path / "data" / "prepared" / "info.json"
-    info.write_text(json.dumps(json.loads(info.read_text()) | {"image_size": 10, "channels": 1, "fit": "crop"}))
-    for name in ("finetune", "scratch", "distill", "small", "prune"):
-        write_candidate(tmp_path, name, [1.0, 0.0, 0.0])
+    monkeypatch.chdir(root)
     monkeypatch.setattr(lineage, "graph", lambda root: [])
     monkeypatch.setattr(lineage, "locked_hashes", lambda root: {"evaluate": "hash-e"})
+
+
+def fill(root: Path, database: Path) -> None:
+    """Prepared data and four networks that always name the first class: each is right on 10 of 30 test images."""
+    shutil.copy(database, root)
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS.model_dump(mode="json")))
+    (root / "dvc.yaml").write_text("")
+    write_store(root / "data" / "prepared")
+    info = root / "data" / "prepared" / "info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"image_size": 10, "channels": 1, "fit": "crop"}))
+    for name in ("finetune", "scratch", "distill", "small", "prune"):
+        write_candidate(root, name, [1.0, 0.0, 0.0])
+
+
+@pytest.fixture
+def project(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as `fill` leaves it, and to be in it."""
+    be_in(tmp_path, monkeypatch)
+    fill(tmp_path, database)
     return tmp_path
 
 
@@ -123,6 +132,7 @@ def thinner(*words: str) -> Result:
         os.environ.update(kept)
 
 
+@pytest.mark.integration
 def test_each_candidate_is_a_run_with_the_same_metric_names_and_a_model_that_answers(project: Path) -> None:
     (project / "data" / "prune").rename(project / "elsewhere")
     (project / "data" / "prune").symlink_to(project / "elsewhere")  # as DVC may do
@@ -181,6 +191,7 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.integration
 def test_the_first_champion_has_to_pass_the_claims_alone_and_files_are_registered_once(project: Path) -> None:
     measure(project, outcome="not shown")
     refused = registry.promote(project, PARAMS)
@@ -204,6 +215,7 @@ def test_the_first_champion_has_to_pass_the_claims_alone_and_files_are_registere
     assert "already" in registry.promote(project, PARAMS).reason
 
 
+@pytest.mark.integration
 def test_a_challenger_that_is_worse_stays_one_and_rollback_brings_the_one_before_back(project: Path) -> None:
     measure(project)
     registry.promote(project, PARAMS)
@@ -245,6 +257,7 @@ def set_temperature(root: Path, temperature: float) -> None:
     path.write_text(json.dumps(measured))
 
 
+@pytest.mark.integration
 def test_the_same_files_behind_other_code_or_another_temperature_are_another_version(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +298,7 @@ def test_the_same_files_behind_other_code_or_another_temperature_are_another_ver
     assert (Path(folder) / "code" / "thinner" / "predict.py").read_text().endswith("# mended\n")
 
 
+@pytest.mark.integration
 def test_rollback_skips_what_was_rolled_back_and_says_when_nothing_is_left(project: Path) -> None:
     measure(project, record=False)
 
@@ -321,6 +335,7 @@ def test_rollback_skips_what_was_rolled_back_and_says_when_nothing_is_left(proje
     assert "rolled_back" not in tags("2")
 
 
+@pytest.mark.integration
 def test_other_test_images_cannot_be_compared_and_other_training_images_can(project: Path) -> None:
     generous = PARAMS.model_copy(update={"ship": PARAMS.ship.model_copy(update={"margin_points": 30.0})})
     measure(project)
@@ -345,12 +360,14 @@ def test_other_test_images_cannot_be_compared_and_other_training_images_can(proj
     assert done.reason.endswith("version 2 was tested on other images")
 
 
+@pytest.mark.integration
 def test_results_without_a_record_are_recorded_when_they_are_registered(project: Path) -> None:
     measure(project, record=False)  # MLflow was down
     assert registry.register(project, PARAMS) == (NAME, "1")
     assert registry.promote(project, PARAMS).promoted
 
 
+@pytest.mark.integration
 def test_what_is_missing_or_out_of_date_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"no reports/metrics\.json yet.*thinner run"):
         registry.promote(project, PARAMS)

@@ -159,6 +159,7 @@ def test_all_formats_are_candidates_by_their_names_and_know_their_runtime() -> N
     assert layout.runtime_of(params, "prune") == "pytorch" and layout.runtime_of(params, "prune_int8") == "onnxruntime"
 
 
+@pytest.mark.integration
 def test_export_of_what_is_not_installed_is_one_line_before_anything_is_written(
     networks: Path,
     tmp_path: Path,

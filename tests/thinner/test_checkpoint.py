@@ -36,6 +36,7 @@ def pruned(network, size, share, round_to=1):
     return pruning.cut(model, example, macs=int(share * macs), criterion="l2", round_to=round_to)[0]
 
 
+@pytest.mark.integration
 def test_pruned_networks_load_in_a_new_process_with_the_same_logits(tmp_path):
     sizes = {"resnet8": 32, "torchvision:mobilenet_v3_small": 64, "torchvision:squeezenet1_1": 64}
     models_of = {}

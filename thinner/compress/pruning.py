@@ -184,7 +184,7 @@ def cut(
 
 _BISECTIONS = 10  # a thousandth of the channels: finer than one channel of any usual layer
 _NEAR_ENOUGH = 0.99  # of what is allowed: closer is not worth tracing the network again
-_LARGEST = 0.98  # of a layer's channels; the rest keeps every layer alive
+_LARGEST = 0.98  # of all channels; within one step Torch-Pruning keeps to it layer by layer with scope `layer` alone
 
 
 def out_of_reach(unit: Unit, now: float, fewest: float, round_to: int, keep: Sequence[str]) -> str:

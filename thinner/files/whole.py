@@ -34,10 +34,15 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """``text`` in UTF-8."""
+    write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """``value`` and its checksum. To be read by ``read_json``."""
     text = json.dumps({_KEY: _of_json(value), "value": value})
-    write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def read_json(path: Path) -> Any:

@@ -66,7 +66,7 @@ def write_spec(folder: Path, spec: dict[str, Any], weights: str, *others: str) -
     SHA-256 of the first."""
     sealed = whole.sealed(spec, {name: folder / name for name in (weights, *others)})
     text = json.dumps(sealed, indent=1, sort_keys=True) + "\n"
-    whole.write(folder / SPEC, lambda path: path.write_text(text, encoding="utf-8"))
+    whole.write_text(folder / SPEC, text)
     return str(sealed["integrity"]["files"][weights])
 
 
