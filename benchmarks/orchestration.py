@@ -207,6 +207,12 @@ STUDY = {
 }
 
 
+def study(runs: int) -> dict[str, Any]:
+    """What differs costs nothing: as long a training, another result."""
+    variants = {chr(ord("a") + n): {"set": {"scratch.label_smoothing": round(0.01 * n, 2)}} for n in range(runs)}
+    return {**STUDY, "variants": variants}
+
+
 def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
     """A study of ``runs`` trainings of `scratch` that share only `prepare`, with one worker and with two."""
     if (os.cpu_count() or 1) < 2:
@@ -218,10 +224,7 @@ def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
         source = yaml.safe_load((root / "params.yaml").read_text())["data"]
         if (root / source["root"]).is_dir() and not (clone / source["root"]).exists():
             shutil.copytree(root / source["root"], clone / source["root"], symlinks=True)
-        # what differs is the rate: as long a training, another result
-        rates = {chr(ord("a") + number): round(0.05 + 0.001 * number, 3) for number in range(runs)}
-        variants = {name: {"set": {"scratch.training.lr": rate}} for name, rate in rates.items()}
-        (clone / "studies" / "workers.yaml").write_text(yaml.safe_dump({**STUDY, "variants": variants}))
+        (clone / "studies" / "workers.yaml").write_text(yaml.safe_dump(study(runs)))
         _commit(clone)
         environment = clone_environment(clone)
         timed([sys.executable, "-m", "dvc", "repro", "--quiet", "prepare"], clone, environment)

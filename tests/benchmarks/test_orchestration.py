@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from benchmarks import orchestration
+from flows import sweep
 from thinner.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,13 @@ STAGES = {
 
 def test_the_share_is_of_the_job_and_counts_the_run_once() -> None:
     assert orchestration.share_of(STAGES, 10, 500.0) == pytest.approx((10 + 10 * 2) / 500)
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
+def test_the_study_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "workers.yaml").write_text(yaml.safe_dump(orchestration.study(3)))
+    assert list(sweep.load_study(tmp_path / "workers.yaml", ROOT).variants) == ["a", "b", "c"]
 
 
 def test_a_must_that_is_missed_is_named_and_what_was_not_measured_is_not() -> None:
