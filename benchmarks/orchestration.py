@@ -45,6 +45,7 @@ from tasks.stage import params_digest
 from thinner.errors import UserError
 
 MUSTS = {"dvc_seconds": 3.0, "run_seconds": 6.0, "share": 0.03}
+SHARED = 0.9  # of what two cores give two trainings, at least by a study of two workers
 STAGES = 5  # in the chain
 PROGRAM = '''"""Nothing, and torch."""
 
@@ -213,6 +214,41 @@ def study(runs: int) -> dict[str, Any]:
     return {**STUDY, "variants": variants}
 
 
+# The default student's training by itself, on noise: what two processor cores give two of them, whoever starts them.
+PLAIN = """
+import time
+import torch
+from thinner.networks import models
+from thinner.networks.spec import NetworkSpec
+torch.set_num_threads(1)
+model = models.create(NetworkSpec("resnet8", 10, 1, width=16, stem_stride=2))
+optimizer = torch.optim.SGD(model.parameters(), 0.01)
+images, labels = torch.randn(256, 1, 28, 28), torch.randint(0, 10, (256,))
+for step in range(-20, 400):
+    if step == 0:
+        began = time.perf_counter()
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+print(time.perf_counter() - began)
+"""
+
+
+def measure_cores(root: Path) -> float:
+    """How fast a training of one thread is beside another one, as a ratio of how fast it is alone. Below 1 where two
+    cores share what computes, memory or their clock."""
+    command, environment = [sys.executable, "-c", PLAIN], clone_environment(root)
+
+    def seconds(count: int) -> float:
+        begun = [
+            subprocess.Popen(command, cwd=root, env=environment, text=True, stdout=subprocess.PIPE)
+            for _ in range(count)
+        ]
+        return max(float(process.communicate()[0]) for process in begun)
+
+    return median(seconds(1) / seconds(2) for _ in range(3))
+
+
 def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
     """A study of ``runs`` trainings of `scratch` that share only `prepare`, with one worker and with two."""
     if (os.cpu_count() or 1) < 2:
@@ -230,7 +266,8 @@ def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
         timed([sys.executable, "-m", "dvc", "repro", "--quiet", "prepare"], clone, environment)
         command = [sys.executable, "-m", "flows.sweep", "studies/workers.yaml", "--workers", str(workers)]
         seconds[workers] = timed(command, clone, environment).wall
-    return {"runs": runs, "one": seconds[1], "two": seconds[2], "efficiency": seconds[1] / (2 * seconds[2])}
+    efficiency, cores = seconds[1] / (2 * seconds[2]), measure_cores(root)
+    return {"runs": runs, "one": seconds[1], "two": seconds[2], "efficiency": efficiency, "cores": cores}
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -294,11 +331,15 @@ def fallen_short(found: Mapping[str, Any]) -> list[str]:
         "run_seconds": nothing.get("run", {}).get("wall"),
         "share": found.get("share"),
     }
-    return [
+    short = [
         f"{name}: {value:.3g}, at most {MUSTS[name]:g} asked"
         for name, value in values.items()
         if value is not None and value > MUSTS[name]
     ]
+    study = found.get("study")
+    if study and (shared := study["efficiency"] / study["cores"]) < SHARED:
+        short.append(f"study: {shared:.2f} of what two cores give, at least {SHARED:g} asked")
+    return short
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -326,7 +367,12 @@ def render(found: Mapping[str, Any]) -> str:
             "",
             f"A study of {study['runs']} runs: {study['one']:.0f} s with one worker, {study['two']:.0f} s with",
         ]
-        lines[-1] += f" two: efficiency {study['efficiency']:.2f}."
+        lines[-1] += (
+            f" two: efficiency {study['efficiency']:.2f}. Two trainings without any tool, side by side on these"
+        )
+        lines[-1] += (
+            f" cores: {study['cores']:.2f}. So the study has {study['efficiency'] / study['cores']:.2f} of that."
+        )
     if files := found.get("files"):
         lines += ["", "| files | dvc add | dvc status after it | memory at the peak |", "|---:|---:|---:|---:|"]
         for row in files["rows"]:

@@ -36,6 +36,10 @@ def test_a_must_that_is_missed_is_named_and_what_was_not_measured_is_not() -> No
     assert orchestration.fallen_short({"nothing": nothing}) == ["dvc_seconds: 3.5, at most 3 asked"]
     assert orchestration.fallen_short({"share": 0.031}) == ["share: 0.031, at most 0.03 asked"]
     assert orchestration.fallen_short({"share": 0.03}) == []
+    study = {"runs": 4, "one": 262.0, "two": 171.0, "efficiency": 0.77, "cores": 0.8}
+    assert orchestration.fallen_short({"study": study}) == []
+    short = ["study: 0.77 of what two cores give, at least 0.9 asked"]
+    assert orchestration.fallen_short({"study": study | {"cores": 1.0}}) == short
     assert orchestration.fallen_short({}) == []
 
 

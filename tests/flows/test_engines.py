@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_of_the_environment_nothing_travels_but_where_mlflow_is(monkeypatch: pyt
 
 @dataclass
 class Cluster:
-    """A scheduler and workers on loopback, each with a folder, a cache and a record of its own."""
+    """A scheduler and workers on loopback, each with a folder, a cache, a record and an environment of its own."""
 
     folder: Path
     toy: Toy
@@ -223,7 +224,7 @@ class Cluster:
         shutil.copy(self.toy.root / "mlflow.db", home)
         words = ["worker", self.address, "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard", "--no-nanny"]
         words += ["--local-directory", str(home / "dask"), "--name", name]
-        self.workers[name] = _start(words, self.toy.env | own, home)
+        self.workers[name] = _start(words, self.toy.env | own, home, _own_python(home / "env"))
 
     def ran(self) -> list[tuple[str, str]]:
         """(worker, stage) of all that really ran."""
@@ -250,8 +251,16 @@ class Cluster:
                 and p.is_running() and p.status() != psutil.STATUS_ZOMBIE]  # fmt: skip
 
 
-def _start(words: list[str], env: dict[str, str], home: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dask", *words]
+def _own_python(environment: Path) -> str:
+    """Of a virtual environment that has this one's packages."""
+    venv.create(environment, symlinks=True)
+    (place,) = environment.glob("lib/python*/site-packages")
+    (place / "packages.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
+    return str(environment / "bin" / "python")
+
+
+def _start(words: list[str], env: dict[str, str], home: Path, python: str = sys.executable) -> subprocess.Popen[bytes]:
+    command = [python, "-m", "dask", *words]
     with (home / "log").open("w") as log:
         return subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log)
 
@@ -287,6 +296,8 @@ def test_a_study_on_two_workers_shares_results_and_outlives_a_worker_and_a_failu
     state = next(name for name, step in cluster.states().items() if step > 0)
     where = next(cluster.folder.glob(f"*/clones/*/*/.thinner/resume/{state}"))
     lost = where.relative_to(cluster.folder).parts[0]
+    for stage in cluster.stages():  # by the environment of its worker
+        assert stage.environ()["PATH"].startswith(str(Path(stage.info["cwd"]).parents[2] / "env" / "bin"))
     cluster.workers[lost].kill()
     eventually(lambda: not any(f"/{lost}/" in str(stage.info["cwd"]) for stage in cluster.stages()), 15)
 
