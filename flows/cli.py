@@ -85,7 +85,7 @@ def run(
 @app.command()
 @_for_people
 def init(
-    photos: Annotated[str, typer.Argument(help="A folder of pictures, a .csv, or torchvision:NAME.")],
+    photos: Annotated[str, typer.Argument(help="A folder of pictures or of tar shards, a .csv, or torchvision:NAME.")],
     machine: Annotated[Machine, typer.Option("--for", help="What it will be trained on.")] = "cpu",
     minutes: Annotated[float, typer.Option(min=1.0, help="How long a run may take.")] = 45.0,
     size: Annotated[str | None, typer.Option(help="How large the file may be, such as 200kB.")] = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from thinner.data.cleaning import Change
     from thinner.data.difference import Difference, Index
     from thinner.data.duplicates import Pair
+    from thinner.data.sources import Listing
     from thinner.data.store import Store
     from thinner.data.views import Preprocessing
 
@@ -38,11 +40,11 @@ CORRECTIONS = "corrections.csv"  # in data.root, where DVC sees it change
 def app(for_people: Callable[[Callable[..., None]], Callable[..., None]]) -> typer.Typer:
     """The group of commands. ``for_people`` makes one message of what a person can mend."""
     made = typer.Typer(
-        help="Pictures and labels as they are: near-duplicates, suspect labels, corrections.",
+        help="Pictures and labels as they are: near-duplicates, suspect labels, corrections, shards.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
-    for command in (duplicates, suspects, apply, add):
+    for command in (duplicates, suspects, apply, add, pack):
         made.command()(for_people(command))
     made.command("diff")(for_people(difference))
     return made
@@ -338,6 +340,87 @@ def add(
         typer.confirm(f"Add {len(planned):,} pictures to {data.source}?", abort=True)
     additions.bring(planned, data.source)
     console.print(f"{data.source}: {len(planned):,} pictures more\n\nNext     thinner run", markup=False)
+
+
+# ------------------------------------------------------------------------------- shards
+
+
+def pack(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder of pictures, or a .csv.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder of shards that is made.")],
+    shard_size: Annotated[
+        str, typer.Option(help="The most that one shard has: bytes (500MB), or a number of pictures (10000).")
+    ] = "500MB",
+) -> None:
+    """Pack pictures into tar shards, which DVC watches as few large files and the webdataset library reads. All are
+    written, or none; the pictures stay where they are."""
+    repository_root()
+    data = load_params().data
+    import os
+    import tempfile
+
+    from thinner.data import packing
+    from thinner.data.sources import list_source
+
+    most_bytes, most_pictures = _shard_size(shard_size)
+    kind, place = _packed(source)
+    base = place if kind == "folder" else place.parent
+    # a list's pictures may lie beside its folder, but below data.root
+    root = Path(data.root) if kind == "csv" and place.absolute().is_relative_to(Path(data.root).absolute()) else base
+    if os.path.lexists(dest):
+        raise UserError(f"{dest}: is there already. Give another place, or remove it first")
+    if kind == "folder" and Path(os.path.abspath(dest)).is_relative_to(os.path.abspath(place)):
+        raise UserError(f"{dest}: lies in {place}, which would hold its own shards then. Give a place beside it")
+    listing = list_source(f"{kind}:{place}", root, lambda line: console.print(line, markup=False))
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=dest.parent) as beside:
+        folder = Path(beside) / dest.name
+        folder.mkdir()
+        with _bar("pictures packed", len(listing)) as update:
+            made = packing.pack(
+                listing, base, root, folder, most_bytes=most_bytes, most_pictures=most_pictures, progress=update
+            )
+        folder.rename(dest)
+    _print_shards(dest, made)
+    shown = Path(os.path.relpath(dest)).as_posix()
+    console.print(f"\nNext     thinner set data.source=shards:{shown} data.root={shown}", markup=False)
+    console.print(f"         and then {place} is read no more, nor watched by DVC", markup=False)
+
+
+def _shard_size(text: str) -> tuple[int | None, int | None]:
+    """(bytes, pictures) of a shard; kB, MB and GB are powers of 1,000."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kMG]B)|([0-9]+)", text.strip().replace(" ", ""))
+    if found and found[3] and int(found[3]):
+        return None, int(found[3])
+    if found and found[1] and float(found[1]):
+        return int(float(found[1]) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[found[2]]), None
+    raise UserError(f"--shard-size: {text!r} is neither bytes, such as 500MB, nor a number of pictures, such as 10000")
+
+
+def _packed(source: str) -> tuple[str, Path]:
+    kind, _, place = source.partition(":")
+    if kind in ("torchvision", "shards") and place:
+        raise UserError(f"{source}: only folders and lists of pictures are packed. Give folder:PATH or csv:PATH")
+    if kind in ("folder", "csv") and place:
+        return kind, Path(place)
+    return ("csv" if source.lower().endswith(".csv") else "folder"), Path(source)
+
+
+def _print_shards(dest: Path, made: Listing) -> None:
+    """What came out, by split."""
+    from thinner.data.packing import WORDS
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("shards", "pictures", "with a label", "bytes", "on average", "split"):
+        table.add_column(heading, justify="left" if heading == "split" else "right")
+    for part, word in WORDS.items():
+        files = sorted(dest.glob(f"{word}-*.tar"))
+        if files:
+            here, size = made.parts == part, sum(file.stat().st_size for file in files)
+            labelled = int((made.labels[here] >= 0).sum())
+            numbers = (len(files), int(here.sum()), labelled, size, size // len(files))
+            table.add_row(*(f"{number:,}" for number in numbers), word)
+    console.print(table)
 
 
 # ------------------------------------------------------------------------------- two revisions

@@ -99,8 +99,8 @@ class Proposal:
 
 
 def look(photos: str, say: Callable[[str], None] = print) -> Pictures:
-    """The pictures that ``photos`` names: a folder, a .csv, or torchvision:NAME. Some are opened, none is decoded whole
-    unless its colour is in question. Raises UserError."""
+    """The pictures that ``photos`` names: a folder, also of shards, a .csv, or torchvision:NAME. Some are opened, none
+    is decoded whole unless its colour is in question. Raises UserError."""
     source, root = _source(photos)
     listing = sources.list_source(source, root, say)
     chosen = np.linspace(0, len(listing) - 1, min(_LOOKED_AT, len(listing))).astype(int)
@@ -138,21 +138,22 @@ def _source(photos: str) -> tuple[str, str]:
     if photos.startswith("torchvision:"):
         return photos, "data/raw"
     kind, _, place = photos.partition(":")
-    path = Path(place if kind in ("folder", "csv") and place else photos)
+    path = Path(place if kind in ("folder", "csv", "shards") and place else photos)
     if not path.exists():
         raise UserError(
             f"{photos}: no such folder or file. Give a folder with a folder for each class, a .csv with the columns "
-            "path,label, or torchvision:NAME"
+            "path,label, a folder of tar shards, or torchvision:NAME"
         )
-    if path.is_file() and path.suffix.lower() != ".csv":
+    sharded = path.suffix == ".tar" if path.is_file() else kind == "shards" or sources.holds_shards(path)
+    if path.is_file() and path.suffix.lower() != ".csv" and not sharded:
         raise UserError(f"{photos}: is a file, but no .csv. Give the folder that holds a folder for each class")
     inside = path.resolve().is_relative_to(Path.cwd())
     shown = path.resolve().relative_to(Path.cwd()) if inside and not path.is_symlink() else path
     if path.is_file():
-        return f"csv:{shown.as_posix()}", shown.parent.as_posix()
+        return f"{'shards' if sharded else 'csv'}:{shown.as_posix()}", shown.parent.as_posix()
     if shown == Path("."):
         raise UserError(f"{photos}: is this repository itself. Give the folder of pictures, such as data/raw/photos")
-    return f"folder:{shown.as_posix()}", shown.as_posix()
+    return f"{'shards' if sharded else 'folder'}:{shown.as_posix()}", shown.as_posix()
 
 
 # ------------------------------------------------------------------------------------------------ choosing

@@ -143,9 +143,9 @@ def _placed(source: str, root: str) -> dict[str, str]:
     """data.source, and data.root: the recipe's where that holds the pictures, else their own folder."""
     kind, _, place = source.partition(":")
     folder = Path(os.path.normpath(place))
-    if kind not in ("folder", "csv"):
+    if kind not in ("folder", "csv", "shards"):
         return {"data.source": source}
-    if kind == "csv":
+    if kind == "csv" or folder.suffix == ".tar":
         folder = folder.parent
     held = bool(root) and Path(root) in (folder, *folder.parents)
     return {"data.source": source, "data.root": root if held else folder.as_posix()}

@@ -80,7 +80,7 @@ def _readable(error: ValidationError, raw: dict[Any, Any]) -> list[str]:
             else:
                 line = f"{shown} {text}"
         elif kind == "string_pattern_mismatch" and key == "data.source":
-            line = f"unknown {shown}. Choose one of: torchvision:NAME, folder:PATH, csv:PATH"
+            line = f"unknown {shown}. Choose one of: torchvision:NAME, folder:PATH, csv:PATH, shards:PATH"
         elif kind == "bool_type":
             line = f"{shown}: should be a valid boolean, true or false"
         else:

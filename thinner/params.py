@@ -69,7 +69,7 @@ class Run(Section):
 
 
 class Data(Section):
-    source: Annotated[str, Field(pattern=r"^(torchvision|folder|csv):.+$")]
+    source: Annotated[str, Field(pattern=r"^(torchvision|folder|csv|shards):.+$")]
     root: str
     image_size: Annotated[int, Field(ge=8, le=1024)]
     channels: Literal[1, 3]
@@ -98,7 +98,7 @@ class Data(Section):
             if root != path and root not in path.parents:
                 raise ValueError(
                     f"root: '{self.root}' does not hold '{place}', so DVC would not notice a changed picture. "
-                    f"Set data.root: {path if kind == 'folder' else path.parent}"
+                    f"Set data.root: {path.parent if kind == 'csv' or path.suffix == '.tar' else path}"
                 )
         return self
 

@@ -227,3 +227,46 @@ def test_corrections_lie_where_dvc_sees_them(photos: Path) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(params))
     done = runner.invoke(cli.app, ["data", "apply", "mine.csv"])
     assert "data.corrections: no file 'data/raw/labels.csv'" in done.output
+
+
+# ------------------------------------------------------------------------------- shards
+
+
+def test_from_a_folder_to_shards_that_prepare_reads_alike(photos: Path) -> None:
+    prepared()
+    before = {name: Path("data/prepared", name).read_bytes() for name in ("images.npy", "labels.npy", "splits.npz")}
+    done = runner.invoke(cli.app, ["data", "pack", str(photos), "data/raw/shards", "--shard-size", "25"])
+    assert done.exit_code == 0, done.output
+    size = sum(path.stat().st_size for path in Path("data/raw/shards").glob("*.tar"))
+    assert re.search(rf" 3 +60 +60 +{size:,} +{size // 3:,} +train", done.output)
+    command = "thinner set data.source=shards:data/raw/shards data.root=data/raw/shards"
+    assert f"Next     {command}" in done.output
+    assert runner.invoke(cli.app, command.split()[1:]).exit_code == 0
+    prepared()
+    assert {name: Path("data/prepared", name).read_bytes() for name in before} == before
+    assert json.loads(Path("data/prepared/names.json").read_text())[0] == "train-000000.tar/blue/00.png"
+    assert sorted(path.name for path in Path("data/raw").iterdir()) == ["photos", "shards"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data/raw/photos", "data/raw"], "data/raw: is there already. Give another place, or remove it first"),
+        (["data/raw/photos", "data/raw/photos/x"], "lies in data/raw/photos, which would hold its own shards then"),
+        (["torchvision:MNIST", "s"], "only folders and lists of pictures are packed. Give folder:PATH or csv:PATH"),
+        (["shards:data/raw/photos", "s"], "only folders and lists of pictures are packed"),
+        (["folder:data/raw/fotos", "s"], "Did you mean 'data/raw/photos'"),
+        (["data/raw/list.csv", "s"], "gone.png' cannot be packed (No such file or directory)"),
+        (["data/raw/photos", "s", "--shard-size", "500"], ""),
+        (["data/raw/photos", "s", "--shard-size", "0"], "--shard-size: '0' is neither bytes, such as 500MB, nor a"),
+        (["data/raw/photos", "s", "--shard-size", "5 apples"], "--shard-size: '5 apples' is neither"),
+        (["data/raw/photos", "s", "--shard-size", "1.5 MB"], ""),
+    ],
+)
+def test_what_cannot_be_packed_leaves_nothing_behind(photos: Path, words: list[str], said: str) -> None:
+    Path("data/raw/list.csv").write_text("path,label\nphotos/red/00.png,red\ngone.png,blue\n")
+    before = sorted(path for path in Path().rglob("*"))
+    done = runner.invoke(cli.app, ["data", "pack", *words])
+    assert said in done.output.replace("\n", "") and done.exit_code == (1 if said else 0), done.output
+    if said:
+        assert sorted(path for path in Path().rglob("*")) == before

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import struct
+import tarfile
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -569,6 +570,29 @@ def test_any_table(tmp_path, text):
     content = damaged(TABLE, text) if isinstance(text, int) else text.encode("utf-8", "surrogatepass")
     put(tmp_path / "t.csv", content)
     ask("csv", lambda: sources.list_source(f"csv:{tmp_path / 't.csv'}", tmp_path, lambda line: None))
+
+
+@cache
+def shard(format: int) -> bytes:
+    def write(buffer):
+        with tarfile.open(fileobj=buffer, mode="w", format=format) as made:
+            for name in ("a", "b" * 200, "é/c"):  # of which two need a second header
+                for ending, content in (("cls", b"1" if name == "a" else b"2"), ("png", picture("PNG"))):
+                    info = tarfile.TarInfo(f"{name}.{ending}")
+                    info.size = len(content)
+                    made.addfile(info, io.BytesIO(content))
+
+    return saved(write)
+
+
+@fuzz(2)
+@given(st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), SEEDS)
+def test_damaged_shards(tmp_path, format, seed):
+    put(tmp_path / "s/0.tar", damaged(shard(format), seed, 600))
+    found = ask("shards", lambda: sources.list_source(f"shards:{tmp_path / 's'}", tmp_path, lambda line: None))
+    if found is not None:
+        read = partial(store.decode, partial(found.read, 0), 8, 3, "crop", 1_000_000)
+        ask("pictures", read, store.UnreadableError)
 
 
 # ---------------------------------------------------------------------------------------------------- JSON

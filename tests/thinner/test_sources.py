@@ -139,7 +139,7 @@ def test_a_missing_folder_names_a_near_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["zip:photos", "folder:", "photos"])
 def test_an_unknown_kind_lists_the_kinds(source: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Choose one of: torchvision:NAME, folder:PATH, csv:PATH"):
+    with pytest.raises(DataError, match="Choose one of: torchvision:NAME, folder:PATH, csv:PATH, shards:PATH"):
         list_source(source, tmp_path)
 
 

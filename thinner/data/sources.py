@@ -1,4 +1,4 @@
-"""Where images come from: torchvision, a folder, a CSV file.
+"""Where images come from: torchvision, a folder, a CSV file, tar shards.
 
 ``list_source("folder:data/raw/photos", "data/raw")`` looks and counts but decodes nothing: it answers with
 a `Listing`, which `thinner.data.store` streams into one array. A new kind of source is one function and its row in
@@ -14,7 +14,10 @@ import gzip
 import hashlib
 import importlib
 import io
+import itertools
+import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -22,18 +25,21 @@ import tarfile
 import tempfile
 import unicodedata
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Int8, Int64
 from PIL import Image, UnidentifiedImageError
 
+from thinner.data import tars
 from thinner.errors import UserError, one_line
 
 Say = Callable[[str], None]
@@ -66,18 +72,18 @@ class Listing:
     name: Callable[[int], str]
     read: Callable[[int], Image.Image]
     origin: str
-    ignored: tuple[str, ...] = ()
+    ignored: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def list_source(source: str, root: str | Path, say: Say = print) -> Listing:
-    """The images of ``source`` ("torchvision:NAME", "folder:PATH" or "csv:PATH").
+    """The images of ``source`` ("torchvision:NAME", "folder:PATH", "csv:PATH" or "shards:PATH").
 
     ``root`` is the folder of raw data: torchvision's files are looked for, and put, in ``root``/torchvision,
-    and every picture of a folder or CSV lies below it. ``say`` is told how data were found or brought.
-    Raises DataError.
+    and every picture of a folder or CSV, and every shard, lies below it. ``say`` is told how data were found or
+    brought. Raises DataError.
     """
     kind, _, place = source.partition(":")
     if kind not in SOURCES or not place:
@@ -113,9 +119,10 @@ LIBRARIES: Mapping[str, tuple[str, str]] = {  # format -> (module, package)
 EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
 
 
-def open_picture(file: str | os.PathLike[str] | io.BytesIO | io.BufferedReader) -> Image.Image:
+def open_picture(file: str | os.PathLike[str] | io.BytesIO | io.BufferedReader, name: str = "") -> Image.Image:
     """A picture of one of `FORMATS`, by its content and not its name; nothing is decoded yet.
 
+    ``name``: of bytes that have one, for the message that says which library is missing.
     Raises OSError, for what is no file (a FIFO would be waited for), no picture, or of a kind that is not read.
     """
     if isinstance(file, str | os.PathLike) and (special := _special(os.stat(file).st_mode)):
@@ -124,9 +131,9 @@ def open_picture(file: str | os.PathLike[str] | io.BytesIO | io.BufferedReader) 
     try:
         return Image.open(file, formats=known)
     except UnidentifiedImageError:
-        ending = Path(file).suffix.lower() if isinstance(file, str | os.PathLike) else ""
-        for name, (_, package) in LIBRARIES.items():
-            if ending in FORMATS[name] and name not in known:
+        ending = Path(file if isinstance(file, str | os.PathLike) else name).suffix.lower()
+        for kind, (_, package) in LIBRARIES.items():
+            if ending in FORMATS[kind] and kind not in known:
                 raise OSError(f"is read by a package that is not here: pip install {package}") from None
         raise OSError(f"is no picture of a kind that is read: {', '.join(known)}") from None
 
@@ -282,6 +289,11 @@ def list_folder(place: str, root: Path, say: Say = print) -> Listing:
             )
     for top in (name for name in own if name not in ready_made):
         found += [(path, None, Part.UNLABELLED) for path in _pictures(folder, top, ignored)]
+    if not classes and (shards := _tars(folder)):
+        raise DataError(
+            f"data.source: folder '{place}' has no class folders, but tar files ({shards[0]}). "
+            f"If they are shards: data.source: shards:{place}"
+        )
     if not classes:
         raise DataError(
             f"data.source: folder '{place}' has no class folders. "
@@ -412,6 +424,301 @@ def _near_folders(wanted: Path, root: Path) -> str:
     names = sorted(child.name for child in here.iterdir() if child.name[0] != ".") if here.is_dir() else []
     near = difflib.get_close_matches(wanted.name, names, 1)
     return f"Did you mean '{here / near[0]}'?" if near else f"'{here}' holds: {', '.join(names[:8]) or 'nothing'}"
+
+
+# -------------------------------------------------------------------------------- tar shards
+
+CLASS_FILES = ("classes.json", "classes.txt")
+_MOST_LABEL_BYTES = {"cls": 1 << 12, "json": 1 << 20}  # they are read while listing
+_MOST_PICTURE_BYTES = 1 << 30  # of a picture, which is in memory whole while it is decoded
+_KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # up to the first dot of the file's name, and from there on
+_META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library passes over, too
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
+class Texts(Sequence[str]):
+    """Many short texts in one block of memory: a list of a million names takes more than twice as much."""
+
+    def __init__(self) -> None:
+        self._block, self._ends = bytearray(), array("q", [0])
+
+    def append(self, text: str) -> None:
+        self._block += text.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._block))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        k = range(len(self))[i]
+        return self._block[self._ends[k] : self._ends[k + 1]].decode("utf-8", "surrogateescape")
+
+
+def list_shards(place: str, root: Path, say: Say = print) -> Listing:
+    """The samples of webdataset's tar shards: ``place``, a .tar or a folder with some at any depth.
+
+    A sample is KEY.jpg (or another of `EXTENSIONS`) with KEY.cls or KEY.json beside it, in a row. KEY ends at the first
+    dot of the file's name. Splits are said by shards' names, or those of their folders: a word of `PART_NAMES`.
+    Raises DataError.
+    """
+    given = Path(place)
+    if not given.exists():
+        raise DataError(f"data.source: shards '{place}' does not exist. {_near_folders(given, root)}")
+    check_files(root, "folder")
+    folder, shards = (given.parent, [given.name]) if given.is_file() else (given, _tars(given))
+    if not shards:
+        raise DataError(f"data.source: shards '{place}' holds no .tar. To make some: thinner data pack {place} DEST")
+    parts = _shard_parts(place, shards)
+    # as a folder's pictures come: those without labels last
+    shards.sort(key=lambda shard: (parts[shard] == Part.UNLABELLED, shard))
+    names, ignored = Texts(), Texts()
+    of_shard, labels = array("i"), array("i")  # the label's number in `texts`, -1 where there is none
+    offsets, sizes = array("q"), array("q")
+    texts: dict[str, int] = {}
+    first: list[str] = []  # for each text, the file that has it first, for a message
+    try:
+        for number, shard in enumerate(shards):
+            for sample in _samples_of(folder / shard, shard, parts[shard] != Part.UNLABELLED, ignored):
+                if sample.label is not None and sample.label not in texts:
+                    texts[sample.label] = len(first)
+                    first.append(f"{shard}/{sample.picture.name}")
+                names.append(sample.picture.name)
+                of_shard.append(number)
+                labels.append(-1 if sample.label is None else texts[sample.label])
+                offsets.append(sample.picture.offset)
+                sizes.append(sample.picture.size)
+    except tars.TarError as error:
+        raise DataError(f"data.source: {error}") from error
+    if len(names) and not texts:
+        raise DataError(
+            f"data.source: shards '{place}' have no labels: no .cls beside a picture, and no .json with \"label\". "
+            "Write KEY.cls beside KEY.jpg; folders of classes become shards by: thinner data pack FOLDER DEST"
+        )
+    classes, label_of_text = _classes_of(folder, texts, first, say)
+    for beside in () if given.is_file() else sorted({*_files_below(folder)} - {*shards, *CLASS_FILES}):
+        ignored.append(beside)
+    home, text, offset, size = (np.array(column) for column in (of_shard, labels, offsets, sizes))
+
+    def name(i: int) -> str:
+        return f"{shards[home[i]]}/{names[i]}"
+
+    def read(i: int) -> Image.Image:
+        if size[i] > _MOST_PICTURE_BYTES:
+            raise OSError(f"has {size[i]:,} bytes, and at most {_MOST_PICTURE_BYTES:,} are read. Make it smaller")
+        data = tars.read(folder / shards[home[i]], int(offset[i]), int(size[i]))
+        return open_picture(io.BytesIO(data), names[i])
+
+    return Listing(
+        classes=classes,
+        labels=np.append(label_of_text, -1)[text].astype(np.int64),  # -1 is the last of them
+        parts=np.array([parts[shard] for shard in shards], dtype=np.int8)[home],
+        name=name,
+        read=read,
+        origin=f"shards {given.as_posix()}",
+        ignored=ignored,
+    )
+
+
+def holds_shards(folder: Path) -> bool:
+    """Whether there are tar files in ``folder``, and no picture beside them."""
+    found = {name.lower() for name in _files_below(folder)}
+    return any(name.endswith(tars.ENDINGS) for name in found) and not any(name.endswith(EXTENSIONS) for name in found)
+
+
+def _tars(folder: Path) -> list[str]:
+    """The tar files below ``folder``, sorted: compressed ones as well, which are refused when they are read."""
+    return sorted(name for name in _files_below(folder) if name.lower().endswith(tars.ENDINGS))
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Paths of the files below ``folder``, at any depth; hidden ones and those of hidden folders are passed over."""
+    for top, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from ((Path(top) / name).relative_to(folder).as_posix() for name in files if name[0] != ".")
+
+
+def _shard_parts(place: str, shards: Sequence[str]) -> dict[str, Part]:
+    """The split of each shard, by the rules that a folder's splits have."""
+    found: dict[str, Part | None] = {}
+    for shard in shards:
+        words = _words(shard)
+        if len({PART_NAMES[word] for word in words}) > 1:
+            said = " and ".join(words)
+            raise DataError(f"data.source: shard '{shard}' says {said}. Name one split, as in train-000000.tar")
+        found[shard] = PART_NAMES[words[0]] if words else None
+    ready_made = sorted({part.name.lower() for part in found.values() if part not in (None, Part.UNLABELLED)})
+    others = [shard for shard, part in found.items() if part is None]
+    if ready_made and others:
+        raise DataError(
+            f"data.source: shards '{place}' mixes splits ({', '.join(ready_made)}) with shards that name none "
+            f"({', '.join(others[:5])}). Call those train-..., or put them into '{place}/train'"
+        )
+    if ready_made and "train" not in ready_made:
+        raise DataError(f"data.source: shards '{place}' has {', '.join(ready_made)} but no train. Add train-000000.tar")
+    return {shard: Part.TRAIN if part is None else part for shard, part in found.items()}
+
+
+def names_splits(folder: Path) -> bool:
+    """Whether the shards in ``folder`` say which split they are of."""
+    return any(set(_words(shard)) - {"unlabelled", "unlabeled"} for shard in _tars(folder))
+
+
+def _words(shard: str) -> list[str]:
+    """The words of `PART_NAMES` in a shard's name, or that folders on the way to it are called."""
+    *folders, name = shard.lower().split("/")
+    return sorted({*folders, *re.split(r"[^a-z]+", name)} & set(PART_NAMES))
+
+
+class _Sample(NamedTuple):
+    picture: tars.Entry
+    label: str | None
+
+
+def _samples_of(path: Path, shard: str, labelled: bool, ignored: Texts) -> Iterator[_Sample]:
+    """The pictures of a shard with their labels as text, as the webdataset library groups files: by key, in a row.
+
+    Files that are of no use go to ``ignored``. Raises DataError.
+    """
+
+    def refuse(what: str) -> DataError:
+        return DataError(f"data.source: '{one_line(path.as_posix())}': {what}")
+
+    def keyed() -> Iterator[tuple[str, str, tars.Entry]]:
+        for entry in tars.entries(path):
+            if not entry.name.isprintable() and (bad := next(filter(_moves_text, entry.name), None)):
+                raise refuse(f"{entry.name!a} has {bad!a} in its name. Rename the file and pack again")
+            if (found := _KEY.fullmatch(entry.name)) and not _META.match(entry.name):
+                yield found[1], found[2].lower(), entry
+            else:
+                ignored.append(f"{shard}/{entry.name}")
+
+    hashes = array("q")  # of the keys: a set of them would be most of the memory
+    for key, group in itertools.groupby(keyed(), key=itemgetter(0)):
+        hashes.append(hash(key))
+        files: dict[str, tars.Entry] = {}
+        for _, ending, entry in group:
+            if ending in files:
+                raise refuse(f"'{one_line(entry.name)}' is there twice. Keep one")
+            files[ending] = entry
+        pictures = [ending for ending in files if f".{ending}" in EXTENSIONS]
+        if len(pictures) > 1:
+            shown = " and ".join(f"'{one_line(files[ending].name)}'" for ending in pictures)
+            raise refuse(f"{shown} are two pictures of one key. Keep one, or give each a key")
+        if not pictures and (dotted := [ending for ending in files if f".{ending}".endswith(EXTENSIONS)]):
+            raise refuse(
+                f"'{one_line(files[dotted[0]].name)}' has a dot in its name, and there webdataset's key ends, so "
+                f"'{one_line(key)}' has no picture. Rename the file; thinner data pack FOLDER DEST does so"
+            )
+        used = {*pictures, *(("cls", "json") if pictures else ())}
+        for entry in (entry for ending, entry in files.items() if ending not in used):
+            ignored.append(f"{shard}/{entry.name}")
+        if pictures:
+            yield _Sample(files[pictures[0]], _label(path, files, refuse) if labelled else None)
+    if twice := _repeated(hashes):
+        again = Counter(key for key, _ in itertools.groupby(keyed(), key=itemgetter(0)) if hash(key) in twice)
+        for key in (key for key, count in again.items() if count > 1):
+            raise refuse(
+                f"the key '{one_line(key)}' comes again after others: to webdataset that is another sample. Pack the "
+                "files of a sample in a row: tar --sort=name, or thinner data pack FOLDER DEST"
+            )
+
+
+def _repeated(hashes: Sequence[int]) -> set[int]:
+    found = np.sort(np.array(hashes, dtype=np.int64))
+    return set(found[1:][found[1:] == found[:-1]].tolist())
+
+
+def _label(path: Path, files: Mapping[str, tars.Entry], refuse: Callable[[str], DataError]) -> str | None:
+    """The text of KEY.cls, or what KEY.json has under "label" or "cls"; .cls goes first."""
+    ending = "cls" if "cls" in files else "json"
+    if (entry := files.get(ending)) is None:
+        return None
+    shown = f"'{one_line(entry.name)}'"
+    if entry.size > _MOST_LABEL_BYTES[ending]:
+        raise refuse(f"{shown} has {entry.size:,} bytes, too many for a label. Leave it out")
+    try:
+        found: Any = tars.read(path, entry.offset, entry.size).decode("utf-8-sig")
+        if ending == "json":
+            table = json.loads(found)
+            keys = [key for key in ("label", "cls") if isinstance(table, dict) and table.get(key) is not None]
+            if not keys:
+                return None
+            found = table[keys[0]]
+    except (OSError, ValueError, RecursionError) as error:
+        kind = "text" if ending == "cls" else "JSON"
+        raise refuse(f"{shown} is not {kind} in UTF-8 ({one_line(error)}). Mend it") from error
+    if isinstance(found, bool) or not isinstance(found, str | int):
+        raise refuse(f"{shown} has a label that is neither a number nor a name: {one_line(found, 60)}. Mend it")
+    label = str(found).strip()
+    if not label:
+        raise refuse(f"{shown} is empty. Write the class's number or name, or leave it out")
+    if _NUMBER.fullmatch(label) and int(label) < 0:
+        raise refuse(f"{shown} says {label}, which is no class. Leave the label out where there is none")
+    return label
+
+
+def _classes_of(
+    folder: Path, texts: Mapping[str, int], first: Sequence[str], say: Say
+) -> tuple[tuple[str, ...], Int64[np.ndarray, " t"]]:
+    """The classes that occur, and which each of the labels' ``texts`` is.
+
+    With one of `CLASS_FILES` a number counts its names from 0, in their order; without it, texts are the classes.
+    """
+    given = given_classes(folder)
+    if given is None:
+        numbers = all(_NUMBER.fullmatch(text) for text in texts)
+        classes = tuple(sorted(texts, key=lambda text: (int(text) if numbers else 0, text)))
+        if numbers and texts:
+            say(f"note: the classes are numbers. To name them: {folder / CLASS_FILES[1]}, a line each, 0 first")
+        of_text = {name: number for number, name in enumerate(classes)}
+    else:
+        file, every = given
+        index = {name: number for number, name in enumerate(every)}
+        found = {}
+        for text, number in texts.items():
+            k = int(text) if _NUMBER.fullmatch(text) else index.get(text, -1)
+            if not 0 <= k < len(every):
+                where = one_line((folder / first[number]).as_posix())
+                raise DataError(
+                    f"data.source: '{where}' has the label '{one_line(text, 60)}', but a label is one of the "
+                    f"{len(every)} names in {file}, or a number from 0 to {len(every) - 1}. Mend one of them"
+                )
+            found[text] = k
+        present = sorted(set(found.values()))
+        place = {k: number for number, k in enumerate(present)}
+        if absent := len(every) - len(present):
+            say(f"note: {absent} of {len(every)} classes of {file} have no picture here, and are left out")
+        classes = tuple(every[k] for k in present)
+        of_text = {text: place[k] for text, k in found.items()}
+    _check_classes(classes)
+    return classes, np.array([of_text[text] for text in texts], dtype=np.int64)
+
+
+def given_classes(folder: Path) -> tuple[str, list[str]] | None:
+    """Which of `CLASS_FILES` lies in ``folder``, and its names. Raises DataError."""
+    files = [folder / name for name in CLASS_FILES if (folder / name).is_file()]
+    if not files:
+        return None
+    if len(files) > 1:
+        raise DataError(f"data.source: '{folder}' has {' and '.join(CLASS_FILES)}. Keep one")
+    (file,) = files
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        names = json.loads(text) if file.suffix == ".json" else [line.strip() for line in text.rstrip().splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"data.source: '{file}' cannot be read ({one_line(error)}). Write it in UTF-8") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        wanted = "a list of names" if file.suffix == ".json" else "a name in each line"
+        raise DataError(f"data.source: '{file}' is not {wanted}, that of class 0 first. Write it so")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"data.source: '{file}' names '{one_line(twice[0], 60)}' twice. Give each class its name")
+    return file.name, names
 
 
 # -------------------------------------------------------------------------------- torchvision
@@ -779,4 +1086,5 @@ SOURCES: Mapping[str, Callable[[str, Path, Say], Listing]] = {
     "torchvision": list_torchvision,
     "folder": list_folder,
     "csv": list_csv,
+    "shards": list_shards,
 }
