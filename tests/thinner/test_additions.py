@@ -1,5 +1,6 @@
 """data/additions.py: a list that a person filled in, brought into a folder or a CSV source and listed again."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,35 @@ def test_a_list_that_is_none_is_refused(at: Path, text: bytes, message: str) -> 
         additions.plan(Path("bad.csv"), listed("folder:data/raw/photos"), "folder:data/raw/photos", Path("data/raw"))
     with pytest.raises(DataError, match=r"gone\.csv: no such file"):
         additions.plan(Path("gone.csv"), listed("folder:data/raw/photos"), "folder:data/raw/photos", Path("data/raw"))
+
+
+@pytest.mark.parametrize("names", [None, ["ant", "cat", "dog"]])
+def test_shards_get_one_more_shard_once(at: Path, names: list[str] | None) -> None:
+    import webdataset
+
+    folder, source = Path("data/raw/shards"), "shards:data/raw/shards"
+    folder.mkdir()
+    number = {"cat": "1", "dog": "2"} if names else {"cat": "cat", "dog": "dog"}
+    if names:
+        (folder / "classes.json").write_text(json.dumps(names))
+    with webdataset.TarWriter(str(folder / "train-0.tar")) as made:
+        for label in ("cat", "dog"):
+            made.write({"__key__": f"{label}/0", "png": Path("new/a.png").read_bytes(), "cls": number[label]})
+    Path("new/b.1.png").write_bytes(Path("new/b.png").read_bytes())
+    Path("new/c.dat").write_bytes(Path("new/c.png").read_bytes())
+    with pytest.raises(DataError, match=r"line 2: '.*c.dat' has no ending of a picture. Rename it: .jpg, "):
+        add(source, "../new/c.dat,cat,,1")
+    lines = ("../new/a.png,dog,,1", "../new/b.1.png,cat,,2", "../new/c.png,,,3")
+    assert add(source, *lines) == 2 and add(source, *lines) == 0
+    (shard,) = folder.glob("train-added-*.tar")
+    found = listed(source)
+    added = {found.name(i): found.classes[found.labels[i]] for i in range(len(found)) if shard.name in found.name(i)}
+    assert sorted(added.values()) == ["cat", "dog"] and len(found) == 4
+    assert any(name.startswith(f"{shard.name}/added/b_1-") for name in added)
+    with pytest.raises(DataError, match="was added as 'dog' before"):
+        add(source, "../new/a.png,cat,,1")
+    with pytest.raises(DataError, match=r"is one tar, which stays as it is. Give the folder that holds it"):
+        add(f"{source}/train-0.tar", *lines)
 
 
 def test_a_set_of_torchvision_takes_no_more_pictures(at: Path) -> None:

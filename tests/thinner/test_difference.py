@@ -73,3 +73,19 @@ def test_files_that_do_not_belong_together_are_one_line(tmp_path: Path, harm: st
         (folder / harm).write_bytes((folder / harm).read_bytes()[:-20])
     with pytest.raises(DataError, match=r"names, labels and splits cannot be read \("):
         difference.read(folder)
+
+
+def test_pictures_that_were_packed_or_packed_anew_are_the_same_ones(tmp_path: Path) -> None:
+    def kept(name: str, *names: str, source: str) -> difference.Index:
+        folder = state(tmp_path / name, dict.fromkeys(names, ("cat", "labelled")), ["cat"])
+        info = json.loads((folder / "info.json").read_text())
+        (folder / "info.json").write_text(json.dumps({**info, "source": source}))
+        return difference.read(folder)
+
+    files = kept("files", "cat/1.jpg", "cat/2.jpg", source="folder:photos")
+    shards = kept("shards", "train-0.tar/cat/1.jpg", "deep/train-1.TAR/cat/3.jpg", source="shards:s")
+    found = difference.compare(files, shards)
+    assert (found.came, found.went, found.stayed) == ([("cat/3.jpg", "cat")], [("cat/2.jpg", "cat")], 1)
+    same = kept("same", "0.tar/1.jpg", "1.tar/1.jpg", source="shards:s")  # keys count in each shard anew
+    assert list(same.labels) == ["0.tar/1.jpg", "1.tar/1.jpg"]
+    assert list(kept("folder", "x.tar/1.jpg", source="folder:s").labels) == ["x.tar/1.jpg"]

@@ -1,22 +1,26 @@
 """Pictures that a person has labelled, brought into the source: a list ``path,label``, as `thinner watch` writes it.
 
 A folder source gets copies, in the folder of each class (below ``train`` where splits are ready-made). A CSV source
-gets lines, and copies of those pictures that do not lie below ``data.root`` yet. Names of copies have eight digits of
-their content's SHA-256, so that none takes another's place, and the same list twice is the same as once.
+gets lines, and copies of those pictures that do not lie below ``data.root`` yet. Shards get one more shard. Names of
+copies have eight digits of their content's SHA-256, so that none takes another's place, and the same list twice is the
+same as once.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from thinner.data.cleaning import raise_for, table
-from thinner.data.sources import PART_NAMES, DataError, Listing, Part
+from thinner.data.packing import Member, write_tar
+from thinner.data.sources import EXTENSIONS, PART_NAMES, DataError, Listing, Part, given_classes, names_splits
 from thinner.errors import one_line
 from thinner.files.whole import file_sha256, write
 
@@ -39,11 +43,13 @@ def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition
     Nothing is written. Raises DataError, with a line for each that does not fit.
     """
     kind, _, place = source.partition(":")
-    if kind not in ("folder", "csv"):
+    if kind not in ("folder", "csv", "shards"):
         raise DataError(
             f"data.source: {source} takes no further pictures. Put all into folders, one for each class: docs/data.md"
         )
-    base = Path(place) if kind == "folder" else Path(place).parent
+    if kind == "shards" and Path(place).is_file():
+        raise DataError(f"data.source: {source} is one tar, which stays as it is. Give the folder that holds it")
+    base = Path(place).parent if kind == "csv" else Path(place)
     known = {os.path.abspath(base / listing.name(i)): int(listing.labels[i]) for i in range(len(listing))}
     earlier = {Path(name).name: listing.classes[label] for name, label in known.items() if label >= 0}
     wrong: list[str] = []
@@ -57,14 +63,18 @@ def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition
         elif (there := known.get(os.path.abspath(picture))) is not None:
             if there >= 0 and listing.classes[there] == label:
                 continue  # it was added before
-            mend = "Move it into its class's folder" if kind == "folder" else f"Write its label into {place}"
+            mend = f"Write its label into {place}" if kind == "csv" else "Move it into its class's folder"
             wrong.append(f"{where}: '{shown}' is in the source already. {mend}")
         elif label not in listing.classes:
             classes = ", ".join(listing.classes[:20]) + (", ..." if len(listing.classes) > 20 else "")
             wrong.append(f"{where}: unknown class '{one_line(label, 60)}'. Choose one of: {classes}")
+        elif kind == "shards" and not picture.name.lower().endswith(EXTENSIONS):
+            wrong.append(f"{where}: '{shown}' has no ending of a picture. Rename it: {', '.join(EXTENSIONS[:5])}, ...")
         else:
             made = Addition(picture, label, _target(picture, label, kind, base, root))
             copied = made.target != picture
+            if kind == "shards" and earlier.get(made.target.name) == label:
+                continue  # it was added before
             if copied and earlier.get(made.target.name, label) != label:
                 wrong.append(
                     f"{where}: '{shown}' was added as '{earlier[made.target.name]}' before, by the name "
@@ -77,7 +87,10 @@ def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition
 
 
 def bring(additions: Sequence[Addition], source: str) -> None:
-    """Copy the pictures, each whole or not at all, and write the lines of a CSV source."""
+    """Copy the pictures, each whole or not at all, and write the lines of a CSV source; or write one shard."""
+    if source.startswith("shards:"):
+        _write_shard(additions, Path(source.partition(":")[2]))
+        return
     for one in additions:
         if one.picture != one.target and not one.target.exists():
             one.target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +114,27 @@ def _plain(path: Path) -> Path:
 def _target(picture: Path, label: str, kind: str, base: Path, root: Path) -> Path:
     if kind == "csv" and Path(os.path.abspath(picture)).is_relative_to(os.path.abspath(root)):
         return picture
-    name = f"{picture.stem}-{file_sha256(picture)[:8]}{picture.suffix}"
-    if kind == "csv":
+    stem = picture.stem.replace(".", "_") if kind == "shards" else picture.stem  # webdataset's keys end at a dot
+    name = f"{stem}-{file_sha256(picture)[:8]}{picture.suffix}"
+    if kind != "folder":
         return base / ADDED / name
     own = [child.name for child in sorted(base.iterdir()) if child.is_dir()]
     train = [top for top in own if PART_NAMES.get(top.lower()) == Part.TRAIN]
     return base.joinpath(*train[:1], label, name)
+
+
+def _write_shard(additions: Sequence[Addition], folder: Path) -> None:
+    """One more shard, named by what is in it."""
+    given = given_classes(folder)
+    members: list[Member] = []
+    for one in additions:
+        label = one.label if given is None else str(given[1].index(one.label))
+        key = f"{ADDED}/{one.target.stem}"
+        members += [(f"{key}.cls", label.encode()), (f"{key}{one.target.suffix}", one.picture.read_bytes())]
+    if members:
+        digest = hashlib.sha256("\n".join(f"{one.target.name} {one.label}" for one in additions).encode()).hexdigest()
+        split = "train-" if names_splits(folder) else ""
+        write(folder / f"{split}{ADDED}-{digest[:8]}.tar", partial(write_tar, members=members))
 
 
 def _lines(file: Path, additions: Sequence[Addition]) -> bytes:

@@ -6,10 +6,12 @@ Of names, labels and splits alone, a few megabytes where the pictures are gigaby
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,8 +48,8 @@ class Difference:
 def read(folder: Path) -> Index:
     """The `FILES` of prepared data that lie in ``folder``. Raises DataError where they are not those of one state."""
     try:
-        names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
         info = json_files.read_object(folder / "info.json", "")
+        names = _without_shards(json.loads((folder / "names.json").read_text(encoding="utf-8")), info)
         labels = np.array(open_array(folder / "labels.npy"))
         splits = read_arrays(folder / "splits.npz")
         classes = info["classes"]
@@ -65,6 +67,15 @@ def read(folder: Path) -> Index:
         raise DataError(f"{folder}: names, labels and splits cannot be read ({one_line(error)})") from error
     stored = f"{info.get('image_size')} px, {info.get('channels')} channels, {info.get('fit')}"
     return Index(known, dict(zip(names, home.tolist(), strict=True)), stored)
+
+
+def _without_shards(names: list[str], info: Mapping[str, Any]) -> list[str]:
+    """Names without the shard that a picture lies in, where they still differ: pictures that were packed, or packed
+    anew, are the same ones."""
+    if not str(info.get("source")).startswith("shards:"):
+        return names
+    keys = [re.sub(r"^.*?\.tar/", "", name, count=1, flags=re.IGNORECASE) for name in names]
+    return keys if len(set(keys)) == len(keys) else names
 
 
 def compare(before: Index, after: Index) -> Difference:
