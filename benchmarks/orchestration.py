@@ -2,6 +2,7 @@
 
     python -m benchmarks.orchestration                       # `stages` and `nothing`, some four minutes
     python -m benchmarks.orchestration stages nothing files --files 10000 100000
+    python -m benchmarks.orchestration shards --files 10000  # small pictures as files, and in tar shards
     python -m benchmarks.orchestration study                 # a study with one worker and with two
     python -m benchmarks.orchestration --job 495             # the seconds of the whole job, for its share
     python -m benchmarks.orchestration --json FILE --check   # exits with 1 where a must falls short
@@ -12,7 +13,8 @@ way takes more than the way before it is the cost of what it adds. A run of one 
 what a run costs (Prefect's server) from what a stage costs.
 
 `nothing`: a job that is up to date is asked for again. `files`: folders of small files under `dvc add`, in fresh
-caches; the exponent is the slope between the last two, both as logarithms.
+caches; the exponent is the slope between the last two, both as logarithms. `shards`: so many pictures as files and in
+shards of a thousand, under `dvc add` and as `prepare` reads them, right after they were written.
 
 Seconds are of the wall clock, the median of the repeats; seconds of the processor stand beside them, since these say
 less about what else the machine did.
@@ -34,7 +36,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
+from PIL import Image
 
 from benchmarks import distillation
 from benchmarks.clones import clone_environment, make_clone
@@ -42,6 +46,7 @@ from tasks import lineage
 from tasks.environment import child_environment, repository_root
 from tasks.git import git
 from tasks.stage import params_digest
+from thinner.data import packing, sources
 from thinner.errors import UserError
 
 MUSTS = {"dvc_seconds": 3.0, "run_seconds": 6.0, "share": 0.03}
@@ -278,18 +283,13 @@ def measure_files(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
     rows = []
     for count in sorted(counts):
         place = folder / f"files{count}"
-        environment = child_environment(DVC_SITE_CACHE_DIR=str(place / "site-cache"))
         (place / "raw").mkdir(parents=True)
         for number in range(count):
             inner = place / "raw" / f"{number // 1000:04d}"
             if number % 1000 == 0:
                 inner.mkdir()
             (inner / f"{number:07d}.txt").write_text(f"{number}\n" * 100)
-        timed(["git", "init", "--quiet"], place, environment)
-        timed([sys.executable, "-m", "dvc", "init", "--quiet"], place, environment)
-        add, peak = _with_peak(["add", "--quiet", "raw"], place, environment)
-        status = timed([sys.executable, "-m", "dvc", "status", "--quiet"], place, environment)
-        rows.append({"files": count, "add": add, "status": status.wall, "peak_bytes": peak})
+        rows.append({"files": count, **_watched(place / "raw")})
         shutil.rmtree(place)
     found: dict[str, Any] = {"rows": rows}
     if len(rows) > 1:  # of the two largest: what any number costs hides it in small ones
@@ -297,6 +297,82 @@ def measure_files(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
         for key in ("add", "status", "peak_bytes"):
             found[f"{key}_exponent"] = math.log(last[key] / before[key]) / math.log(last["files"] / before["files"])
     return found
+
+
+SHARD_PICTURES = 1000
+_PREPARE = '''"""What prepare does with a source: lists it, then decodes and writes all of it."""
+
+import json, sys, time
+from pathlib import Path
+
+import psutil
+
+from thinner.data.sources import list_source
+from thinner.data.store import write_store
+
+
+source, root, store = sys.argv[1:]
+memory = psutil.Process().memory_info
+before, began = memory().rss, time.perf_counter()
+listing = list_source(source, root, lambda line: None)
+listed, after = time.perf_counter(), memory().rss
+write_store(
+    Path(store), listing, source=source, image_size=32, channels=3, fit="crop", labelled=0.5, validation=0.25,
+    test=0.25, unlabelled="rest", max_unreadable=0.0, max_pixels=10**6, seed=0,
+)
+took = {"list": listed - began, "prepare": time.perf_counter() - began}
+print(json.dumps({**took, "list_bytes": max(0, after - before)}))
+'''
+
+
+def measure_shards(folder: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """Pictures of 32 px as files and in shards: DVC as in `measure_files`; seconds to list them, the memory that this
+    took, and seconds of all that `prepare` does with them; and seconds to pack them."""
+    rows = []
+    for count in sorted(counts):
+        place = folder / f"shards{count}"
+        photos, shards = place / "files" / "raw", place / "shards" / "raw"
+        write_pictures(photos, count)
+        shards.mkdir(parents=True)
+        began = time.perf_counter()
+        listing = sources.list_source(f"folder:{photos}", photos, lambda line: None)
+        packing.pack(listing, photos, photos, shards, most_pictures=SHARD_PICTURES)
+        packed = time.perf_counter() - began
+        for kind, raw in (("folder", photos), ("shards", shards)):
+            row = {"pictures": count, "as": kind, "files": sum(path.is_file() for path in raw.rglob("*"))}
+            row |= _watched(raw)
+            command = [sys.executable, "-c", _PREPARE, f"{kind}:{raw}", str(raw), str(place / f"store-{kind}")]
+            done = subprocess.run(
+                command, cwd=repository_root(), env=child_environment(), text=True, capture_output=True, check=False
+            )
+            if done.returncode:
+                raise UserError(f"shards: {done.stderr[-1000:]}")
+            rows.append({**row, **json.loads(done.stdout), "pack": packed if kind == "shards" else None})
+        stores = [(place / f"store-{kind}" / "images.npy").read_bytes() for kind in ("folder", "shards")]
+        if stores[0] != stores[1]:
+            raise UserError("shards: the stores of the same pictures differ")
+        shutil.rmtree(place)
+    return rows
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Small JPEGs of noise in ten classes, each its own."""
+    for number in range(count):
+        inner = folder / f"class{number % 10}"
+        if number < 10:
+            inner.mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(inner / f"{number:07d}.jpg")
+
+
+def _watched(raw: Path) -> dict[str, Any]:
+    """What `dvc add` and `dvc status` take for the folder ``raw``, in a repository around it."""
+    environment = child_environment(DVC_SITE_CACHE_DIR=str(raw.parent / "site-cache"))
+    timed(["git", "init", "--quiet"], raw.parent, environment)
+    timed([sys.executable, "-m", "dvc", "init", "--quiet"], raw.parent, environment)
+    add, peak = _with_peak(["add", "--quiet", raw.name], raw.parent, environment)
+    status = timed([sys.executable, "-m", "dvc", "status", "--quiet"], raw.parent, environment)
+    return {"add": add, "status": status.wall, "peak_bytes": peak}
 
 
 def _with_peak(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> tuple[float, int]:
@@ -381,12 +457,22 @@ def render(found: Mapping[str, Any]) -> str:
         if "add_exponent" in files:
             words = ", ".join(f"{key} {files[f'{key}_exponent']:.2f}" for key in ("add", "status", "peak_bytes"))
             lines += ["", f"Exponents over the number of files, of the last two: {words}."]
+    if shards := found.get("shards"):
+        lines += ["", "| pictures | files | dvc add | dvc status | DVC's memory | listed in | with memory | prepare |"]
+        lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|"]
+        for row in shards:
+            peak, listed = row["peak_bytes"] / 2**20, row["list_bytes"] / 2**20
+            dvc = f"{row['add']:.1f} s | {row['status']:.1f} s | {peak:,.0f} MiB"
+            prepare = f"{row['list']:.2f} s | {listed:,.1f} MiB | {row['prepare']:.1f} s"
+            lines.append(f"| {row['pictures']:,} | {row['files']:,} | {dvc} | {prepare} |")
+        packed = [f"{row['pictures']:,} in {row['pack']:.1f} s" for row in shards if row["pack"]]
+        lines += ["", f"Packed: {', '.join(packed)}."]
     return "\n".join(lines).strip()
 
 
 def main() -> int:
     parser = distillation.parser_of("orchestration", str(__doc__))
-    parser.add_argument("parts", nargs="*", help="of stages, nothing, study, files (stages nothing)")
+    parser.add_argument("parts", nargs="*", help="of stages, nothing, study, files, shards (stages nothing)")
     parser.add_argument("--repeats", type=int, default=3, help="of stages and nothing (3)")
     parser.add_argument("--job", type=float, help="seconds that the whole job takes here, for the tools' share of it")
     parser.add_argument("--runs", type=int, default=4, help="in the study (4)")
@@ -394,8 +480,8 @@ def main() -> int:
     options = parser.parse_args()
     parts = options.parts or ["stages", "nothing"]
     for part in parts:
-        if part not in ("stages", "nothing", "study", "files"):
-            parser.error(f"'{part}' is no part. Choose of: stages, nothing, study, files")
+        if part not in ("stages", "nothing", "study", "files", "shards"):
+            parser.error(f"'{part}' is no part. Choose of: stages, nothing, study, files, shards")
     if options.job and "stages" not in parts:
         parser.error("--job is for the share of `stages`. Name that part, too")
     found: dict[str, Any] = {}
@@ -415,6 +501,8 @@ def main() -> int:
                 found["study"] = measure_study(root, folder / "study", options.runs)
             if "files" in parts:
                 found["files"] = measure_files(folder / "files", options.files)
+            if "shards" in parts:
+                found["shards"] = measure_shards(folder / "shards", options.files)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

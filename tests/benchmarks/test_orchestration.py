@@ -85,6 +85,21 @@ def test_files_are_added_and_found_again(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.integration
+def test_pictures_are_measured_as_files_and_in_shards(tmp_path: Path) -> None:
+    rows = orchestration.measure_shards(tmp_path, [40])
+    assert [(row["as"], row["files"]) for row in rows] == [("folder", 40), ("shards", 2)]  # one, and classes.json
+    for row in rows:
+        assert row["add"] > 0 and row["status"] > 0 and row["prepare"] > row["list"] > 0 and row["list_bytes"] >= 0
+    said = orchestration.render({"shards": rows}).splitlines()
+    assert (
+        said[2].startswith("| 40 | 40 | ")
+        and said[3].startswith("| 40 | 2 | ")
+        and said[-1].startswith("Packed: 40 in ")
+    )
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_is_asked_wrongly_is_named() -> None:
     for words, message in ((["hours"], "'hours' is no part"), (["nothing", "--job", "5"], "Name that part, too")):
         done = subprocess.run(

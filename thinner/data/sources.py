@@ -484,7 +484,8 @@ def list_shards(place: str, root: Path, say: Say = print) -> Listing:
     first: list[str] = []  # for each text, the file that has it first, for a message
     try:
         for number, shard in enumerate(shards):
-            for sample in _samples_of(folder / shard, shard, parts[shard] != Part.UNLABELLED, ignored):
+            labelled = parts[shard] != Part.UNLABELLED  # else a label is not looked at
+            for sample in _samples_of(folder / shard, shard, labelled, ignored):
                 if sample.label is not None and sample.label not in texts:
                     texts[sample.label] = len(first)
                     first.append(f"{shard}/{sample.picture.name}")
@@ -599,27 +600,28 @@ def _samples_of(path: Path, shard: str, labelled: bool, ignored: Texts) -> Itera
                 ignored.append(f"{shard}/{entry.name}")
 
     hashes = array("q")  # of the keys: a set of them would be most of the memory
-    for key, group in itertools.groupby(keyed(), key=itemgetter(0)):
-        hashes.append(hash(key))
-        files: dict[str, tars.Entry] = {}
-        for _, ending, entry in group:
-            if ending in files:
-                raise refuse(f"'{one_line(entry.name)}' is there twice. Keep one")
-            files[ending] = entry
-        pictures = [ending for ending in files if f".{ending}" in EXTENSIONS]
-        if len(pictures) > 1:
-            shown = " and ".join(f"'{one_line(files[ending].name)}'" for ending in pictures)
-            raise refuse(f"{shown} are two pictures of one key. Keep one, or give each a key")
-        if not pictures and (dotted := [ending for ending in files if f".{ending}".endswith(EXTENSIONS)]):
-            raise refuse(
-                f"'{one_line(files[dotted[0]].name)}' has a dot in its name, and there webdataset's key ends, so "
-                f"'{one_line(key)}' has no picture. Rename the file; thinner data pack FOLDER DEST does so"
-            )
-        used = {*pictures, *(("cls", "json") if pictures else ())}
-        for entry in (entry for ending, entry in files.items() if ending not in used):
-            ignored.append(f"{shard}/{entry.name}")
-        if pictures:
-            yield _Sample(files[pictures[0]], _label(path, files, refuse) if labelled else None)
+    with path.open("rb") as file:
+        for key, group in itertools.groupby(keyed(), key=itemgetter(0)):
+            hashes.append(hash(key))
+            files: dict[str, tars.Entry] = {}
+            for _, ending, entry in group:
+                if ending in files:
+                    raise refuse(f"'{one_line(entry.name)}' is there twice. Keep one")
+                files[ending] = entry
+            pictures = [ending for ending in files if f".{ending}" in EXTENSIONS]
+            if len(pictures) > 1:
+                shown = " and ".join(f"'{one_line(files[ending].name)}'" for ending in pictures)
+                raise refuse(f"{shown} are two pictures of one key. Keep one, or give each a key")
+            if not pictures and (dotted := [ending for ending in files if f".{ending}".endswith(EXTENSIONS)]):
+                raise refuse(
+                    f"'{one_line(files[dotted[0]].name)}' has a dot in its name, and there webdataset's key ends, so "
+                    f"'{one_line(key)}' has no picture. Rename the file; thinner data pack FOLDER DEST does so"
+                )
+            used = {*pictures, *(("cls", "json") if pictures else ())}
+            for entry in (entry for ending, entry in files.items() if ending not in used):
+                ignored.append(f"{shard}/{entry.name}")
+            if pictures:
+                yield _Sample(files[pictures[0]], _label(file, files, refuse) if labelled else None)
     if twice := _repeated(hashes):
         again = Counter(key for key, _ in itertools.groupby(keyed(), key=itemgetter(0)) if hash(key) in twice)
         for key in (key for key, count in again.items() if count > 1):
@@ -634,32 +636,36 @@ def _repeated(hashes: Sequence[int]) -> set[int]:
     return set(found[1:][found[1:] == found[:-1]].tolist())
 
 
-def _label(path: Path, files: Mapping[str, tars.Entry], refuse: Callable[[str], DataError]) -> str | None:
+def _label(file: BinaryIO, files: Mapping[str, tars.Entry], refuse: Callable[[str], DataError]) -> str | None:
     """The text of KEY.cls, or what KEY.json has under "label" or "cls"; .cls goes first."""
     ending = "cls" if "cls" in files else "json"
     if (entry := files.get(ending)) is None:
         return None
-    shown = f"'{one_line(entry.name)}'"
+
+    def wrong(what: str) -> DataError:
+        return refuse(f"'{one_line(entry.name)}' {what}")
+
     if entry.size > _MOST_LABEL_BYTES[ending]:
-        raise refuse(f"{shown} has {entry.size:,} bytes, too many for a label. Leave it out")
+        raise wrong(f"has {entry.size:,} bytes, too many for a label. Leave it out")
+    file.seek(entry.offset)
+    found: Any = file.read(entry.size)
     try:
-        found: Any = tars.read(path, entry.offset, entry.size).decode("utf-8-sig")
+        found = found.decode("utf-8-sig")
         if ending == "json":
             table = json.loads(found)
             keys = [key for key in ("label", "cls") if isinstance(table, dict) and table.get(key) is not None]
             if not keys:
                 return None
             found = table[keys[0]]
-    except (OSError, ValueError, RecursionError) as error:
-        kind = "text" if ending == "cls" else "JSON"
-        raise refuse(f"{shown} is not {kind} in UTF-8 ({one_line(error)}). Mend it") from error
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"is not {'text' if ending == 'cls' else 'JSON'} in UTF-8 ({one_line(error)}). Mend it") from error
     if isinstance(found, bool) or not isinstance(found, str | int):
-        raise refuse(f"{shown} has a label that is neither a number nor a name: {one_line(found, 60)}. Mend it")
+        raise wrong(f"has a label that is neither a number nor a name: {one_line(found, 60)}. Mend it")
     label = str(found).strip()
     if not label:
-        raise refuse(f"{shown} is empty. Write the class's number or name, or leave it out")
+        raise wrong("is empty. Write the class's number or name, or leave it out")
     if _NUMBER.fullmatch(label) and int(label) < 0:
-        raise refuse(f"{shown} says {label}, which is no class. Leave the label out where there is none")
+        raise wrong(f"says {label}, which is no class. Leave the label out where there is none")
     return label
 
 
