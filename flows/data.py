@@ -366,7 +366,8 @@ def pack(
     kind, place = _packed(source)
     base = place if kind == "folder" else place.parent
     # a list's pictures may lie beside its folder, but below data.root
-    root = Path(data.root) if kind == "csv" and place.absolute().is_relative_to(Path(data.root).absolute()) else base
+    below = Path(os.path.abspath(place)).is_relative_to(os.path.abspath(data.root))
+    root = Path(data.root) if kind == "csv" and below else base
     if os.path.lexists(dest):
         raise UserError(f"{dest}: is there already. Give another place, or remove it first")
     if kind == "folder" and Path(os.path.abspath(dest)).is_relative_to(os.path.abspath(place)):

@@ -144,9 +144,11 @@ def _source(photos: str) -> tuple[str, str]:
             f"{photos}: no such folder or file. Give a folder with a folder for each class, a .csv with the columns "
             "path,label, a folder of tar shards, or torchvision:NAME"
         )
-    sharded = path.suffix == ".tar" if path.is_file() else kind == "shards" or sources.holds_shards(path)
+    sharded = path.suffix.lower() == ".tar" if path.is_file() else kind == "shards" or sources.holds_shards(path)
     if path.is_file() and path.suffix.lower() != ".csv" and not sharded:
-        raise UserError(f"{photos}: is a file, but no .csv. Give the folder that holds a folder for each class")
+        raise UserError(
+            f"{photos}: is a file, but no .csv and no .tar. Give the folder that holds a folder for each class"
+        )
     inside = path.resolve().is_relative_to(Path.cwd())
     shown = path.resolve().relative_to(Path.cwd()) if inside and not path.is_symlink() else path
     if path.is_file():

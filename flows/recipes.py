@@ -145,7 +145,7 @@ def _placed(source: str, root: str) -> dict[str, str]:
     folder = Path(os.path.normpath(place))
     if kind not in ("folder", "csv", "shards"):
         return {"data.source": source}
-    if kind == "csv" or folder.suffix == ".tar":
+    if kind == "csv" or (kind == "shards" and folder.suffix == ".tar"):
         folder = folder.parent
     held = bool(root) and Path(root) in (folder, *folder.parents)
     return {"data.source": source, "data.root": root if held else folder.as_posix()}

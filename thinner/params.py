@@ -95,10 +95,11 @@ class Data(Section):
         kind, _, place = self.source.partition(":")
         if kind != "torchvision":
             root, path = (Path(os.path.normpath(text)) for text in (self.root, place))  # ".." leads out as well
+            is_tar = kind == "shards" and path.suffix == ".tar"
             if root != path and root not in path.parents:
                 raise ValueError(
                     f"root: '{self.root}' does not hold '{place}', so DVC would not notice a changed picture. "
-                    f"Set data.root: {path.parent if kind == 'csv' or path.suffix == '.tar' else path}"
+                    f"Set data.root: {path.parent if kind == 'csv' or is_tar else path}"
                 )
         return self
 

@@ -205,17 +205,16 @@ def test_a_picture_that_is_not_there_is_named_before_anything_is_written(tmp_pat
     assert list((tmp_path / "shards").iterdir()) == []
 
 
-def test_a_picture_that_changes_while_it_is_packed_is_noticed(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "shards").mkdir()
+def test_what_somebody_else_writes_among_the_shards_is_noticed(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
     listing = list_source(f"folder:{photos}", photos)
 
-    def progress(done: int) -> None:
-        (tmp_path / "shards/train-000007.tar").write_bytes(
-            (tmp_path / "shards/test-000000.tar").read_bytes() if done > 4 else b""
-        )
+    def meddle(done: int) -> None:
+        tar(folder / "train-7.tar", {"a.cls": b"0", "a.png": png()})
 
-    with pytest.raises(DataError, match="the shards do not hold what was to be packed"):
-        packing.pack(listing, photos, photos, tmp_path / "shards", progress=progress)
+    with pytest.raises(DataError, match="the shards do not hold what was to be packed. Does something write there"):
+        packing.pack(listing, photos, photos, folder, progress=meddle)
 
 
 # ------------------------------------------------------------------------------- splits, labels, names

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def pack(
     text = json.dumps(listing.classes, ensure_ascii=False, indent=0) + "\n"
     write(folder / CLASS_FILES[0], lambda beside: beside.write_text(text, encoding="utf-8"))
     made = list_source(f"shards:{folder}", folder, lambda line: None)
-    if not _same(made, listing, np.array(written)):
+    if not _same(made, listing, written, [f"{stems[i]}{endings[i]}" for i in written]):
         raise DataError(f"{base}: the shards do not hold what was to be packed. Does something write there? Pack again")
     return made
 
@@ -161,14 +161,12 @@ def _of(path: Path, ask: Callable[[Path], T]) -> T:
         raise DataError(f"'{one_line(path)}' cannot be packed ({why}). Mend it, or take it out of the list") from error
 
 
-def _same(made: Listing, listing: Listing, order: Any) -> bool:
-    """Whether ``made`` has the same labels and splits, for the rows of ``listing`` in ``order``."""
-
-    def named(of: Listing) -> Any:
-        return np.array([*of.classes, ""])[of.labels]
-
+def _same(made: Listing, listing: Listing, order: Sequence[int], names: Sequence[str]) -> bool:
+    """Whether ``made`` has the rows of ``listing`` in ``order``: members of these ``names``, labels and splits."""
+    numbers = np.array([*(listing.classes.index(name) for name in made.classes), -1])  # a class may have no picture
     return (
         len(made) == len(listing) == len(order)
+        and all(made.name(k).endswith(f".tar/{name}") for k, name in enumerate(names))
+        and np.array_equal(numbers[made.labels], listing.labels[order])
         and np.array_equal(made.parts, listing.parts[order])
-        and np.array_equal(named(made), named(listing)[order])
     )
