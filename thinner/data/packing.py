@@ -163,7 +163,8 @@ def _of(path: Path, ask: Callable[[Path], T]) -> T:
 
 def _same(made: Listing, listing: Listing, order: Sequence[int], names: Sequence[str]) -> bool:
     """Whether ``made`` has the rows of ``listing`` in ``order``: members of these ``names``, labels and splits."""
-    numbers = np.array([*(listing.classes.index(name) for name in made.classes), -1])  # a class may have no picture
+    index = {name: number for number, name in enumerate(listing.classes)}
+    numbers = np.array([*(index[name] for name in made.classes), -1])  # a class without pictures is not among them
     return (
         len(made) == len(listing) == len(order)
         and all(made.name(k).endswith(f".tar/{name}") for k, name in enumerate(names))
