@@ -473,6 +473,15 @@ def test_a_bomb_an_empty_and_a_broken_picture_are_unreadable_with_their_reasons(
     assert "  train.tar/e.jpg: " in str(refused.value)
 
 
+def test_a_picture_whose_library_is_missing_is_listed_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinner.data.sources._readable", lambda: ("PNG",))
+    tar(tmp_path / "0.tar", {**TWO, "c.cls": b"cat", "c.HEIC": b"heic"})
+    with pytest.raises(OSError, match="is read by a package that is not here: pip install pillow-heif"):
+        listed(tmp_path).read(2)
+
+
 def test_many_threads_read_at_once(tmp_path: Path) -> None:
     for shard in range(2):
         files = {

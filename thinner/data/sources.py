@@ -528,8 +528,12 @@ def list_shards(place: str, root: Path, say: Say = print) -> Listing:
 
 def holds_shards(folder: Path) -> bool:
     """Whether there are tar files in ``folder``, and no picture beside them."""
-    found = {name.lower() for name in _files_below(folder)}
-    return any(name.endswith(tars.ENDINGS) for name in found) and not any(name.endswith(EXTENSIONS) for name in found)
+    found = False
+    for name in _files_below(folder):
+        if name.lower().endswith(EXTENSIONS):
+            return False
+        found = found or name.lower().endswith(tars.ENDINGS)
+    return found
 
 
 def _tars(folder: Path) -> list[str]:
