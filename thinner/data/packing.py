@@ -25,7 +25,7 @@ import numpy as np
 
 from thinner.data.sources import CLASS_FILES, EXTENSIONS, FORMATS, DataError, Listing, Part, list_source, open_picture
 from thinner.errors import one_line
-from thinner.files.whole import write
+from thinner.files.whole import write, write_text
 
 # In the order in which shards are listed. A folder's pictures are, too, so that equal pictures make equal stores.
 WORDS = {Part.TEST: "test", Part.TRAIN: "train", Part.VALIDATION: "val", Part.UNLABELLED: "unlabelled"}
@@ -74,7 +74,7 @@ def pack(
         for number, cut in enumerate(cuts(sizes, most_bytes, most_pictures)):
             write(folder / f"{word}-{number:06d}.tar", partial(write_tar, members=members(rows[cut])))
     text = json.dumps(listing.classes, ensure_ascii=False, indent=0) + "\n"
-    write(folder / CLASS_FILES[0], lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text(folder / CLASS_FILES[0], text)
     made = list_source(f"shards:{folder}", folder, lambda line: None)
     if not _same(made, listing, written, [f"{stems[i]}{endings[i]}" for i in written]):
         raise DataError(f"{base}: the shards do not hold what was to be packed. Does something write there? Pack again")
