@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from thinner.data.views import send
 from thinner.errors import UserError, did_you_mean
 from thinner.learn.imbalance import Balance, cross_entropy
 
@@ -224,12 +225,11 @@ def rkd(
     """
     student, teacher = _pair(student_embeddings, teacher_embeddings)
     count = len(student)
-    apart = ~torch.eye(count, dtype=torch.bool, device=student.device)
     total = _zero(student)
     if count >= 2 and distance > 0:
         # Not by matrix products: |a|^2 + |b|^2 - 2ab has lost all digits for images that lie close together.
         exact = "donot_use_mm_for_euclid_dist"
-        lengths = [torch.cdist(x, x, compute_mode=exact)[apart] for x in (student, teacher)]
+        lengths = [_off_diagonal(torch.cdist(x, x, compute_mode=exact)) for x in (student, teacher)]
         student_lengths, teacher_lengths = (d / d.mean().clamp_min(1e-6) for d in lengths)
         total = total + distance * F.smooth_l1_loss(student_lengths, teacher_lengths)
     if count >= 3 and angle > 0:
@@ -237,6 +237,7 @@ def rkd(
         student_arms, teacher_arms = (_unit(x[None, :, :] - x[:, None, :]) for x in (student, teacher))
         student_cosines = student_arms @ student_arms.transpose(1, 2)
         teacher_cosines = teacher_arms @ teacher_arms.transpose(1, 2)
+        apart = ~torch.eye(count, dtype=torch.bool, device=student.device)
         distinct = apart[:, :, None] & apart[:, None, :] & apart[None, :, :]
         each = F.smooth_l1_loss(student_cosines, teacher_cosines, reduction="none")
         total = total + angle * (each * distinct).sum() / (count * (count - 1) * (count - 2))
@@ -266,12 +267,11 @@ def pkt(
     count = len(student)
     if count < 3:
         return _zero(student)
-    apart = ~torch.eye(count, dtype=torch.bool, device=student.device)
     logs = []
     for embeddings in (student, teacher):
         unit = _unit(embeddings)
         kernel = ((unit @ unit.T + 1) / 2).clamp_min(1e-7)
-        kernel = kernel[apart].view(count, count - 1)
+        kernel = _off_diagonal(kernel)
         logs.append(kernel.log() - kernel.sum(1, keepdim=True).log())
     log_q, log_p = logs
     return (log_p.exp() * (log_p - log_q)).sum(1).mean()
@@ -623,6 +623,11 @@ class Contrast(nn.Module):
         for name in ("student_scale", "teacher_scale"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._done: int | None = None  # `step`; a GPU that is asked for it in every step would have to finish first
+        self.register_load_state_dict_post_hook(Contrast._count_anew)
+
+    def _count_anew(self, keys: object) -> None:
+        self._done = None
 
     def forward(
         self,
@@ -631,6 +636,7 @@ class Contrast(nn.Module):
         index: Int[Tensor, " batch"],
         labels: Int[Tensor, " batch"] | None = None,
     ) -> Tensor:
+        done = int(self.step) if self._done is None else self._done
         with no_autocast(student_features[0]):
             student, teacher = _pair(student_features[0], teacher_features[0])
             student = F.normalize(self.embed_student(student))
@@ -638,20 +644,21 @@ class Contrast(nn.Module):
             index = index.to(torch.int64)
             if labels is not None:
                 self.known_labels[index] = labels.to(torch.int64)
-            drawn = self._draw()
-            if self.step == 0:
+            drawn = self._draw(done)
+            if done == 0:
                 self.student_scale.copy_(self._mean_score(student, self.teacher_memory, index, drawn))
                 self.teacher_scale.copy_(self._mean_score(teacher, self.student_memory, index, drawn))
             loss = self._loss(student, teacher, index, labels, drawn)
             self._remember(index, student, teacher)
+            self._done = done + 1
             return loss
 
-    def _draw(self) -> Tensor:
+    def _draw(self, done: int) -> Tensor:
         # Seeded by the step: a run resumed from the state dict draws what an unbroken one would have drawn.
         # By NumPy, because torch's CPU generator looks at the lower 32 bits of a seed only.
-        generator = np.random.default_rng((self.seed, int(self.step)))
+        generator = np.random.default_rng((self.seed, done))
         drawn = torch.from_numpy(generator.integers(len(self.student_memory), size=self.negatives))
-        return drawn.to(self.student_memory.device)
+        return send(drawn, self.student_memory.device)
 
     def _mean_score(self, anchors: Tensor, memory: Tensor, index: Tensor, drawn: Tensor) -> Tensor:
         positive = (anchors * memory[index]).sum(1, keepdim=True)
@@ -908,6 +915,12 @@ def _unit(x: Tensor) -> Tensor:
     return x / torch.where(length > 0, length, torch.ones_like(length))
 
 
+def _off_diagonal(x: Float[Tensor, "count count"]) -> Float[Tensor, "count others"]:
+    """Each row without the number on the diagonal. A mask would do, but how many it leaves only the device knows."""
+    count = len(x)
+    return x.flatten()[1:].view(count - 1, count + 1)[:, :-1].reshape(count, count - 1)
+
+
 def _zero(student: Tensor) -> Tensor:
     """0 with a zero gradient: a training step may call backward on it."""
     return (_wide(student) * 0).sum()
@@ -929,7 +942,8 @@ def _averaged(
 ) -> Float[Tensor, "batch channels rows columns"]:
     """`F.adaptive_avg_pool2d` as two matrix products: Apple's GPU has that operator only where ``sides`` divide the
     map's, and on an NVIDIA card its gradient is another one each time."""
-    rows, columns = (_bins(size, side).to(x.dtype).to(x.device) for size, side in zip(x.shape[2:], sides, strict=True))
+    bins = (_bins(size, side).to(x.dtype) for size, side in zip(x.shape[2:], sides, strict=True))
+    rows, columns = (send(means, x.device) for means in bins)
     return rows @ x @ columns.T
 
 
