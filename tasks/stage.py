@@ -44,7 +44,7 @@ from tasks.machine import keep_memory, set_up_torch
 from tasks.progress import Progress, Silence
 from tasks.record import stage_run
 from tasks.record.stage_run import Recorder
-from thinner.errors import DamagedError, UserError
+from thinner.errors import DamagedError, UserError, one_line
 
 if TYPE_CHECKING:
     from thinner.params import Params
@@ -195,7 +195,7 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
             print(f"{name}: stopped by {stop}", file=sys.stderr, flush=True)
         return 128 + stop.number
     except Exception as error:  # noqa: BLE001 - shown whole, and the record still ends as FAILED
-        if words := _of_the_disk(error):
+        if words := _of_the_disk(error) or _of_memory(error):
             print(f"{name}: {words}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
@@ -232,6 +232,14 @@ def _help(name: str, body: Callable[[Stage], None]) -> int:
         body(Stage(name, params, inputs_hash=os.environ[INPUTS], helper=True))
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
+        return 1
+    except Stopped as stop:  # the first process is told as well, and says so
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return 128 + stop.number
+    except Exception as error:
+        if not (words := _of_memory(error)):
+            raise
+        print(f"{name}: {words}", file=sys.stderr, flush=True)
         return 1
     return 0
 
@@ -295,6 +303,20 @@ def _of_the_disk(error: BaseException) -> str:
     if number == errno.EIO:
         return f"the disk fails to give or take {file} ({os.strerror(number)}). See the system's log"
     return ""
+
+
+def _of_memory(error: BaseException) -> str:
+    """What a batch that is too large for the memory of a machine or a GPU means to a person; "" where it is something
+    else."""
+    text = str(error)
+    # PyTorch has a class for CUDA; its processor's allocator and Apple's GPU raise RuntimeError
+    of_a_device = type(error).__name__ == "OutOfMemoryError" or "MPS backend out of memory" in text
+    if not (of_a_device or isinstance(error, MemoryError) or "can't allocate memory" in text):
+        return ""
+    return (
+        f"out of memory ({one_line(text, 160) or 'the system has none left'}). Halve the batch_size that this stage "
+        "reads, and with that of a training its lr; or take smaller images (image_size), or run.precision: bf16"
+    )
 
 
 def _die_with_parents() -> None:

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tasks import processes
@@ -250,6 +252,59 @@ def test_a_disk_that_is_full_says_so() -> None:
     with pytest.raises(OSError, match="No space") as caught:
         Path("/dev/full").write_text("x")
     assert "no room is left" in module._of_the_disk(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("allocate", "words"),
+    [
+        (lambda torch: torch.empty(1 << 60, dtype=torch.uint8), "can't allocate memory: you tried to allocate 115292"),
+        (lambda torch: np.empty(1 << 60, dtype=np.uint8), "Unable to allocate 1.00 EiB"),
+        (lambda torch: bytearray(1 << 62), "the system has none left"),
+    ],
+)
+def test_a_memory_that_is_full_is_one_line_with_the_mend(allocate: Callable[[Any], Any], words: str) -> None:
+    import torch
+
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        allocate(torch)
+    said = module._of_memory(caught.value)
+    assert words in said and "Halve the batch_size" in said and "\n" not in said and len(said) < 400
+
+
+def test_a_gpus_memory_that_is_full_is_the_same_line() -> None:
+    """PyTorch's own class, with a text that it has; nothing here has a GPU to fill."""
+    import torch
+
+    text = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1 GiB is free."
+    )
+    assert "(CUDA out of memory. Tried to allocate 2.00 GiB." in module._of_memory(torch.cuda.OutOfMemoryError(text))
+    assert module._of_memory(RuntimeError("a bug of ours")) == module._of_memory(KeyError("memory")) == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)", 143, ""),
+        ("bytearray(1 << 62)", 1, "distill: out of memory (the system has none left). Halve the batch_size"),
+        ("raise errors.UserError('a mistake')", 1, "a mistake"),
+    ],
+)
+def test_a_further_process_that_ends_early_shows_no_traceback(tmp_path: Path, body: str, code: int, words: str) -> None:
+    params = (PROJECT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(params.replace("\n  devices: 1 ", "\n  devices: 2 "))
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    program = (
+        "import os, signal, time\nfrom tasks.stage import run_stage\nfrom thinner import errors\n"
+        f"def body(stage):\n    {body}\nrun_stage('distill', body)"
+    )
+    done = subprocess.run(
+        _program(program),
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "LOCAL_RANK": "1", "THINNER_INPUTS": "none"},
+        cwd=tmp_path, text=True, capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(words) and done.stderr.count("\n") == bool(words), done.stderr
 
 
 def test_which_process_it_is_does_not_hang_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
