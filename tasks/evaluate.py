@@ -47,6 +47,13 @@ def evaluate(stage: Stage) -> None:
     device = choose_device(run.device)
     threads = torch.get_num_threads()  # run.threads, which run_stage has set
     candidates = {name: open_candidate(path, device, threads, run.channels_last) for name, path in places.items()}
+    # the others share the test and validation images; what is timed stays on the first
+    further = [f"{device}:{number}" for number in range(1, run.devices)] if device == "cuda" else []
+    others = {
+        name: [open_candidate(places[name], where, threads, run.channels_last) for where in further]
+        for name, candidate in candidates.items()
+        if candidate.device == device
+    }
     test, validation = store.splits["test"], store.splits["validation"]
     labels, validation_labels = np.asarray(store.labels[test]), np.asarray(store.labels[validation])
 
@@ -58,9 +65,15 @@ def evaluate(stage: Stage) -> None:
             def one_more(images: int, before: int = 0) -> None:
                 bar.update(done + before + images)  # noqa: B023 - it is called before the next one is made
 
-            logits[name] = predict_logits(candidate, store.images, test, section.batch_size, one_more)
+            beside = others.get(name, ())
+            logits[name] = predict_logits(candidate, store.images, test, section.batch_size, one_more, beside)
             seen = predict_logits(
-                candidate, store.images, validation, section.batch_size, lambda images: one_more(images, len(test))
+                candidate,
+                store.images,
+                validation,
+                section.batch_size,
+                lambda images: one_more(images, len(test)),
+                beside,
             )
             temperatures[name] = metrics.fit_temperature(validation_labels, seen)
             points[name] = operating.points_of(validation_labels, seen, labels, logits[name])

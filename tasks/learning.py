@@ -113,7 +113,11 @@ def memory_format_of(params: Params) -> torch.memory_format:
 
 
 def fabric_of(params: Params) -> Any:
-    return training.make_fabric(params.run.device, params.run.devices, params.run.precision, params.run.nodes)
+    run = params.run
+    fabric = training.make_fabric(run.device, run.devices, run.precision, run.nodes)
+    if isinstance(run.threads, int):  # Fabric gives each process its share of the cores, which is `auto`
+        torch.set_num_threads(run.threads)
+    return fabric
 
 
 def validation_of(
@@ -300,6 +304,8 @@ def write_history(stage: Stage, path: str, history: list[training.Row]) -> None:
 
 def finish(stage: Stage, model: nn.Module, spec: dict[str, Any], history: list[training.Row]) -> None:
     """Write the stage's checkpoint and learning curve, record both, and say what came out."""
+    if stage.helper:  # the first process does, and removes what it resumes from
+        return
     folder = f"data/{stage.name}"
     choose_by = stage.params.imbalance.choose_by
     best = best_of(history, choose_by)

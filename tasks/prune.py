@@ -76,6 +76,8 @@ def prune(stage: Stage) -> None:
         say=say,
         on_round=lambda number, place: _record_curve(stage, place / rounds.HISTORY, (number - 1) * steps),
     )
+    if stage.helper:  # the first process times the rounds, alone, and writes them
+        return
     if asked.granularity == "channels":  # masks give no speed, so none is shown
         memory_format = learning.memory_format_of(params)
         rounds.add_latencies(found, plan, source.preprocessing.shape, memory_format, source_name, say)

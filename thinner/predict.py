@@ -8,7 +8,9 @@ part of an ONNX graph, that gets the pictures.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from thinner.data import views
+from thinner.data.ahead import in_advance
 from thinner.errors import UserError, one_line
 from thinner.networks import checkpoint
 from thinner.runtimes import catalogue
@@ -107,7 +110,8 @@ def _torch_candidate(
 ) -> Candidate:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(torch.device(device).type)
+    where = torch.device(device)
+    wait = {"cuda": partial(torch.cuda.synchronize, where), "mps": torch.mps.synchronize}.get(where.type)
 
     def run(batch: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -152,18 +156,33 @@ def predict_logits(
     index: Integer[np.ndarray, " chosen"],
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
+    others: Sequence[Candidate] = (),
 ) -> Float[np.ndarray, "chosen classes"]:
     """float32 logits of ``images[index]``, a batch at a time: ``images`` may be a map larger than memory.
 
-    ``on_batch`` is told how many images are done.
+    ``on_batch`` is told how many images are done. ``others``: the same candidate on further devices; batches go round,
+    and what they say is the same.
     """
     logits = np.empty((len(index), len(candidate.spec["classes"])), dtype=np.float32)
-    for start in range(0, len(index), batch_size):
-        part = index[start : start + batch_size]
-        batch = candidate.place(candidate.preprocess(np.asarray(images[part])))
-        logits[start : start + len(part)] = candidate.collect(candidate.run(batch))
-        if on_batch:
-            on_batch(start + len(part))
+    parts = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
+    asked = [(one, threading.Lock()) for one in (candidate, *others)]
+
+    def answer(number: int) -> Float[np.ndarray, "batch classes"]:
+        one, alone = asked[number % len(asked)]
+        batch = one.place(one.preprocess(np.asarray(images[parts[number]])))
+        with alone:
+            return one.collect(one.run(batch))
+
+    # while a GPU computes, its next batch is read and prepared; a CPU has nothing to spare for that
+    apart = len(parts) > 1 and (len(asked) > 1 or torch.device(candidate.device).type == "cuda")
+    threads = 2 * len(asked)
+    done = 0
+    with in_advance(answer, len(parts), threads, threads) if apart else nullcontext(answer) as answered:
+        for number, part in enumerate(parts):
+            logits[done : done + len(part)] = answered(number)
+            done += len(part)
+            if on_batch:
+                on_batch(done)
     return logits
 
 

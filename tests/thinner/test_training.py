@@ -602,6 +602,20 @@ def test_nodes_that_cannot_find_each_other_are_one_line(monkeypatch):
         training.make_fabric("cpu", 1, "fp32", 2)
 
 
+def test_another_number_of_processes_than_slurm_has_started_is_one_line(monkeypatch):
+    """As in `sbatch --ntasks 1`, where the one process would wait for a second that nobody starts."""
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    with pytest.raises(
+        training.TrainingError, match="are 2 processes, but SLURM has started 1. Start the stage by srun"
+    ):
+        training.make_fabric("cpu", 2, "fp32")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # a person's shell: nodes have to be told as anywhere
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(training.TrainingError, match="no MASTER_ADDR"):
+        training.make_fabric("cpu", 1, "fp32", 2)
+
+
 @pytest.mark.integration
 def test_two_processes_that_were_stopped_or_keep_an_early_state_end_as_if_they_had_not(trained):
     for devices in (1, 2):

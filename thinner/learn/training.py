@@ -187,9 +187,16 @@ def permutation(seed: int, number: int, length: int, keep: int = 3) -> npt.NDArr
 def make_fabric(device: str, devices: int, precision: str, nodes: int = 1) -> Fabric:
     """Devices, precision and data-parallel; ``device`` and ``precision`` as in params.yaml. ``nodes``: machines with so
     many devices each, which find each other as Fabric has it: by torchrun, by SLURM, or by MASTER_ADDR, MASTER_PORT and
-    NODE_RANK. Raises TrainingError where nothing tells them how."""
+    NODE_RANK. Raises TrainingError where nothing tells them how, or SLURM has started another number of processes."""
     lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if nodes > 1 and lacking and "SLURM_NTASKS" not in os.environ:
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # where Fabric starts them itself
+    tasks = None if interactive else os.environ.get("SLURM_NTASKS")
+    if devices * nodes > 1 and tasks is not None and tasks != str(devices * nodes):  # it would wait for the others
+        raise TrainingError(
+            f"run.devices: {devices} and run.nodes: {nodes} are {devices * nodes} processes, but SLURM has started "
+            f"{tasks}. Start the stage by srun --nodes {nodes} --ntasks-per-node {devices} (docs/gpu.md)"
+        )
+    if nodes > 1 and lacking and tasks is None:
         raise TrainingError(
             f"run.nodes: {nodes}, but nothing says where they meet: no {' and no '.join(lacking)}. Set both, "
             "and NODE_RANK, on each node; or start with torchrun or srun (docs/gpu.md); or set run.nodes: 1"
