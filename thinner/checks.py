@@ -87,10 +87,6 @@ def deep(params: Params) -> Iterator[str]:
     yield from _features(params, teacher)
     yield from _losses(params, built, teacher)
     yield from _pruning(params, built)
-    if params.run.device == "cuda" and not torch.cuda.is_available():
-        yield "run.device: 'cuda', but no CUDA device is here. Choose one of: auto, cpu"
-    if params.run.device == "mps" and not torch.backends.mps.is_available():
-        yield "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"
     yield from _devices(params)
     yield from _source(params.data.source, params.data.root)
     if line := catalogue.missing(params.export.formats):
@@ -102,6 +98,10 @@ def _devices(params: Params) -> Iterator[str]:
     """What this machine has, and whether a batch can be shared out evenly."""
     run = params.run
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if run.device == "cuda" and not cuda:
+        yield "run.device: 'cuda', but no CUDA device is here. Choose one of: auto, cpu"
+    if run.device == "mps" and not mps:
+        yield "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"
     if run.precision == "fp16" and run.device == "auto" and not (cuda or mps):
         yield "run.precision: 'fp16', but run.device: auto finds only a CPU here. Choose one of: fp32, bf16"
     if run.processes == 1:
@@ -212,6 +212,33 @@ def remarks(params: Params) -> Iterator[str]:
         section: Network = getattr(params, name)
         for line in _started(section, models.skeleton(models.describe(section, _CLASSES))):
             yield f"{name}.{line}" if line.startswith(_PREPROCESSING) else f"{name}.weights: {line}"
+    if params.run.processes > 1:
+        yield from _of_a_share(params)
+
+
+# what these compare lies in a process's own share of the batch (tests/thinner/test_training.py trains with every loss)
+RELATING = ("dist", "rkd", "rkd_pooled", "pkt", "pkt_pooled", "sp", "crd", "review")
+
+
+def _of_a_share(params: Params) -> Iterator[str]:
+    """Where several processes train something else than one with the same batch would (docs/gpu.md)."""
+    run = params.run
+    for number, part in enumerate(params.distill.losses):
+        if part.name in RELATING:
+            yield (
+                f"distill.losses[{number}].name: '{part.name}' compares the images of a batch, and each of the "
+                f"{run.processes} processes of data-parallel training compares those of its own share"
+            )
+    networks = {name: models.describe(getattr(params, name), _CLASSES) for name in ("finetune", "student")}
+    of_a_batch = nn.modules.batchnorm._BatchNorm
+    normed = [
+        n for n, spec in networks.items() if any(isinstance(m, of_a_batch) for m in models.skeleton(spec).modules())
+    ]
+    if normed and not run.sync_batch_norm:
+        yield (
+            f"run.sync_batch_norm: false: the batch norms of {' and '.join(normed)} see the share that each of the "
+            f"{run.processes} processes has of a batch. On CUDA devices true has them see all of it"
+        )
 
 
 _PREPROCESSING = ("mean: ", "std: ", "image_size: ")

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tasks import check, learning
-from thinner import layout
+from thinner import checks, layout
 from thinner.config import ParamsError, load_params
 from thinner.data import views
 from thinner.networks import checkpoint, models
@@ -204,6 +204,61 @@ def test_a_file_of_logits_cannot_be_asked_about_mirror_images(tmp_path, monkeypa
 def test_what_needs_a_look_at_networks_is_named_too(tmp_path, changes, line):
     lines = mistakes(tmp_path, changes, deep=True)
     assert any(line in found for found in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("there", "changes", "line"),
+    [
+        ("none", {"run.device": "cuda"}, "run.device: 'cuda', but no CUDA device is here. Choose one of: auto, cpu"),
+        ("none", {"run.device": "mps"}, "run.device: 'mps', but no Apple GPU is here. Choose one of: auto, cpu"),
+        ("none", {"run.precision": "fp16"}, "run.precision: 'fp16', but run.device: auto finds only a CPU here. Choose one of: fp32, bf16"),
+        ("none", {"run.devices": 2, "run.sync_batch_norm": True}, "run.sync_batch_norm: true, but PyTorch has that for CUDA devices, and none is here. Set it to false"),
+        ("none", {"run.devices": 2, "run.nodes": 3, "prune.training.batch_size": 255}, "prune.training.batch_size: 255 cannot be shared evenly among run.devices: 2 of run.nodes: 3. Set 252 or 258"),
+        ("none", {"run.devices": 128, "finetune.training.batch_size": 64}, "finetune.training.batch_size: 64 cannot be shared evenly among run.devices: 128. Set 128"),
+        ("four cuda", {"run.devices": 8}, "run.devices: 8, but there are 4 CUDA devices here. Set 4 or less"),
+        ("four cuda", {"run.device": "cuda", "run.devices": 5}, "run.devices: 5, but there are 4 CUDA devices here. Set 4 or less"),
+        ("four cuda", {"run.devices": 4, "run.nodes": 2, "run.sync_batch_norm": True}, None),
+        ("apple", {"run.devices": 2}, "run.devices: 2, but an Apple GPU trains alone. Set 1"),
+        ("apple", {"run.device": "mps", "run.nodes": 2}, "run.nodes: 2, but an Apple GPU trains alone. Set 1"),
+        ("apple", {"run.device": "cpu", "run.devices": 2}, None),
+    ],
+)  # fmt: skip
+def test_devices_are_those_of_the_machine_and_share_every_batch_evenly(monkeypatch, there, changes, line):
+    """On machines that are not this one: what PyTorch would say of them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there == "four cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4 * (there == "four cuda"))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there == "apple")
+    even = {f"{key}.training.batch_size": 256 for key in ("finetune", "student", "prune")}
+    found = list(checks._devices(params_with(even | changes)))
+    if line is None:
+        assert found == []
+    else:
+        assert line in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({}, []),
+        ({"run.devices": 2}, ["run.sync_batch_norm: false: the batch norms of finetune and student see the share that each of the 2 processes has"]),
+        ({"run.devices": 2, "run.sync_batch_norm": True}, []),
+        ({"run.nodes": 2, "run.devices": 4, "run.sync_batch_norm": True, "distill.losses.0.name": "rkd"}, ["distill.losses[0].name: 'rkd' compares the images of a batch, and each of the 8 processes"]),
+    ],
+)  # fmt: skip
+def test_what_several_processes_do_otherwise_is_a_note(changes, lines):
+    found = [line for line in checks.remarks(params_with(changes)) if "processes" in line]
+    assert len(found) == len(lines) and all(line in said for line, said in zip(lines, found, strict=True)), found
+
+
+def params_with(changes):
+    raw = copy.deepcopy(GOOD)
+    for key, value in changes.items():
+        section, _, last = key.rpartition(".")
+        place = raw
+        for name in section.split("."):
+            place = place[int(name) if name.isdecimal() else name]
+        place[last] = copy.deepcopy(value)
+    return Params.model_validate(raw)
 
 
 def passes(tmp_path, changes):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.servers import free_port
+from thinner import checks
 from thinner.data import ahead, views
 from thinner.files import tensors as tensor_files
 from thinner.learn import losses, training
@@ -530,18 +531,7 @@ PLAIN_CASES = ["plain", "ema clip", "patience", "resume", "keep_step", "masks", 
 LOSS_CASES = [f"loss {name}" for name in losses.LOSSES]
 # What these compare lies in a process's own share of the batch; batch norms know their own share alone, and crd has a
 # memory. docs/gpu.md says so.
-OF_A_SHARE = {
-    "norm",
-    "loss rkd",
-    "loss rkd_pooled",
-    "loss pkt",
-    "loss pkt_pooled",
-    "loss sp",
-    "loss dist",
-    "loss crd",
-    "loss review",
-}
-
+OF_A_SHARE = {"norm", *(f"loss {name}" for name in checks.RELATING)}
 
 OF_A_PROCESS = ("running_", "_memory", "known_labels", "_scale")  # buffers: of batch norms, and of crd
 
