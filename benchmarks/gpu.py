@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import importlib.metadata
 import json
 import math
 import platform
@@ -47,8 +48,10 @@ from thinner.errors import UserError, one_line
 
 LIMIT_SECONDS = 480.0  # of the whole run: what has not begun by then does not
 ROUNDS = 10  # as few as speed_ratio takes
+NEEDS_GB = 40
 EDGE = 4  # steps before the clock starts and after it stops: batches may be prepared ahead on both sides
 FEWEST, MOST = 8, 400  # timed steps of a round
+LIBRARIES = ("torchvision", "timm", "lightning-fabric", "numpy")  # whose versions count
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 # bfloat16 multiply-adds a second of the tensor cores: NVIDIA's data sheets count two FLOPs to one, and those of Hopper
@@ -333,8 +336,16 @@ def open_job(bench: Bench, job: Job, data: Any, store: str) -> tuple[Any, Any, A
         stage, data, learning.training_pool(data), views.Preprocessing.of(params.student), params.student.augment,
         job.batch_size, fabric, number_of_views=params.teach.views,
     )  # fmt: skip
-    batches = replace(batches, there=None)  # as it is where a store is too large to lie on the card
-    return stage, fabric, model, batches
+    return stage, fabric, model, read_from_disk(batches)
+
+
+def read_from_disk(batches: Any) -> Any:
+    """``batches`` as they are where a store is too large to lie on the card. What lies there goes: each part opens the
+    store anew, and none would find its copy again."""
+    from thinner.learn import training
+
+    training._there.clear()
+    return replace(batches, there=None)
 
 
 def new_network(params: Any, section: Any, data: Any, fabric: Any) -> Any:
@@ -461,10 +472,11 @@ def teach(bench: Bench) -> list[Row]:
         set_up_torch(params.run)
         fabric = learning.fabric_of(params)
         model = save_teacher(params, data, fabric).eval()
-        x = learning.batches_of(
+        batches = learning.batches_of(
             Stage("teach", params), data, learning.training_pool(data), views.Preprocessing.of(params.finetune),
             params.student.augment, job.batch_size, fabric,
-        )(0).images  # fmt: skip
+        )  # fmt: skip
+        x = read_from_disk(batches)(0).images
         count = max(1, len(learning.training_pool(data)) // job.batch_size - 2)
 
         def taught(number: int) -> float:
@@ -637,7 +649,10 @@ def describe(device: Any) -> dict[str, Any]:
     """Card, driver and versions, as plain values."""
     import torch
 
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    libraries = {
+        d.metadata["Name"]: d.version for name in LIBRARIES for d in importlib.metadata.distributions(name=name)
+    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "libraries": libraries}
     if device.type != "cuda":
         return {"card": None, "driver": None, **versions, "cuda": torch.version.cuda}
     try:
@@ -673,6 +688,8 @@ def run(bench: Bench, names: list[str], keep: Callable[[dict[str, Any]], None]) 
             rows = PARTS[name](bench)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other parts run
             failure = f"{type(error).__name__}: {one_line(str(error), 300)}"
+            if isinstance(error, torch.OutOfMemoryError):
+                failure += f"; the sizes are for a card of {NEEDS_GB} GB or more"
             bench.say(f"\n{name}: {failure}")
         parts[name] = {
             "seconds": time.monotonic() - began,

@@ -78,6 +78,7 @@ def test_the_command_runs_to_its_end_without_the_tools_and_without_a_gpu(tmp_pat
             assert (row["value"] is None) == only_on_a_gpu, row
             assert only_on_a_gpu or row["value"] > 0
     assert found["card"] is None
+    assert found["libraries"].keys() == set(gpu.LIBRARIES)
     assert "nothing of speed" in done.stdout
 
 
@@ -106,6 +107,43 @@ def test_a_part_that_fails_is_one_line_and_the_others_run(tmp_path, monkeypatch,
     assert "broken: NO (failed)" in text
     del found["parts"]["broken"]
     assert gpu.all_hold(found)
+
+
+def test_a_card_that_is_too_small_costs_the_parts_that_do_not_fit(tmp_path, monkeypatch):
+    """The text is one of PyTorch's; there is no card here that could be filled."""
+    import torch
+
+    def large(bench):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 7.79 GiB")
+
+    monkeypatch.setattr(gpu, "PARTS", {"large": large, "small": lambda bench: [gpu.Row("a ratio", 1.0, "times")]})
+    found = gpu.run(bench(tmp_path), ["large", "small"], lambda known: None)
+    text = gpu.render(found)
+    assert "large: NO (failed)" in text and "small         a ratio" in text
+    assert "2.00 GiB. GPU 0 has 7.79 GiB; the sizes are for a card of 40 GB or more" in text
+
+
+def test_no_part_leaves_its_store_on_the_card(tmp_path, monkeypatch):
+    """Peak memory would count it, and each part would leave another."""
+    import torch
+
+    from thinner.files import yaml_files
+    from thinner.learn import training
+
+    monkeypatch.setattr(training, "_there", {})
+    monkeypatch.setattr(
+        training, "on_device", lambda images, device: training._there.setdefault(0, torch.tensor(images))
+    )
+    monkeypatch.setattr(gpu, "set_up_torch", lambda run: None)
+    raw = yaml_files.read(ROOT / "params.yaml")
+    small = gpu.Bench(raw, torch.device("cpu"), gpu.QUICK, True, tmp_path, float("inf"))
+    with small.store("small") as data:
+        *_, batches = gpu.open_job(small, gpu.QUICK.student, data, "small")
+    assert batches.there is None and training._there == {}
+
+
+def test_the_page_says_how_large_a_card_is_meant():
+    assert f"a card of {gpu.NEEDS_GB} GB or more" in (ROOT / "docs/gpu.md").read_text()
 
 
 @pytest.mark.parametrize(("value", "holds"), [(0.95, True), (0.949, False), (None, False)])
