@@ -7,6 +7,7 @@ The second command compares the CPU with itself, so it proves that nothing here 
 device, and without the variable, all are skipped. What must be installed: docs/gpu.md.
 """
 
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -26,7 +27,7 @@ from torch import nn
 from thinner import predict
 from thinner.compress import criteria, masks, pruning
 from thinner.data import views
-from thinner.learn import losses, training
+from thinner.learn import losses, signals, training
 from thinner.networks import checkpoint, models
 from thinner.networks.spec import NetworkSpec
 
@@ -216,6 +217,42 @@ def test_a_training_that_was_stopped_ends_with_the_very_same_weights(
         fit(stopped, device, resume=tmp_path, on_validation=stop, **how)
     assert fit(resumed, device, resume=tmp_path, **how) == history
     assert same_weights(whole, resumed)
+
+
+# ----------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_what_a_teacher_says_is_kept_as_on_the_cpu_and_cached_equals_live(device, precision, top_k, tmp_path):
+    model = network("cpu").eval()
+    fit(model, "cpu")
+    layer, index = "stages.2", np.arange(0, 64, 2)
+    sets, answers = [], []
+    for where in ("cpu", device):
+        kept = [signals.Feature(layer)]
+        autocast = training.autocast(where, precision if sets else "fp32")
+        one = signals.NetworkTeacher(copy.deepcopy(model).to(where), PREPROCESSING, kept, autocast)
+        place, work = (tmp_path / f"{kind} {len(sets)}" for kind in ("set", "work"))
+        place.mkdir(), work.mkdir()
+        signals.write_signals(
+            place, one, IMAGES, index, count=2, policy=MOVING, seed=3, batch_size=7, device=where, info={}, work=work,
+            top_k=top_k, features=kept,
+        )  # fmt: skip
+        sets.append(signals.open_signals(place))
+        answers.append(one(signals.View(IMAGES, index, 1, MOVING, 3, where))[0].cpu())
+    (cpu, there), (expected, live) = sets, answers
+    views_of = np.ones(len(index), dtype=np.int64)
+    largest = float(expected.abs().max())
+    found = there.logits(index, views_of, device).cpu()
+    if top_k is None:  # rounded to float16 and to nothing else
+        assert (found - live).abs().max() <= 2e-3 * max(1.0, largest)
+    else:  # the largest are kept, and what is left over is shared out
+        assert torch.equal(found.argmax(1), live.argmax(1))
+    bound = 3e-2 if precision == "bf16" else 5e-3
+    assert (live - expected).abs().max() <= bound * largest
+    maps = there.features(index, views_of)[layer], cpu.features(index, views_of)[layer]
+    assert (maps[0] - maps[1]).abs().max() <= 2 * bound * float(maps[1].abs().max())
 
 
 # ------------------------------------------------------------------------------------------------------ losses

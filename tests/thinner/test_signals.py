@@ -9,7 +9,7 @@ import torch
 
 from thinner.data import views
 from thinner.files.mapped import read_rows
-from thinner.learn import signals
+from thinner.learn import signals, training
 from thinner.networks import models
 from thinner.networks.spec import NetworkSpec
 
@@ -53,6 +53,17 @@ def test_cached_signals_equal_the_live_teacher(tmp_path):
     view = np.array([0, 2, 1, 2])
     live = signals.view_logits(teacher(), IMAGES, wanted, view, preprocessing=PREPROCESSING, policy=POLICY, seed=4)
     assert (cache.logits(wanted, view) - live).abs().max() <= 2e-3
+
+
+def test_a_teacher_in_bf16_stays_near_fp32_and_cached_equals_live_in_it(tmp_path):
+    """The bound that docs/gpu.md states: 3 % of the largest logit."""
+    half = signals.NetworkTeacher(teacher(), PREPROCESSING, autocast=training.autocast("cpu", "bf16"))
+    cache = write(tmp_path / "out", tmp_path / "work", half)
+    wanted, view = np.array([29, 1, 13, 8]), np.array([0, 2, 1, 2])
+    live = half(signals.View(IMAGES, wanted, view, POLICY, 4))[0]
+    assert (cache.logits(wanted, view) - live).abs().max() <= 2e-3
+    whole = signals.NetworkTeacher(teacher(), PREPROCESSING)(signals.View(IMAGES, wanted, view, POLICY, 4))[0]
+    assert 0 < (live - whole).abs().max() <= 0.03 * whole.abs().max()
 
 
 def test_large_logits_lose_little(tmp_path):

@@ -464,21 +464,22 @@ def _places(start: int, end: int, images: int) -> list[tuple[int, slice]]:
 def answer(
     said: tuple[Tensor, Mapping[str, Tensor]], top_k: int | None, features: Sequence[Feature]
 ) -> dict[str, npt.NDArray[Any]]:
-    """What a teacher said, as the rows that are stored, by the name of their file; and ``width``, the classes."""
-    logits = said[0].float().cpu()
-    width = logits.shape[1]
-    rows: dict[str, npt.NDArray[Any]] = {"width": np.full(len(logits), width)}
+    """What a teacher said, as the rows that are stored, by the name of their file; and ``width``, the classes. They are
+    made where the teacher is: what leaves a GPU is as small as what is kept."""
+    said_logits = said[0].float()
+    width = said_logits.shape[1]
+    rows: dict[str, Tensor] = {"width": torch.full((len(said_logits),), width)}
+    logits = said_logits
     if top_k is not None:
         if top_k >= width:
             raise SignalsError(f"teach.top_k: {top_k}, but there are {width} classes. Set teach.top_k: null")
-        logits, chosen = logits.topk(top_k, dim=1)
-        others = said[0].float().cpu().scatter(1, chosen, -torch.inf)
-        rows["classes"] = chosen.to(torch.int32).numpy()
-        rows["rest"] = others.logsumexp(1).clamp_min(-_HALF).numpy()
+        logits, chosen = said_logits.topk(top_k, dim=1)
+        rows["classes"] = chosen.to(torch.int32)
+        rows["rest"] = said_logits.scatter(1, chosen, -torch.inf).logsumexp(1).clamp_min(-_HALF)
     centre = (logits.amax(1) + logits.amin(1)) / 2
-    rows["logits"] = (logits - centre[:, None]).clamp(-_HALF, _HALF).to(torch.float16).numpy()
-    rows["centres"] = centre.numpy()
+    rows["logits"] = (logits - centre[:, None]).clamp(-_HALF, _HALF).to(torch.float16)
+    rows["centres"] = centre
     for number, feature in enumerate(features):
-        values = said[1][feature.layer].float().cpu()
-        rows[f"features-{number}"] = values.clamp(-_HALF, _HALF).contiguous().to(torch.float16).numpy()
-    return rows
+        values = said[1][feature.layer].float()
+        rows[f"features-{number}"] = values.clamp(-_HALF, _HALF).contiguous().to(torch.float16)
+    return {name: row.cpu().numpy() for name, row in rows.items()}
