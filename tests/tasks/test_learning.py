@@ -66,3 +66,11 @@ def test_the_log_says_where_preprocessing_is_another_than_the_weights_had(tmp_pa
 def test_a_student_from_nothing_names_no_weights():
     stage = Stage("scratch", params_of())
     assert learning.new_student(stage, SimpleNamespace(classes=list("ab")))[2] == {}
+
+
+def test_a_further_process_leaves_the_end_to_the_first(tmp_path, monkeypatch):
+    """Which removes what both resume from as soon as it is done."""
+    monkeypatch.chdir(tmp_path)
+    stage = Stage("distill", params_of(), helper=True)
+    learning.finish(stage, None, {}, [{"step": 1.0, "val_accuracy": 0.5, "val_loss": 1.0}])
+    assert not list(tmp_path.iterdir())

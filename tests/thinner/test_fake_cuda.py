@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from thinner import predict
 from thinner.compress import masks
 from thinner.data import views
 from thinner.learn import losses, signals, training
@@ -140,6 +141,14 @@ def test_a_networks_answers_are_asked_for_without_waiting(copies: Copies) -> Non
     logits, _ = teacher(signals.View(IMAGES, POOL[:16], 0, MOVING, 0, CUDA))
     assert (logits.device, logits.dtype) == (CUDA, torch.float32)
     assert copies.waited and not any(copies.waited)
+
+
+@pytest.mark.parametrize("size", [12, 16])
+def test_what_evaluate_shows_a_network_is_made_on_the_device(copies: Copies, size: int) -> None:
+    spec = {"preprocessing": views.Preprocessing(size, (0.5,) * 3, (0.25,) * 3).as_json()}
+    seen = predict.preprocess(IMAGES[:8], spec, CUDA)
+    assert (seen.device, tuple(seen.shape)) == (CUDA, (8, 3, size, size))
+    assert copies.waited == [False] * 3  # pixels of a byte, mean, std
 
 
 def test_masks_are_copied_to_the_device_once(copies: Copies) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -485,6 +486,12 @@ def train(case, folder):
         more["ema"] = 0.9
     if case == "patience":
         more["patience"] = 1
+    if case == "no number":
+        def step(network, batch, number, plain=step):
+            parts = plain(network, batch, number)
+            last = fabric.global_rank == fabric.world_size - 1
+            return {"loss": parts["loss"] * float("nan")} if number == 3 and last else parts
+
     if case == "keep_step" and fabric.global_rank == 0:
         step = keep_early(model, step, 6, folder)
     held = masks.mask_weights(model, nonzero=590, criterion="l2") if case == "masks" else {}
@@ -519,7 +526,11 @@ for case in cases:
     if fabric.global_rank == 0:
         folder.mkdir(parents=True)
     fabric.barrier()
-    model, extra, history = train(case, folder)
+    try:
+        model, extra, history = train(case, folder)
+    except training.TrainingError as error:
+        (out / case / f"{fabric.global_rank}.txt").write_text(str(error))
+        continue
     place = out / case / str(fabric.global_rank)
     place.with_suffix(".json").write_text(json.dumps([[row["val_accuracy"], row["val_loss"]] for row in history]))
     state = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -542,7 +553,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     (folder / "train.py").write_text(SEVERAL_PROCESSES)
     for devices in (1, 2):
-        train(folder, [*PLAIN_CASES, *LOSS_CASES], str(devices), "1", str(devices))
+        train(folder, [*PLAIN_CASES, *LOSS_CASES, "no number"], str(devices), "1", str(devices))
     return folder
 
 
@@ -570,6 +581,13 @@ def test_two_processes_learn_what_one_does(trained, case):
         return
     assert np.allclose(curves[0], curves[1], atol=1e-5)
     assert all(torch.allclose(one[name], first[name], atol=1e-5) for name in one)
+
+
+@pytest.mark.integration
+def test_a_loss_that_is_no_number_in_one_process_ends_all_at_the_same_step(trained):
+    assert "loss is nan at step 4 of 12" in (trained / "1/no number/0.txt").read_text()
+    said = [(trained / f"2/no number/{rank}.txt").read_text() for rank in (0, 1)]
+    assert "loss is nan at step 10 of 12" in said[0] and said[0] == said[1]
 
 
 @pytest.mark.integration
@@ -733,6 +751,23 @@ def test_batches_made_in_advance_train_the_same_network(monkeypatch):
     monkeypatch.setattr(training, "_made_ahead", made_ahead)  # as on a GPU, whose streams are tested there
     assert fit(threaded) == history
     assert same_weights(plain, threaded)
+
+
+def test_every_network_of_a_process_is_compiled(monkeypatch):
+    """After eight PyTorch's compiler leaves the next as it is, as in a ninth round of pruning."""
+    import torch._dynamo as compiler
+
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    for number in range(compiler.config.recompile_limit + 2):
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 4 + number), nn.Linear(4 + number, 2)), compiled=True, steps=2)
+        assert len(graphs) == number + 1
+    torch.compiler.reset()
 
 
 def test_fp16_trains_with_clipped_gradients():
