@@ -711,14 +711,14 @@ def all_hold(found: Mapping[str, Any]) -> bool:
 
 def render(found: Mapping[str, Any]) -> str:
     """The table, which goals hold, and what it was measured on."""
-    lines = ["", f"{'part':<14}{'row':<56}{'value':>12} {'unit':<9}{'95 % interval':<18}goal", ""]
+    lines = ["", f"{'part':<14}{'row':<60}{'value':>12} {'unit':<9}{'95 % interval':<18}goal", ""]
     goals = []
     for name, part in found["parts"].items():
         for row in part["rows"]:
             value = "-" if row["value"] is None else f"{row['value']:,.{0 if row['value'] >= 1000 else 3}f}"
             interval = "" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
             goal = "" if row["least"] is None else f">= {row['least']:.2f}"
-            lines.append(f"{name:<14}{row['name']:<56}{value:>12} {row['unit']:<9}{interval:<18}{goal}".rstrip())
+            lines.append(f"{name:<14}{row['name']:<60}{value:>12} {row['unit']:<9}{interval:<18}{goal}".rstrip())
             if goal:
                 goals.append(f"{name}: {row['name']}, {goal}: {'holds' if row['holds'] else 'NO'} ({value})")
         if part["failure"]:

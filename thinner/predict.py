@@ -111,7 +111,11 @@ def _torch_candidate(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     where = torch.device(device)
-    wait = {"cuda": partial(torch.cuda.synchronize, where), "mps": torch.mps.synchronize}.get(where.type)
+    waits: dict[str, Callable[[], None]] = {
+        "cuda": partial(torch.cuda.synchronize, where),
+        "mps": torch.mps.synchronize,
+    }
+    wait = waits.get(where.type)
 
     def run(batch: Tensor) -> Tensor:
         with torch.inference_mode():
