@@ -78,7 +78,7 @@ def test_it_tells_where_the_processor_would_wait(copies: Copies) -> None:
     x = torch.empty(4, device=CUDA)
     with pytest.raises(DynamicOutputShapeException):
         x[x > 0]
-    with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
+    with pytest.raises(RuntimeError, match="devices,? cuda:0"):
         x + torch.empty(4)
     torch.empty(4).to(CUDA), views.send(torch.empty(4), CUDA), x.copy_(torch.empty(4))
     with torch.inference_mode():
