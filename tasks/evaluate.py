@@ -47,12 +47,9 @@ def evaluate(stage: Stage) -> None:
     device = choose_device(run.device)
     threads = torch.get_num_threads()  # run.threads, which run_stage has set
     candidates = {name: open_candidate(path, device, threads, run.channels_last) for name, path in places.items()}
-    # the others share the test and validation images; what is timed stays on the first
-    further = [f"{device}:{number}" for number in range(1, run.devices)] if device == "cuda" else []
     others = {
         name: [open_candidate(places[name], where, threads, run.channels_last) for where in further]
-        for name, candidate in candidates.items()
-        if candidate.device == device
+        for name, further in further_devices(candidates, device, run.devices).items()
     }
     test, validation = store.splits["test"], store.splits["validation"]
     labels, validation_labels = np.asarray(store.labels[test]), np.asarray(store.labels[validation])
@@ -65,7 +62,7 @@ def evaluate(stage: Stage) -> None:
             def one_more(images: int, before: int = 0) -> None:
                 bar.update(done + before + images)  # noqa: B023 - it is called before the next one is made
 
-            beside = others.get(name, ())
+            beside = others[name]
             logits[name] = predict_logits(candidate, store.images, test, section.batch_size, one_more, beside)
             seen = predict_logits(
                 candidate,
@@ -179,6 +176,13 @@ def evaluate(stage: Stage) -> None:
     stage.record.artifact("reports/metrics.json")
     stage.record.artifact("reports/evaluate")
     stage.record.candidates()
+
+
+def further_devices(candidates: Mapping[str, Candidate], device: str, devices: int) -> dict[str, list[str]]:
+    """Where each candidate is opened once more, to share the test and validation images: on all CUDA devices of
+    ``run.devices``, if it runs there. What is timed stays on the first."""
+    further = [f"cuda:{number}" for number in range(1, devices)] if device == "cuda" else []
+    return {name: further if candidate.device == device else [] for name, candidate in candidates.items()}
 
 
 def _as_trained(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.evaluate import further_devices
 from thinner.data import views
 from thinner.networks import checkpoint, models
 from thinner.networks.spec import NetworkSpec
@@ -52,6 +53,19 @@ def test_several_devices_share_the_batches_and_say_what_one_does(folder: Path, d
     each = [min(size, 45 - start) for start in range(0, 45, size)]
     assert told == np.cumsum(each).tolist()
     assert [sorted(own) for own in seen] == [sorted(each[number::devices]) for number in range(devices)]
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "further"),
+    [("cuda", 3, ["cuda:1", "cuda:2"]), ("cuda", 1, []), ("cpu", 3, []), ("mps", 1, [])],
+)
+def test_evaluate_takes_all_cuda_devices_for_what_runs_there(
+    folder: Path, device: str, devices: int, further: list[str]
+) -> None:
+    network = replace(open_candidate(folder), device=device)
+    export = replace(network, runtime="onnxruntime", device="cpu")
+    found = further_devices({"prune": network, "prune_onnx": export}, device, devices)
+    assert found == {"prune": further, "prune_onnx": []}
 
 
 def test_what_fails_on_a_further_device_fails(folder: Path) -> None:
