@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,6 +118,19 @@ def fabric_of(params: Params) -> Any:
     if isinstance(run.threads, int):  # Fabric gives each process its share of the cores, which is `auto`
         torch.set_num_threads(run.threads)
     return fabric
+
+
+@contextlib.contextmanager
+def first_alone(fabric: Any) -> Iterator[None]:
+    """The first process goes through the block while the others wait for it to come out: what it times has the machine
+    to itself."""
+    if fabric.global_rank > 0:
+        fabric.barrier()
+    try:
+        yield
+    finally:
+        if fabric.global_rank == 0:
+            fabric.barrier()
 
 
 def validation_of(

@@ -42,7 +42,9 @@ def prune(stage: Stage) -> None:
         raise pruning.PruningError(refusal)
     stage.record.dataset("prepared", data.sha256, learning.PREPARED, {k: len(v) for k, v in data.splits.items()})
     # scores are float64, which Apple's GPU has not
-    plan = plan_of(params, source, data, device=fabric.device if fabric.device.type == "cuda" else "cpu")
+    device = fabric.device if fabric.device.type == "cuda" else "cpu"
+    with learning.first_alone(fabric) if asked.is_measured else contextlib.nullcontext():
+        plan = plan_of(params, source, data, device=device)
     stage.say(f"{stage.name}: {plan.words}")
     teacher = teachers.plain_or_self_trained(params)
     spec = learning.spec_of(

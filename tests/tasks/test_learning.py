@@ -1,6 +1,9 @@
 """What training starts from is said in the log and stands in the checkpoint."""
 
+import contextlib
 import hashlib
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,3 +77,25 @@ def test_a_further_process_leaves_the_end_to_the_first(tmp_path, monkeypatch):
     stage = Stage("distill", params_of(), helper=True)
     learning.finish(stage, None, {}, [{"step": 1.0, "val_accuracy": 0.5, "val_loss": 1.0}])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_process_goes_alone_and_lets_the_others_go_on_when_it_fails():
+    """Two threads in place of two processes."""
+    both, seen = threading.Barrier(2, timeout=30), []
+
+    def go(rank, fails):
+        fabric = SimpleNamespace(global_rank=rank, barrier=both.wait)
+        with contextlib.suppress(KeyError), learning.first_alone(fabric):
+            seen.append(f"{rank} in")
+            if fails:
+                raise KeyError
+            time.sleep(0.1)
+            seen.append(f"{rank} out")
+
+    for fails in (False, True):
+        threads = [threading.Thread(target=go, args=(rank, fails and rank == 0)) for rank in (1, 0)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert seen == ["0 in", "0 out", "1 in", "1 out", "0 in", "1 in", "1 out"]

@@ -329,7 +329,7 @@ def _cut_once(
     if failure is not None:
         raise failure
     smaller, sizes = checkpoint.load(place).model, whole.read_json(place / _ROW)
-    after = fabric.broadcast(plan.size(smaller))
+    after = fabric.broadcast(plan.size(smaller) if fabric.global_rank == 0 else 0.0)
     say(f"round {number} of {plan.way.rounds}, {plan.target.sized(sizes['size'])} -> {plan.target.sized(after)}")
     return smaller, tensor_files.read(place / _MASKS)[0], sizes["allowed"]
 
