@@ -219,39 +219,37 @@ def study(runs: int) -> dict[str, Any]:
     return {**STUDY, "variants": variants}
 
 
-# The default student's training by itself, on noise: what two processor cores give two of them, whoever starts them.
+# What each run of the study trains, without any tool: what two processor cores give two of them, whoever starts them.
 PLAIN = """
+import shutil
 import time
 import torch
-from thinner.networks import models
-from thinner.networks.spec import NetworkSpec
+from tasks.scratch import scratch
+from tasks.stage import Stage
+from thinner.config import load_params
 torch.set_num_threads(1)
-model = models.create(NetworkSpec("resnet8", 10, 1, width=16, stem_stride=2))
-optimizer = torch.optim.SGD(model.parameters(), 0.01)
-images, labels = torch.randn(256, 1, 28, 28), torch.randint(0, 10, (256,))
-for step in range(-20, 400):
-    if step == 0:
-        began = time.perf_counter()
-    optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(model(images), labels).backward()
-    optimizer.step()
-print(time.perf_counter() - began)
+stage = Stage("scratch", load_params())
+shutil.rmtree(stage.resume)  # it would go on from the end of the last one
+began = time.perf_counter()
+scratch(stage)
+print("seconds", time.perf_counter() - began)
 """
 
 
-def measure_cores(root: Path) -> float:
-    """How fast a training of one thread is beside another one, as a ratio of how fast it is alone. Below 1 where two
-    cores share what computes, memory or their clock."""
-    command, environment = [sys.executable, "-c", PLAIN], clone_environment(root)
+def measure_cores(clones: Sequence[Path], rounds: int = 2) -> float:
+    """How fast a training is beside another one, as a ratio of how fast it is alone. Below 1 where two cores share what
+    computes, memory or their clock."""
 
-    def seconds(count: int) -> float:
+    def seconds(some: Sequence[Path]) -> float:
         begun = [
-            subprocess.Popen(command, cwd=root, env=environment, text=True, stdout=subprocess.PIPE)
-            for _ in range(count)
+            subprocess.Popen(
+                [sys.executable, "-c", PLAIN], cwd=one, env=clone_environment(one), text=True, stdout=subprocess.PIPE
+            )
+            for one in some
         ]
-        return max(float(process.communicate()[0]) for process in begun)
+        return max(float(process.communicate()[0].split("seconds")[-1]) for process in begun)
 
-    return median(seconds(1) / seconds(2) for _ in range(3))
+    return median(seconds(clones[:1]) / seconds(clones) for _ in range(rounds))
 
 
 def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
@@ -271,7 +269,7 @@ def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
         timed([sys.executable, "-m", "dvc", "repro", "--quiet", "prepare"], clone, environment)
         command = [sys.executable, "-m", "flows.sweep", "studies/workers.yaml", "--workers", str(workers)]
         seconds[workers] = timed(command, clone, environment).wall
-    efficiency, cores = seconds[1] / (2 * seconds[2]), measure_cores(root)
+    efficiency, cores = seconds[1] / (2 * seconds[2]), measure_cores([folder / "workers1", folder / "workers2"])
     return {"runs": runs, "one": seconds[1], "two": seconds[2], "efficiency": efficiency, "cores": cores}
 
 
