@@ -47,8 +47,8 @@ setup: $(STAMP) ## make .venv with the pinned versions
 run: $(STAMP) ## the whole pipeline
 	@$(BIN)/python -m flows.pipeline $(ARGS)
 
-# Two workers, a file for each at a time: fixtures of a module are made once, and the longest file comes first (conftest).
-WORKERS = -n auto --maxprocesses=2 --dist=loadfile --no-loadscope-reorder
+# Three workers, as tests wait for servers and clocks; a file for each at a time: fixtures of a module are made once, and the longest file comes first (conftest).
+WORKERS = -n 3 --dist=loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## all tests but those that need a GPU
 	@$(BIN)/python -m pytest -m "not gpu" $(WORKERS) --durations=25 $(ARGS)

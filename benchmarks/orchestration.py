@@ -236,7 +236,7 @@ print("seconds", time.perf_counter() - began)
 """
 
 
-def measure_cores(clones: Sequence[Path], rounds: int = 2) -> float:
+def measure_cores(clones: Sequence[Path], rounds: int = 3) -> float:
     """How fast a training is beside another one, as a ratio of how fast it is alone. Below 1 where two cores share what
     computes, memory or their clock."""
 
