@@ -47,7 +47,8 @@ setup: $(STAMP) ## make .venv with the pinned versions
 run: $(STAMP) ## the whole pipeline
 	@$(BIN)/python -m flows.pipeline $(ARGS)
 
-# Three workers, as tests wait for servers and clocks; a file for each at a time: fixtures of a module are made once, and the longest file comes first (conftest).
+# Three workers, since tests wait for servers and clocks, each with a file at a time: fixtures of a module are made once,
+# and the longest file comes first (conftest).
 WORKERS = -n 3 --dist=loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## all tests but those that need a GPU
