@@ -174,6 +174,7 @@ def play(clone: Path, mess: Mess, minutes: float, recipe: Path | None = None) ->
         "said": said,
         "took": took,
         "foretold": planned["seconds"],
+        "planned": [row["stage"] for row in planned["stages"] if row["runs"]],
         "asked minutes": minutes,
         "end": end,
         "candidate": name,

@@ -246,13 +246,12 @@ def test_dvc_repro_killed_in_the_middle_of_distill_ends_with_the_same_weights(fi
     assert state[0].exists()
     assert not (root / "data" / "distill" / "model.safetensors").exists()
 
-    again = pipeline(root)  # the other of the two finishes it
+    again = run(root, sys.executable, "-m", "flows.pipeline", "prune").stdout  # the other of the two goes on
     assert "distill   done in" in again
     assert "teach     up to date" in again
-    assert weights(root) == weights(finished[0])
-    one, two = (json.loads((r / "reports" / "metrics.json").read_text()) for r in (root, finished[0]))
-    for candidate, row in one.items():
-        assert counted(row) == counted(two[candidate])
+    made, before = weights(root), weights(finished[0])
+    assert {"data/distill/model.safetensors", "data/prune/model.safetensors"} <= set(made)
+    assert made == {path: before[path] for path in made}
 
 
 def counted(row):
@@ -262,7 +261,7 @@ def counted(row):
 
 def test_another_pruning_runs_what_follows_and_changing_it_back_trains_nothing(finished):
     root, _ = finished
-    before = weights(root)
+    before, measured = weights(root), json.loads((root / "reports" / "metrics.json").read_text())
     text = (root / "params.yaml").read_text()
     # in steps of 16 and 32 channels the first round goes further than both were asked to
     set_params(root, {"prune.target": {"macs": 0.96}, "prune.round_to": 32})
@@ -272,6 +271,10 @@ def test_another_pruning_runs_what_follows_and_changing_it_back_trains_nothing(f
     assert list(pd.read_csv(root / "reports" / "prune" / "rounds.csv")["round"]) == [0, 1]
     assert weights(root)["data/distill/model.safetensors"] == before["data/distill/model.safetensors"]
     assert weights(root)["data/prune/model.safetensors"] != before["data/prune/model.safetensors"]
+    # what is as it was is measured as it was, but for what a clock tells
+    again = json.loads((root / "reports" / "metrics.json").read_text())
+    same = [name for name in measured if not name.startswith(("prune", "small"))]
+    assert len(same) > 3 and all(counted(again[name]) == counted(measured[name]) for name in same)
     (root / "params.yaml").write_text(text)
     back = run(root, "dvc", "repro").stdout
     assert "Running stage" not in back

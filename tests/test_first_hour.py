@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks import first_hour
 from tests.copies import commit_all, copy_project
+from tests.toy import PROJECT
 from thinner.config import load_params
 from thinner.data import sources
 
@@ -79,6 +80,9 @@ def test_the_hour_of_somebody_with_photos(pictures: dict[str, list[Image.Image]]
     recipe = tmp_path / "shared.yaml"
     recipe.write_text(QUICK)
     found = first_hour.play(root, mess, minutes=1, recipe=recipe)
+    assert "A run takes about" in found["said"] and "test images" in found["said"]
+    assert (root / ".thinner/params-before-init.yaml").read_bytes() == (PROJECT / "params.yaml").read_bytes()
+    assert found["foretold"] > 0 and {"prepare", "finetune", "prune", "report"} <= set(found["planned"])
     params = load_params(root / "params.yaml")
     assert params.prune.rounds == 1 and params.prune.source == "finetune"
     assert params.data.source == f"folder:{first_hour.PHOTOS}" and params.data.channels == 3

@@ -1,10 +1,7 @@
 """thinner init: what it finds out, what it writes, and what it says of bad input."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -206,31 +203,3 @@ def test_of_about_equal_classes_nothing_is_said(root: Path) -> None:
     proposal = init.propose(pictures, Wishes(), 64, 1.0)
     assert "balanced" not in init.choose_claims(proposal, 500, [300, 200])
     assert (proposal.values["imbalance.sampling"], proposal.values["imbalance.choose_by"]) == ("natural", "accuracy")
-
-
-@pytest.mark.integration
-def test_the_command_writes_a_file_that_passes_the_check_and_foretells_its_time(tmp_path: Path) -> None:
-    subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(tmp_path / "here")], check=True)
-    here = tmp_path / "here"
-    shutil.copy(PROJECT / "params.yaml", here)
-    for number, name in enumerate(("cat", "dog")):
-        draw(here / "data" / "raw" / "pets" / name, 100, seed=number)
-    thinner = [sys.executable, "-m", "flows.cli"]
-    env = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONSAFEPATH": "1"}  # this tree's code, not that of its commit
-    done = subprocess.run(
-        [*thinner, "init", "data/raw/pets", "--minutes", "200"],
-        cwd=here, env=env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "A run takes about" in done.stdout
-    assert "With 40 test images" in done.stdout
-    assert (here / ".thinner/params-before-init.yaml").read_bytes() == (PROJECT / "params.yaml").read_bytes()
-    load_params(here / "params.yaml")
-    planned = subprocess.run(
-        [*thinner, "plan", "--json"],
-        cwd=here, env=env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert planned.returncode == 0, planned.stdout + planned.stderr
-    made = yaml.safe_load(planned.stdout)
-    assert {row["stage"] for row in made["stages"] if row["runs"]} >= {"prepare", "finetune", "prune", "report"}
-    assert made["seconds"] > 0
