@@ -247,7 +247,10 @@ def measure_cores(clones: Sequence[Path], rounds: int = 3) -> float:
             )
             for one in some
         ]
-        return max(float(process.communicate()[0].split("seconds")[-1]) for process in begun)
+        said = [process.communicate()[0] for process in begun]
+        if any(process.returncode for process in begun):
+            raise UserError(f"study: a training without any tool failed in {', '.join(map(str, some))}")
+        return max(float(text.split("seconds")[-1]) for text in said)
 
     return median(seconds(clones[:1]) / seconds(clones) for _ in range(rounds))
 
@@ -439,14 +442,10 @@ def render(found: Mapping[str, Any]) -> str:
     if study := found.get("study"):
         lines += [
             "",
-            f"A study of {study['runs']} runs: {study['one']:.0f} s with one worker, {study['two']:.0f} s with",
+            f"A study of {study['runs']} runs: {study['one']:.0f} s with one worker, {study['two']:.0f} s with two: "
+            f"efficiency {study['efficiency']:.2f}. Two trainings without any tool, side by side on these cores: "
+            f"{study['cores']:.2f}. So the study has {study['efficiency'] / study['cores']:.2f} of that.",
         ]
-        lines[-1] += (
-            f" two: efficiency {study['efficiency']:.2f}. Two trainings without any tool, side by side on these"
-        )
-        lines[-1] += (
-            f" cores: {study['cores']:.2f}. So the study has {study['efficiency'] / study['cores']:.2f} of that."
-        )
     if files := found.get("files"):
         lines += ["", "| files | dvc add | dvc status after it | memory at the peak |", "|---:|---:|---:|---:|"]
         for row in files["rows"]:

@@ -95,6 +95,7 @@ def init(
     ] = None,
 ) -> None:
     """Look at your pictures and write a params.yaml that fits them, with the reason beside each number."""
+    from flows import amounts
     from flows import init as beginning
     from flows.plan import about
 
@@ -104,8 +105,8 @@ def init(
     wishes = beginning.Wishes(
         device=machine,
         minutes=minutes,
-        size_bytes=None if size is None else beginning.parse_bytes(size),
-        latency_ms=None if latency is None else beginning.parse_ms(latency),
+        size_bytes=None if size is None else amounts.parse_bytes(size),
+        latency_ms=None if latency is None else amounts.parse_ms(latency),
     )
     with busy() as telling:
         fitted = beginning.init(

@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from flows.amounts import parse_bytes
 from flows.console import console
 from tasks.environment import repository_root
 from thinner.config import load_params
@@ -389,12 +390,12 @@ def pack(
 
 
 def _shard_size(text: str) -> tuple[int | None, int | None]:
-    """(bytes, pictures) of a shard; kB, MB and GB are powers of 1,000."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kMG]B)|([0-9]+)", text.strip().replace(" ", ""))
-    if found and found[3] and int(found[3]):
-        return None, int(found[3])
-    if found and found[1] and float(found[1]):
-        return int(float(found[1]) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[found[2]]), None
+    """(bytes, pictures) of a shard."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?[kMG]B)|([0-9]+)", text.strip().replace(" ", ""))
+    if found and found[2] and int(found[2]):
+        return None, int(found[2])
+    if found and found[1]:
+        return parse_bytes(found[1], "--shard-size"), None
     raise UserError(f"--shard-size: {text!r} is neither bytes, such as 500MB, nor a number of pictures, such as 10000")
 
 

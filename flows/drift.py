@@ -126,23 +126,18 @@ def _check_place(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {one_line(out)} cannot be made ({error.strerror}). Name another folder") from error
-    try:
-        with (out / CSV).open(newline="", encoding="utf-8-sig") as text:
-            table = csv.DictReader(text)
-            columns, rows = table.fieldnames or [], list(table)
-    except FileNotFoundError:
+    if not (out / CSV).exists():
         return
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    from thinner.data.cleaning import table
+    from thinner.data.sources import DataError
+
+    try:
+        rows = table(out / CSV, ("label",))
+    except DataError as error:  # a spreadsheet saves it with semicolons, or tabs
         raise UserError(
-            f"{out / CSV}: cannot be read, and may hold labels ({one_line(error)}). Move it away, or write elsewhere: "
-            "--out FOLDER"
+            f"{error}. It may hold labels: save it as UTF-8 with commas, move it away, or write elsewhere: --out FOLDER"
         ) from error
-    if "label" not in columns:  # a spreadsheet saves it with semicolons, or tabs
-        raise UserError(
-            f"{out / CSV}: has no column label any more, and may hold labels. Save it as UTF-8 with commas, move it "
-            "away, or write elsewhere: --out FOLDER"
-        )
-    if any((row["label"] or "").strip() for row in rows):
+    if any((row["label"] or "").strip() for _, row in rows):
         raise UserError(
             f"{out / CSV}: holds labels that somebody wrote. Bring them in (thinner data add {out / CSV}) and "
             "move it away, or write elsewhere: --out FOLDER"

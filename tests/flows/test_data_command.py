@@ -260,6 +260,10 @@ def test_from_a_folder_to_shards_that_prepare_reads_alike(photos: Path) -> None:
         (["data/raw/photos", "s", "--shard-size", "500"], ""),
         (["data/raw/photos", "s", "--shard-size", "0"], "--shard-size: '0' is neither bytes, such as 500MB, nor a"),
         (["data/raw/photos", "s", "--shard-size", "5 apples"], "--shard-size: '5 apples' is neither"),
+        (
+            ["data/raw/photos", "s", "--shard-size", "0kB"],
+            "--shard-size: '0kB' is no size of a file. Give for example 200kB",
+        ),
         (["data/raw/photos", "s", "--shard-size", "1.5 MB"], ""),
     ],
 )

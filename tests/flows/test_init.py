@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows import init, recipes
+from flows import amounts, init, recipes
 from flows.init import Wishes
 from tasks import forecast
 from thinner.config import load_params
@@ -91,19 +91,19 @@ def test_too_few_pictures_are_told_before_anything_is_timed_and_just_enough_can_
 
 @pytest.mark.parametrize(("text", "count"), [("200kB", 200_000), ("1.5MB", 1_500_000), ("48000", 48_000), ("3 M", 3e6)])
 def test_sizes_are_read_as_people_write_them(text: str, count: float) -> None:
-    assert init.parse_bytes(text) == count
+    assert amounts.parse_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "big", "-3kB", "0", "3 litres"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="200kB"):
-        init.parse_bytes(text)
+        amounts.parse_bytes(text)
 
 
 @pytest.mark.parametrize("text", ["", "fast", "0ms", "-1"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="2ms"):
-        init.parse_ms(text)
+        amounts.parse_ms(text)
 
 
 @pytest.mark.parametrize(
