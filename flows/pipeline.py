@@ -41,7 +41,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import console, ending, record, server
 from flows import slots as gpu
 from flows.watch import MARK
-from tasks import integrity, lineage, lockfile, processes, remote
+from tasks import forks, integrity, lineage, lockfile, processes, remote
 from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, UNSENT, child_environment, repository_root
 from tasks.stage import params_digest
 from thinner.config import load_params
@@ -117,7 +117,7 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
         travel = _travel(root, get_run_logger().info)
         stale = plan(root, nodes)
         asks = bool(stale) and travel.pull and remote.answers(root, get_run_logger().warning)
-        environment, recorder = _before_first_stage(root) if stale else ({}, None)
+        environment, helpers = _before_first_stage(root) if stale else ({}, None)
         if asks:
             environment[remote.FETCH] = "yes"
         _told.update(environment)
@@ -153,8 +153,9 @@ def _conduct(stages: list[str] | None, jobs: int) -> State:
             raise
         finally:
             console.stop_bars()
-            if recorder is not None:
-                _close_record(root, environment, status, states, recorder)
+            if helpers is not None:
+                _close_record(root, environment, status, states, helpers.record)
+                helpers.forks.end()
         if travel.push and any(state.name == "Completed" for state in states.values()):
             remote.send(root, get_run_logger().info, get_run_logger().warning)
     return server.decided(_verdict(states))
@@ -325,10 +326,11 @@ def _is_stale_or_busy(root: Path, name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Helpers:
-    """Processes that take seconds to import what they need: one checks params.yaml in depth, if that has to be done,
-    one opens MLflow's run of the flow and waits to close it."""
+    """Processes that take seconds to import what they need: of one all others of the run are forks; one checks
+    params.yaml in depth, if that has to be done; one opens MLflow's run of the flow and waits to close it."""
 
     digest: str  # of params.yaml as it is checked
+    forks: forks.Server
     check: subprocess.Popen[str] | None
     record: record.Record
 
@@ -336,21 +338,24 @@ class _Helpers:
     def start(cls, root: Path) -> _Helpers:
         load_params()
         environment, digest = child_environment(**{FLOW: processes.mark()}), params_digest()
+        forking = forks.Server.start(environment)
+        environment |= forking.environment
         check = None if os.environ.get(CHECKED) == digest else record.start(root, environment, "tasks.check")
-        return cls(digest, check, record.Record.start(root, environment))
+        return cls(digest, forking, check, record.Record.start(root, environment))
 
     def end(self) -> None:
         if self.check:
             with contextlib.suppress(ValueError):
                 self.check.communicate("")
         self.record.leave()
+        self.forks.end()
 
 
 _early: list[_Helpers] = []  # started before the flow, while Prefect's server starts
 
 
-def _before_first_stage(root: Path) -> tuple[dict[str, str], record.Record]:
-    """Check params.yaml in depth and open MLflow's run; what will close it."""
+def _before_first_stage(root: Path) -> tuple[dict[str, str], _Helpers]:
+    """Check params.yaml in depth and open MLflow's run; what the stages are told, and what will close it."""
     helpers = _early.pop() if _early else _Helpers.start(root)
     if helpers.digest != params_digest():  # edited since
         helpers.end()
@@ -370,7 +375,7 @@ def _before_first_stage(root: Path) -> tuple[dict[str, str], record.Record]:
     if opened.said:
         get_run_logger().warning(opened.said)
     told = {PARENT: opened.run_id, CHECKED: helpers.digest, UNSENT: "yes" if opened.kept else "no"}
-    return told, helpers.record
+    return told | helpers.forks.environment, helpers
 
 
 def _open_note(root: Path) -> Path:

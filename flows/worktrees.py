@@ -27,7 +27,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import console, server, slots
 from flows.pipeline import kill_group, select, start_dvc, stoppable
 from flows.record import Record
-from tasks import lineage, processes
+from tasks import forks, lineage, processes
 from tasks.environment import CHECKED, FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
 from tasks.git import git
 from tasks.record.mlflow_client import VARIANT, tracking_uri
@@ -199,9 +199,15 @@ def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..
     ``arguments``: MLflow's run above the runs, the flow, and if all went well the end of the worktrees."""
     slots.count(root)
     server.leave_dead()
+    alive = child_environment(**{FLOW: processes.mark()})
+    forking = forks.Server.start(alive)
     # MLflow's run also makes the database before several processes meet in it
-    recorder = Record.start(root, child_environment(**{FLOW: processes.mark()}))
-    opened = recorder.open(name)
+    recorder = Record.start(root, alive | forking.environment)
+    try:
+        opened = recorder.open(name)
+    except BaseException:
+        forking.end()
+        raise
     if opened.said:
         console.console.print(opened.said, style="yellow", markup=False)
     environment = {
@@ -209,6 +215,7 @@ def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..
         "MLFLOW_TRACKING_URI": tracking_uri(),
         UNSENT: "yes" if opened.kept else "no",
         HOME: str(root),  # what is kept in a worktree would go with it
+        **forking.environment,
     }
     console.take_over()
     threads: Any = ThreadPoolTaskRunner(max_workers=workers)
@@ -220,6 +227,7 @@ def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..
         status = "FINISHED" if state.is_completed() else "FAILED"
     finally:
         closed = recorder.close(root, child_environment(**environment), opened.run_id, status=status)
+        forking.end()
         if not closed.well:
             said = f"MLflow's run of {name} was not closed: {closed.error[-300:]}"
             console.console.print(said, style="yellow", markup=False)

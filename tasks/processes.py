@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from tasks import forks
 from thinner.errors import UserError
 
 
@@ -54,6 +55,19 @@ def started(pid: int) -> float:
         return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, the 22nd of all (proc_pid_stat(5))
     except (OSError, ValueError, IndexError):
         return psutil.Process(pid).create_time()
+
+
+def parents() -> list[psutil.Process]:
+    """Of this process, the nearest first; of a fork (tasks/forks.py) the program that it is, and that one's parents."""
+    fork, _, program = os.environ.get(forks.STANDS_FOR, "").partition(":")
+    here = psutil.Process()
+    found = [] if str(here.pid) == fork else here.parents()
+    for number, process in enumerate([here, *found]):
+        if str(process.pid) == fork:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stands = psutil.Process(int(program))
+                return [*found[:number], stands, *stands.parents()]
+    return found
 
 
 def mark(pid: int | None = None) -> str:

@@ -327,7 +327,7 @@ def _die_with_parents() -> None:
     Linux's alone.
     """
     watched: list[tuple[int, float]] = []
-    for parent in psutil.Process().parents():
+    for parent in processes.parents():
         watched.append((parent.pid, processes.started(parent.pid)))
         with contextlib.suppress(psutil.Error):
             if any(Path(word).name == "dvc" for word in parent.cmdline()[:3]):

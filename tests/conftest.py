@@ -1,6 +1,8 @@
 """What holds for all tests: one thread each, and no folder of the machine's own."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections import Counter
 
@@ -9,7 +11,9 @@ import pytest
 # before torch is imported: with a thread per core, small tensors spend their time waiting for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-os.environ.setdefault("DVC_SITE_CACHE_DIR", tempfile.mkdtemp(prefix="thinner-tests-"))
+if "DVC_SITE_CACHE_DIR" not in os.environ:
+    os.environ["DVC_SITE_CACHE_DIR"] = tempfile.mkdtemp(prefix="thinner-tests-")
+    atexit.register(shutil.rmtree, os.environ["DVC_SITE_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

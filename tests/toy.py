@@ -27,6 +27,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
+from tasks import forks
+forks.hand_over()
 from tasks.stage import Stage, run_stage
 from thinner.errors import UserError
 
@@ -88,6 +90,8 @@ GRAPH = {
 class Toy:
     """The repository at `root`, and what one does in it."""
 
+    forks = False  # whether a flow's stages are forks of one process (tasks/forks.py)
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.env = {
@@ -128,9 +132,10 @@ class Toy:
         self.run("git", "commit", "--quiet", "--message", "toy")
 
     def environment(self, **env: str) -> dict[str, str]:
-        # The deep check of params.yaml imports torch, ten seconds a stage; it has tests of its own.
+        # The deep check of params.yaml imports torch, ten seconds a stage; it has tests of its own. So does the process
+        # whose forks stages can be, and these need none of the libraries that it imports.
         digest = hashlib.sha256((self.root / "params.yaml").read_bytes()).hexdigest()
-        return self.env | {"THINNER_CHECKED": digest} | env
+        return self.env | {"THINNER_CHECKED": digest} | ({} if self.forks else {"THINNER_FORKS": "off"}) | env
 
     def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -171,11 +176,14 @@ class Toy:
         path.write_text(text.replace(old, new))
 
     def stage_processes(self) -> list[psutil.Process]:
-        """Stage programs of this repository that are alive."""
-        found = []
+        """Stage programs of this repository that are alive, then the forks that they stand for (tasks/forks.py)."""
+        found, holders = [], {path.read_text() for path in (self.root / ".thinner/locks").glob("*.lock")}
         for process in psutil.process_iter():
             try:
-                if "program.py" in process.cmdline()[:3] and Path(process.cwd()) == self.root:
+                words, here = process.cmdline()[:3], Path(process.cwd()) == self.root
+                if here and "program.py" in words:
+                    found.insert(0, process)
+                elif here and "tasks.forks" in words and str(process.pid) in holders:
                     found.append(process)
             except (psutil.Error, OSError):
                 continue

@@ -319,7 +319,7 @@ def stages_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [
         member
         for member in psutil.Process(process.pid).children(recursive=True)
-        if any(word.startswith("tasks.") for word in member.cmdline())
+        if any(word.startswith("tasks.") and word != "tasks.forks" for word in member.cmdline())
     ]
 
 

@@ -1,0 +1,251 @@
+"""Programs that begin as forks of one process: as if each had been started by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks import forks
+from tests.toy import eventually
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# a package called `tasks`, as this one begins, with a program that tells what it finds
+PROGRAM = '''
+"""A program."""
+import json, os, signal, subprocess, sys, time
+def tell():
+    print(json.dumps({
+        "argv": sys.argv[1:], "file": sys.argv[0], "folder": os.getcwd(), "said": sys.stdin.read(),
+        "one": os.environ.get("ONE"), "torch": "torch" in sys.modules, "doc": sys.modules["__main__"].__doc__,
+        "spec": __spec__.name, "fork": os.environ.get("THINNER_STANDS_FOR"), "address": os.environ.get("THINNER_FORKS"),
+        "pid": os.getpid(),
+    }))
+if __name__ == "__main__":
+    what = sys.argv[1]
+    if what == "tell":
+        tell()
+    elif what == "fail":
+        raise ValueError("it failed")
+    elif what == "exit":
+        print("on its way", file=sys.stderr)
+        sys.exit(int(sys.argv[2]))
+    elif what == "words":
+        sys.exit("in words")
+    elif what == "onnxruntime":  # has a thread, from the moment at which it is imported
+        import onnxruntime
+        print(len(os.listdir("/proc/self/task")))
+    elif what == "heed":
+        signal.signal(signal.SIGTERM, lambda *_: (print("told", flush=True), sys.exit(7)))
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+    elif what == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+    elif what == "child":
+        child = subprocess.run([sys.executable, "-m", "tasks.program", "tell"], text=True, capture_output=True, input="")
+        print(child.stdout)
+    elif what == "parents":
+        from tasks import processes
+        print(json.dumps([process.pid for process in processes.parents()]))
+'''
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libraries of other systems do not bear forks"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our packages, with that program among the tasks."""
+    folder = tmp_path_factory.mktemp("place")
+    for name in ("tasks", "thinner"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "tasks/program.py").write_text(PROGRAM)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(place: Path) -> Iterator[dict[str, str]]:
+    """The environment of programs that are to be forks."""
+    environment = {k: v for k, v in os.environ.items() if k != forks.ADDRESS} | {"PYTHONPATH": str(place)}
+    server = forks.Server.start(environment)
+    assert server.process is not None
+    yield environment | server.environment
+    folder = server.folder
+    server.end()
+    assert folder is not None
+    assert not folder.exists()
+
+
+def start(place: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tasks.program", *words], cwd=place, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ran(place: Path, environment: dict[str, str], *words: str, said: str = "") -> tuple[int, str, str]:
+    process = start(place, environment, *words)
+    out, error = process.communicate(said, timeout=120)
+    return process.returncode, out, error
+
+
+def tells(place: Path, environment: dict[str, str], said: str = "") -> dict[str, object]:
+    code, out, error = ran(place, environment, "tell", "a word", said=said)
+    assert code == 0, error
+    return dict(json.loads(out))
+
+
+def test_a_fork_is_what_the_program_would_have_been(place: Path, told: dict[str, str]) -> None:
+    plain = tells(place, {**told, forks.ADDRESS: forks.OFF, "ONE": "1"}, "some words")
+    fork = tells(place, {**told, "ONE": "1"}, "some words")
+    differs = {"torch", "fork", "pid"}
+    assert {k: v for k, v in fork.items() if k not in differs} == {k: v for k, v in plain.items() if k not in differs}
+    assert (plain["torch"], plain["fork"]) == (False, None)
+    assert fork["torch"]
+    assert str(fork["fork"]).startswith(f"{fork['pid']}:")
+    assert fork["argv"] == ["tell", "a word"]
+    assert tells(place, told)["one"] is None  # of another's environment nothing is left
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [(["exit", "0"], 0, "on its way\n"), (["exit", "3"], 3, "on its way\n"), (["words"], 1, "in words\n")],
+)
+def test_it_ends_as_the_program_ends(
+    place: Path, told: dict[str, str], words: list[str], code: int, error: str
+) -> None:
+    assert ran(place, told, *words) == (code, "", error)
+
+
+def test_what_nobody_catches_is_shown(place: Path, told: dict[str, str]) -> None:
+    code, _, error = ran(place, told, "fail")
+    assert code == 1
+    assert error.endswith("ValueError: it failed\n")
+
+
+def test_a_library_with_threads_of_its_own_ends_well(place: Path, told: dict[str, str]) -> None:
+    code, out, error = ran(place, told, "onnxruntime")
+    assert (code, error) == (0, "")
+    assert int(out) > 1
+
+
+def test_a_change_of_our_code_is_seen_by_the_next_program(place: Path, told: dict[str, str]) -> None:
+    before = tells(place, told)["doc"]
+    file = place / "tasks/program.py"
+    file.write_text(PROGRAM.replace('"""A program."""', '"""Another program."""'))
+    try:
+        assert (before, tells(place, told)["doc"]) == ("A program.", "Another program.")
+    finally:
+        file.write_text(PROGRAM)
+
+
+@pytest.mark.parametrize("change", [{"OMP_NUM_THREADS": "3"}, {"PYTHONPATH": ""}, {"RANK": "1"}])
+def test_what_libraries_read_early_or_a_further_process_is_no_fork(
+    place: Path, told: dict[str, str], change: dict[str, str]
+) -> None:
+    assert tells(place, told | change)["fork"] is None
+
+
+def test_what_a_fork_starts_is_none(place: Path, told: dict[str, str]) -> None:
+    code, out, error = ran(place, told, "child")
+    assert code == 0, error
+    child = json.loads(out)
+    assert not child["torch"]
+    assert child["fork"] != f"{child['pid']}:{os.getpid()}"  # inherited, of the one that started it
+
+
+def test_the_parents_of_a_fork_are_those_of_the_program(place: Path, told: dict[str, str]) -> None:
+    process = start(place, told, "parents")
+    out, error = process.communicate("", timeout=120)
+    assert process.returncode == 0, error
+    assert json.loads(out)[:2] == [process.pid, os.getpid()]
+
+
+@pytest.mark.parametrize(("what", "number", "code"), [("heed", signal.SIGTERM, 7), ("heed", signal.SIGINT, 130)])
+def test_signals_are_passed_on(place: Path, told: dict[str, str], what: str, number: signal.Signals, code: int) -> None:
+    process = start(place, told, what)
+    assert process.stdout is not None
+    fork = int(process.stdout.readline())
+    assert fork != process.pid
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert out == ("told\n" if number == signal.SIGTERM else "")
+    assert not psutil.pid_exists(fork)
+
+
+def test_a_fork_that_is_killed_is_seen(place: Path, told: dict[str, str]) -> None:
+    process = start(place, told, "heed")
+    assert process.stdout is not None
+    os.kill(int(process.stdout.readline()), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+
+
+def test_a_fork_ends_when_its_stand_in_is_killed(place: Path, told: dict[str, str]) -> None:
+    process = start(place, told, "heed")
+    assert process.stdout is not None
+    fork = int(process.stdout.readline())
+    process.kill()
+    assert process.communicate(timeout=60)[0] == "told\n"
+    eventually(lambda: not psutil.pid_exists(fork), 30)
+
+
+def test_a_deaf_fork_that_was_asked_ends_with_its_stand_in(place: Path, told: dict[str, str]) -> None:
+    process = start(place, told, "deaf")
+    assert process.stdout is not None
+    fork = int(process.stdout.readline())
+    process.terminate()
+    time.sleep(1.0)
+    assert psutil.pid_exists(fork)
+    process.kill()
+    began = time.monotonic()
+    eventually(lambda: not psutil.pid_exists(fork), 60)
+    assert time.monotonic() - began < forks.GRACE_SECONDS  # at once, without a second asking
+    process.communicate(timeout=60)
+
+
+def test_where_what_forks_has_gone_a_program_starts_by_itself(place: Path, told: dict[str, str]) -> None:
+    server = forks.Server.start({k: v for k, v in told.items() if k != forks.ADDRESS})
+    environment = told | server.environment
+    assert server.process is not None
+    server.process.kill()
+    server.process.wait()
+    assert tells(place, environment)["fork"] is None
+    server.end()
+    assert tells(place, told | {forks.ADDRESS: "/nowhere"})["fork"] is None
+
+
+def test_nobody_else_may_have_programs_run(told: dict[str, str]) -> None:
+    folder = Path(told[forks.ADDRESS]).parent
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_what_forks_ends_with_who_started_it(place: Path) -> None:
+    """However that ended: nobody holds the other end of its standard input then."""
+    program = (
+        "import os, time; from tasks import forks; s = forks.Server.start(os.environ)\n"
+        "print(s.process.pid, s.folder, flush=True); time.sleep(60)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != forks.ADDRESS} | {"PYTHONPATH": str(place)}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid, folder = process.stdout.readline().split()
+    process.kill()
+    process.communicate()
+    eventually(lambda: not psutil.pid_exists(int(pid)), 60)
+    assert not Path(folder).exists()
