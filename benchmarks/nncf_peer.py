@@ -32,8 +32,8 @@ def main(path, arrays, out, max_drop, logits):
 
     def accuracy(candidate, batches):
         right = [(run(candidate, images).argmax(1) == labels) for images, labels in batches]
-        values = np.concatenate(right).astype(float)
-        return float(values.mean()), values.tolist()
+        # NNCF ranks by the values of its items, which are batches
+        return float(np.concatenate(right).mean()), [float(values.mean()) for values in right]
 
     def pairs(images, labels):
         return [(images[n : n + BATCH], labels[n : n + BATCH]) for n in range(0, len(images), BATCH)]

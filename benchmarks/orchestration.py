@@ -8,9 +8,10 @@
     python -m benchmarks.orchestration --json FILE --check   # exits with 1 where a must falls short
 
 `stages`: a chain of stages that do nothing but import torch, as every training program does, is run four ways: the
-programs alone; with what a stage records in MLflow; by `dvc repro`; by the flow, which has Prefect besides. What one
-way takes more than the way before it is the cost of what it adds. A run of one stage beside a run of all of them tells
-what a run costs (Prefect's server) from what a stage costs.
+programs alone; with what a stage records in MLflow; by `dvc repro`; by the flow, which has Prefect besides, and whose
+stages are forks of a process that has imported torch and MLflow. What one way takes more than the way before it is the
+cost of what it adds; so the flow's may be negative. A run of one stage beside a run of all of them tells what a run
+costs (Prefect's server, that process) from what a stage costs.
 
 `nothing`: a job that is up to date is asked for again. `files`: folders of small files under `dvc add`, in fresh
 caches; the exponent is the slope between the last two, both as logarithms. `shards`: so many pictures as files and in
@@ -57,6 +58,9 @@ PROGRAM = '''"""Nothing, and torch."""
 import sys
 from pathlib import Path
 
+from tasks import forks
+
+forks.hand_over()  # as `tasks` does for its own programs
 import torch  # noqa: F401 - what every training program imports
 
 
