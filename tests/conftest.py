@@ -11,9 +11,10 @@ import pytest
 # before torch is imported: with a thread per core, small tensors spend their time waiting for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-if "DVC_SITE_CACHE_DIR" not in os.environ:
-    os.environ["DVC_SITE_CACHE_DIR"] = tempfile.mkdtemp(prefix="thinner-tests-")
-    atexit.register(shutil.rmtree, os.environ["DVC_SITE_CACHE_DIR"], ignore_errors=True)
+if "TESTS_SHARE" not in os.environ:  # the first process of all, whose workers inherit it
+    os.environ["TESTS_SHARE"] = tempfile.mkdtemp(prefix="thinner-tests-")
+    atexit.register(shutil.rmtree, os.environ["TESTS_SHARE"], ignore_errors=True)
+os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.join(os.environ["TESTS_SHARE"], "site-cache"))
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,26 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tasks import processes
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 @functools.cache
 def _made() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="thinner-empty-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """Their folder; the processes of a test run share one."""
+    shared = os.environ.get("TESTS_SHARE")
+    if shared is None:
+        folder = Path(tempfile.mkdtemp(prefix="thinner-empty-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return _make(folder)
+    folder = Path(shared, "empty")
+    with processes.only_one(Path(shared, "empty.lock")):
+        return folder if folder.exists() else _make(Path(f"{folder}.partial")).rename(folder)
+
+
+def _make(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
     record = f"from tasks.record import database; database.prepare('sqlite:///{folder / 'mlflow.db'}')"
     upgrade = ["-m", "prefect", "server", "database", "upgrade", "--yes"]

@@ -45,6 +45,9 @@ if __name__ == "__main__":
     elif what == "onnxruntime":  # has a thread, from the moment at which it is imported
         import onnxruntime
         print(len(os.listdir("/proc/self/task")))
+    elif what == "card":
+        import torch
+        print(torch.cuda._is_in_bad_fork())
     elif what == "heed":
         signal.signal(signal.SIGTERM, lambda *_: (print("told", flush=True), sys.exit(7)))
         print(os.getpid(), flush=True)
@@ -141,6 +144,11 @@ def test_a_library_with_threads_of_its_own_ends_well(place: Path, told: dict[str
     code, out, error = ran(place, told, "onnxruntime")
     assert (code, error) == (0, "")
     assert int(out) > 1
+
+
+def test_a_fork_may_use_a_gpu(place: Path, told: dict[str, str]) -> None:
+    """As long as the process that forks has not: CUDA does not bear a fork once it has begun."""
+    assert ran(place, told, "card") == (0, "False\n", "")
 
 
 def test_a_change_of_our_code_is_seen_by_the_next_program(place: Path, told: dict[str, str]) -> None:
