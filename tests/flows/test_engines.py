@@ -292,7 +292,7 @@ def test_a_study_on_two_workers_shares_results_and_outlives_a_worker_and_a_failu
     toy.run("git", "config", "thinner.states", "true")
     process = toy.start(sys.executable, *words)
 
-    eventually(lambda: any(step > 0 for step in cluster.states().values()), 120)
+    eventually(lambda: any(step > 0 for step in cluster.states().values()), 300)
     state = next(name for name, step in cluster.states().items() if step > 0)
     where = next(cluster.folder.glob(f"*/clones/*/*/.thinner/resume/{state}"))
     lost = where.relative_to(cluster.folder).parts[0]

@@ -193,7 +193,7 @@ def test_signals_are_passed_on(place: Path, told: dict[str, str], what: str, num
     out, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert out == ("told\n" if number == signal.SIGTERM else "")
-    assert not psutil.pid_exists(fork)
+    eventually(lambda: not psutil.pid_exists(fork), 30)  # it has ended, and is reaped
 
 
 def test_a_fork_that_is_killed_is_seen(place: Path, told: dict[str, str]) -> None:
