@@ -19,6 +19,7 @@ FLOW = "THINNER_FLOW"  # "PID:SECONDS", the flow's process and when it started: 
 UNSENT = "THINNER_UNSENT"  # "yes": MLflow did not answer when the flow began, so its runs are kept here
 HOME = "THINNER_HOME"  # the repository that keeps what could not be sent, told to runs in its worktrees
 CHECKED = "THINNER_CHECKED"  # SHA-256 of the params.yaml that has been checked in depth
+STANDS_FOR = "THINNER_STANDS_FOR"  # "FORK:PROGRAM", the process that works and the one that was started
 PROGRESS = "::progress "  # begins a line of JSON about a bar, when THINNER_PROGRESS=json
 
 TELEMETRY_OFF = {
@@ -35,6 +36,9 @@ MLFLOW_PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
+
+# of a process, by PyTorch's and Lightning's launchers, and by SLURM
+_RANKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -54,6 +58,11 @@ def set_environment(root: Path | None = None) -> None:
         os.environ[name] = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
     if root is not None and "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
+
+
+def is_further_process() -> bool:
+    """Whether this is another than the first, of those that a launcher of data-parallel training has numbered."""
+    return any(value.isdecimal() and int(value) > 0 for value in (os.environ.get(rank, "") for rank in _RANKS))
 
 
 def repository_root() -> Path:

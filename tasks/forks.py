@@ -34,17 +34,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tasks.environment import STANDS_FOR, is_further_process
+
 ADDRESS = "THINNER_FORKS"  # of the process that forks
 OFF = "off"  # in its place: none is wanted
-STANDS_FOR = "THINNER_STANDS_FOR"  # "FORK:PROGRAM", the process that works and the one that was started
-GRACE_SECONDS = 8.0  # for a fork whose stand-in has died to save a state and mark its run
 # what several programs import, and nothing that a single one does
 LIBRARIES = (
     "numpy", "torch", "torchvision", "timm", "torch_pruning", "lightning_fabric", "safetensors.torch", "jaxtyping",
@@ -55,7 +54,6 @@ LIBRARIES = (
 )  # fmt: skip
 # read as libraries are loaded, so a fork has what the process had
 _READ_EARLY = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ATEN_", "TORCH", "PYTORCH_", "PYTHON", "LD_", "MALLOC_")
-_RANKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
 _OURS = {"tasks", "thinner", "flows", "benchmarks", "tests"}
 _LENGTH = 8  # bytes that tell how long a request is
 
@@ -81,7 +79,7 @@ def hand_over() -> None:
     if module is not None and not module.startswith("tasks."):
         return
     address = os.environ.pop(ADDRESS, OFF)
-    if address == OFF or any(os.environ.get(rank, "0") != "0" for rank in _RANKS):
+    if address == OFF or is_further_process():
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as peer:
         peer.connect(address)
@@ -256,15 +254,9 @@ def _heed(peer: socket.socket) -> None:
     asked = False
     while _line(peer):
         asked = True
-    if not asked:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE_SECONDS)
-    import psutil
+    from tasks import processes  # psutil is not for those that stand in
 
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    os._exit(128 + signal.SIGTERM)
+    processes.end_this_process(gently=not asked)
 
 
 def main() -> int:

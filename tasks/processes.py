@@ -8,14 +8,18 @@ import fcntl
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
-from tasks import forks
+from tasks.environment import STANDS_FOR
 from thinner.errors import UserError
+
+GRACE_SECONDS = 8.0  # to save a state and mark the run, when who started a program has died
 
 
 @contextlib.contextmanager
@@ -59,7 +63,7 @@ def started(pid: int) -> float:
 
 def parents() -> list[psutil.Process]:
     """Of this process, the nearest first; of a fork (tasks/forks.py) the program that it is, and that one's parents."""
-    fork, _, program = os.environ.get(forks.STANDS_FOR, "").partition(":")
+    fork, _, program = os.environ.get(STANDS_FOR, "").partition(":")
     here = psutil.Process()
     found = [] if str(here.pid) == fork else here.parents()
     for number, process in enumerate([here, *found]):
@@ -68,6 +72,18 @@ def parents() -> list[psutil.Process]:
                 stands = psutil.Process(int(program))
                 return [*found[:number], stands, *stands.parents()]
     return found
+
+
+def end_this_process(gently: bool = True) -> NoReturn:
+    """With all that it has started. ``gently``: after SIGTERM and some seconds, in which partial outputs go, a state is
+    saved and the run is marked."""
+    if gently:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    os._exit(128 + signal.SIGTERM)
 
 
 def mark(pid: int | None = None) -> str:

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psutil
 
 from tasks import COLLECT, integrity, lineage, processes
-from tasks.environment import CHECKED, FLOW, repository_root, set_environment
+from tasks.environment import CHECKED, FLOW, is_further_process, repository_root, set_environment
 from tasks.machine import keep_memory, set_up_torch
 from tasks.progress import Progress, Silence
 from tasks.record import stage_run
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from thinner.params import Params
 
 INPUTS = "THINNER_INPUTS"  # the hash of the inputs, for the helper processes of data-parallel training
-_LAST_WORDS_SECONDS = 8.0  # to save a state and mark the run, when who started the stage has died
 WORK = Path(".thinner")  # locks, resume folders: per working copy, ignored by git and DVC
 LOCK_SECONDS = 10.0  # a stage whose `dvc` was killed needs some to notice and to go
 
@@ -152,7 +151,7 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
         signal.signal(number, _stop)
     from thinner.config import ParamsError
 
-    if any(_rank(kind) > 0 for kind in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")):
+    if is_further_process():
         return _help(name, body)
     recorder = Recorder()
     status = "FAILED"
@@ -204,12 +203,6 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
         recorder.end(status)
         for number in (signal.SIGINT, signal.SIGTERM):  # what is left is Python's own end: nothing there to tidy up
             signal.signal(number, signal.SIG_DFL)
-
-
-def _rank(kind: str) -> int:
-    """Which process this is, of those that a launcher of data-parallel training has numbered; 0 where there is none."""
-    value = os.environ.get(kind, "")
-    return int(value) if value.isdecimal() else 0
 
 
 def _help(name: str, body: Callable[[Stage], None]) -> int:
@@ -343,12 +336,7 @@ def _die_with_parents() -> None:
     def watch() -> None:
         while all(processes.is_alive(pid, started) for pid, started in watched):
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)  # the gentle way: partial outputs go, the run is marked
-        time.sleep(_LAST_WORDS_SECONDS)
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-        os._exit(128 + signal.SIGTERM)
+        processes.end_this_process()
 
     threading.Thread(target=watch, name="watch-parents", daemon=True).start()
 

@@ -18,11 +18,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 @functools.cache
 def _made() -> Path:
     """Their folder; the processes of a test run share one."""
-    shared = os.environ.get("TESTS_SHARE")
-    if shared is None:
-        folder = Path(tempfile.mkdtemp(prefix="thinner-empty-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return _make(folder)
+    if (shared := os.environ.get("TESTS_SHARE")) is None:  # a benchmark
+        shared = tempfile.mkdtemp(prefix="thinner-empty-")
+        atexit.register(shutil.rmtree, shared, ignore_errors=True)
     folder = Path(shared, "empty")
     with processes.only_one(Path(shared, "empty.lock")):
         return folder if folder.exists() else _make(Path(f"{folder}.partial")).rename(folder)

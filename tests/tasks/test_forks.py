@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks import forks
+from tasks import forks, processes
 from tests.toy import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -223,7 +223,7 @@ def test_a_deaf_fork_that_was_asked_ends_with_its_stand_in(place: Path, told: di
     process.kill()
     began = time.monotonic()
     eventually(lambda: not psutil.pid_exists(fork), 60)
-    assert time.monotonic() - began < forks.GRACE_SECONDS  # at once, without a second asking
+    assert time.monotonic() - began < processes.GRACE_SECONDS  # at once, without a second asking
     process.communicate(timeout=60)
 
 
