@@ -7,6 +7,7 @@ ARRAYS.npz has `calibration`, `validation` and `test` (preprocessed images) and 
 ratio. LOGITS.npy gets the logits of the test images in ONNX Runtime.
 """
 
+import math
 import sys
 
 import nncf
@@ -15,14 +16,17 @@ import onnx
 import onnxruntime
 
 BATCH = 64
+RANKED_BY = 300  # images, NNCF's default, which counts items: of one image each
 
 
-def run(model, images):
+def logits_of(model, batches):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return np.concatenate(
-        [session.run(None, {name: images[start : start + BATCH]})[0] for start in range(0, len(images), BATCH)]
-    )
+    return [session.run(None, {name: images})[0] for images in batches]
+
+
+def batches_of(images):
+    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
 
 
 def main(path, arrays, out, max_drop, logits):
@@ -31,27 +35,30 @@ def main(path, arrays, out, max_drop, logits):
     name = model.graph.input[0].name
 
     def accuracy(candidate, batches):
-        right = [(run(candidate, images).argmax(1) == labels) for images, labels in batches]
+        batches = list(batches)
+        answers = logits_of(candidate, [images for images, _ in batches])
+        right = [logits.argmax(1) == labels for logits, (_, labels) in zip(answers, batches, strict=True)]
         # NNCF ranks by the values of its items, which are batches
         return float(np.concatenate(right).mean()), [float(values.mean()) for values in right]
 
-    def pairs(images, labels):
-        return [(images[n : n + BATCH], labels[n : n + BATCH]) for n in range(0, len(images), BATCH)]
-
+    pairs = list(zip(batches_of(given["validation"]), batches_of(given["labels"]), strict=True))
     calibration = given["calibration"]
     quantised = nncf.quantize_with_accuracy_control(
         model,
         calibration_dataset=nncf.Dataset(
             [calibration[n : n + 1] for n in range(len(calibration))], lambda image: {name: image}
         ),
-        validation_dataset=nncf.Dataset(pairs(given["validation"], given["labels"]), lambda pair: {name: pair[0]}),
+        validation_dataset=nncf.Dataset(pairs, lambda pair: {name: pair[0]}),
         validation_fn=accuracy,
         max_drop=float(max_drop),
         drop_type=nncf.DropType.ABSOLUTE,
         subset_size=len(calibration),
+        advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+            ranking_subset_size=math.ceil(RANKED_BY / BATCH)
+        ),
     )
     onnx.save(quantised, out)
-    np.save(logits, run(quantised, given["test"]))
+    np.save(logits, np.concatenate(logits_of(quantised, batches_of(given["test"]))))
 
 
 if __name__ == "__main__":

@@ -255,23 +255,29 @@ def musts(results: list[dict[str, Any]]) -> dict[str, bool]:
     return holds | {f"static alone loses more than {FALLS_POINTS} points of one network": falls > FALLS_POINTS}
 
 
+def _share(row: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    return f"{100 * row['file_bytes'] / whole['file_bytes']:.0f} %"
+
+
 def markdown(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| network, seed | float | static alone, points lost | the ladder, points lost | rung | file of float | NNCF |",
+        "| network, seed | float | static alone, points lost | the ladder, points lost | rung | file of float "
+        "| NNCF: points lost, file, time |",
         "|---|---:|---:|---:|---|---:|---:|",
     ]
     for found in results:
         whole, static, chosen = found["attempts"][0], static_of(found), chosen_of(found)
-        left = f", {int(chosen['float_layers'])} layers in float" if chosen["float_layers"] else ""
+        count = int(chosen["float_layers"] or 0)
+        left = f", {count} layer{'s' * (count != 1)} in float" if count else ""
         peer = found.get("nncf", {})
         cells = [
             f"{found['part']}, {found['seed']}",
             f"{100 * whole['test_accuracy']:.2f} %",
             *(f"{row['points']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in (static, chosen)),
             f"{chosen['rung']}{left}{'' if chosen['holds'] else ' (not shown on validation)'}",
-            f"{100 * chosen['file_bytes'] / whole['file_bytes']:.0f} %",
-            f"{peer['points']:.2f} [{peer['low']:.2f}, {peer['high']:.2f}]" if "points" in peer else
-            peer.get("failed", "not run"),
+            _share(chosen, whole),
+            f"{peer['points']:.2f} [{peer['low']:.2f}, {peer['high']:.2f}], {_share(peer, whole)}, "
+            f"{60 * peer['minutes']:.0f} s" if "points" in peer else peer.get("failed", "not run"),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     for found in results:
