@@ -223,6 +223,12 @@ def test_mistakes_show_what_the_teacher_knew_first_and_the_surest_before_others(
     ]
 
 
+def test_below_the_mistakes_stands_how_to_find_wrong_labels_and_near_duplicates(results: Results) -> None:
+    words = Page(render_html(results, 1)).words
+    mistakes = words[words.index("is wrong on") : words.rindex("What was run")]
+    assert "thinner data suspects" in mistakes and "thinner data duplicates" in mistakes
+
+
 def test_as_many_mistakes_are_shown_as_asked(results: Results) -> None:
     assert len(Page(render_html(results, 1)).all("img")) == 1
     assert len(Page(render_html(results, 0)).all("img")) == 0
@@ -356,6 +362,39 @@ def test_a_real_browser_draws_every_chart_and_has_nothing_to_complain_of(
         assert (tmp_path / "page.png").stat().st_size > 50_000
         assert not browser.complaints
         assert not browser.requests
+
+
+CUT_OFF = """[...document.querySelectorAll('table')]
+    .filter(table => table.getBoundingClientRect().right > innerWidth).map(table => table.parentElement.ariaLabel)"""
+
+
+@pytest.mark.integration
+def test_no_column_is_cut_off_and_names_stay_in_sight_where_a_table_is_scrolled(
+    fuller: Results, tmp_path: Path
+) -> None:
+    wide = {
+        **fuller.metrics["prune"], "accuracy_top5": 0.99, "balanced_accuracy": 0.89, "worst_class": 0.7, "latency_ms_b1_low": 1.1,
+        "worst_class_name": "Ankle boot", "params": 3_381_234, "macs": 31_400_000, "latency_ms_b1_high": 1.3,
+    }  # fmt: skip
+    names = ("self_train_control", "prune_finetune_onnx_int8", "prune_finetune_openvino_int8")
+    page = tmp_path / "page.html"
+    page.write_text(render_html(with_candidates(fuller, **dict.fromkeys(names, wide)), 3))
+    table = "document.querySelector('table.wide').parentElement"
+    name = f"{table}.querySelector('tbody th').getBoundingClientRect()"
+    with Browser(tmp_path, width=1280) as browser:
+        browser.open(page.as_uri())
+        assert browser.run(f"{table}.scrollWidth - {table}.clientWidth") == 0
+    with Browser(tmp_path, width=420) as browser:
+        browser.open(page.as_uri())
+        before = browser.run(f"{name}.left")
+        assert browser.run(f"({table}.scrollLeft = 500, {table}.scrollLeft)") == 500
+        assert browser.run(f"{name}.left") == before
+        assert browser.run(f"{name}.width") < 420 / 2
+    with Browser(tmp_path, width=718, dark=True) as browser:  # A4 without margins, at 96 px to the inch
+        browser.open(page.as_uri())
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        browser.run("dispatchEvent(new Event('beforeprint'))")
+        assert browser.run(CUT_OFF) == []
 
 
 @pytest.mark.integration

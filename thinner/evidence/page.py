@@ -15,6 +15,7 @@ import plotly.io
 import plotly.offline
 import yaml
 from jaxtyping import UInt8
+from markupsafe import Markup, escape
 from PIL import Image
 
 from thinner.evidence import candidates, charts, prediction_charts
@@ -61,6 +62,7 @@ def render_html(results: Results, samples: int) -> str:
         "thousands": with_thousands,
     }
     glossary = Glossary()
+    environment.filters["breakable"] = lambda name: escape(name).replace("_", Markup("_<wbr>"))
     environment.filters |= {"marked": glossary.marked, "explained": glossary.heading}
     environment.globals |= {"zip": zip, "chart": _chart_json, "find_commit": find_commit}
     environment.globals |= {"term": glossary.term, "used_terms": glossary.used}
