@@ -114,7 +114,7 @@ def trial(made: Any, reference: Mapping[str, bytes], chosen: Mapping[str, Any], 
     while (left := processes(toy.root)) and time.monotonic() < give_up:
         time.sleep(0.2)
     if left:
-        names = [" ".join(process.cmdline())[-80:] for process in left if process.is_running()]
+        names = [words(process)[-80:] for process in left]
         kill(toy.root, "all", 0)
         return {**chosen, "ended": f"left behind: {names}"}
     began = time.monotonic()
@@ -174,13 +174,19 @@ def processes(root: Path) -> list[psutil.Process]:
     return found
 
 
+def words(process: psutil.Process) -> str:
+    """Its command line; nothing of one that has ended meanwhile."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def kill(root: Path, victim: str, leader: int) -> bool:
     """SIGKILL to the victim's processes, or to all; whether there was one."""
     hit = False
     for process in processes(root):
         with contextlib.suppress(psutil.Error):
-            words = " ".join(process.cmdline())
-            if victim == "all" or (VICTIMS[victim] in words and (victim != "flow" or process.pid == leader)):
+            if victim == "all" or (VICTIMS[victim] in words(process) and (victim != "flow" or process.pid == leader)):
                 process.send_signal(signal.SIGKILL)
                 hit = True
     return hit
@@ -189,6 +195,7 @@ def kill(root: Path, victim: str, leader: int) -> bool:
 def copy_of(made: Any, folder: Path) -> Any:
     """The toy, copied, with everything out of date."""
     toy = object.__new__(type(made))
+    toy.forks = "off"  # a file of its own is in each process's path, which a fork would not have read
     toy.root = Path(shutil.copytree(made.root, folder / "toy", symlinks=True))
     toy.env = made.env | {
         "PREFECT_HOME": str(toy.root / ".prefect"),
