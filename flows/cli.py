@@ -115,7 +115,7 @@ def init(
     table = Table(box=None, pad_edge=False)
     for heading in ("key", "chosen", "why"):
         table.add_column(heading, overflow="fold")
-    for row in beginning.shown(fitted.proposal.values, fitted.proposal.why):
+    for row in beginning.shown(fitted.proposal):
         table.add_row(*(Text(cell) for cell in row))
     console.print()
     console.print(table)

@@ -19,7 +19,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from tasks.progress import bar_columns
+from tasks.progress import bar_columns, numbers_text
 from thinner.evidence import candidates
 from thinner.evidence.shipping import latency_batches
 from thinner.words import number, with_thousands
@@ -131,7 +131,7 @@ def show_progress(event: Mapping[str, Any], logger: Any) -> None:
             _rows[stage],
             total=event["total"],
             completed=event["done"],
-            numbers=escape(inner + _numbers(event["numbers"])),
+            numbers=escape(inner + numbers_text(event["numbers"])),
         )
     now = time.monotonic()
     began, written = _lines.get(what + stage, (now, now))
@@ -143,16 +143,12 @@ def show_progress(event: Mapping[str, Any], logger: Any) -> None:
         del _lines[what + stage]
 
 
-def _numbers(numbers: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {number(value)}" for name, value in numbers.items())
-
-
 def _line(what: str, event: Mapping[str, Any], seconds: float) -> str:
     """`distill   45%  images 27,264  1:02 left`; ``seconds`` since the bar began."""
     share = min(1.0, event["done"] / event["total"]) if event["total"] else 1.0
     minutes, rest = divmod(round(seconds / share - seconds), 60) if share >= 0.01 else (0, 0)
     left = f"{minutes}:{rest:02d} left" if 0.01 <= share < 1 else ""
-    return "  ".join(part for part in (what, f"{share:4.0%}", _numbers(event["numbers"]), left) if part)
+    return "  ".join(part for part in (what, f"{share:4.0%}", numbers_text(event["numbers"]), left) if part)
 
 
 def abbreviated(texts: Sequence[str], most: int = 4) -> str:

@@ -292,6 +292,7 @@ def _ray(choice: Choice) -> Iterator[tuple[Any, int]]:
 
     try:
         with RayTaskRunner(address=choice.address, init_kwargs={"log_to_driver": False}) as runner:
-            yield runner, sum(bool(node["Alive"]) for node in ray.nodes())
+            # the head's is none where it was started with no processor
+            yield runner, sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())
     finally:
         ray.shutdown()  # the task runner leaves a client of ray://... connected, and its tasks at work

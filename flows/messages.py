@@ -7,6 +7,7 @@ never from params.yaml or a parameter. No message, log or page names them: what 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -24,7 +25,7 @@ from typing import Any
 from flows.arrivals import write_whole
 from tasks.record.mlflow_client import tracking_uri, without_passwords
 from thinner.errors import UserError
-from thinner.evidence import candidates, shipping
+from thinner.evidence import candidates, shipping, tradeoff
 from thinner.words import duration, with_thousands
 
 VARIABLE, BLOCK = "THINNER_NOTIFY", "thinner-notify"
@@ -106,7 +107,7 @@ def _address(run: str) -> str | None:
 
 
 def markdown(night: Night) -> str:
-    """The same as a page: for Prefect, with tables and links."""
+    """The same as a page: for Prefect, with tables, a picture and links."""
     if not night.went_well:
         return f"# {title(night)}\n\n```\n{text(night)}\n```\n"
     parts = [f"# {title(night)}", str(night.end["message"]), *shipping.target_lines(night.end["target"])]
@@ -115,8 +116,11 @@ def markdown(night: Night) -> str:
         parts.append(_table(("outcome", "claim", "numbers"), rows))
     measured = night.folder / "reports" / "metrics.json"
     if "metrics.json" in night.end["places"]:
-        shown = candidates.for_end(shipping.read_metrics(measured, complete=True), night.end["ship"] or "")
+        numbers, ship = shipping.read_metrics(measured, complete=True), night.end["ship"] or ""
+        shown = candidates.for_end(numbers, ship)
         parts.append(_table(shown.headings, [[cell or "-" for cell in row] for row in shown.rows]))
+        picture = base64.b64encode(tradeoff.draw(numbers, ship).encode()).decode()
+        parts.append(f"![accuracy and milliseconds](data:image/svg+xml;base64,{picture})")
     parts.append(_ran(night))
     if night.record and (address := _address(night.record)):
         parts.append(f"[This run in MLflow]({address})")

@@ -102,4 +102,4 @@ def about(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min"
     hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if hours < 24 else f"{hours / 24:.1f} days"
+    return f"{hours} h {rest} min" if hours < 24 else f"{seconds / 86_400:.1f} days"

@@ -45,6 +45,8 @@ from flows.trials import (
     require_optuna,
 )
 from flows.worktrees import (
+    NOT_BEGUN,
+    Begin,
     Worktrees,
     bring_up_to_date,
     cancelled,
@@ -235,9 +237,11 @@ class Job:
 
 
 @flow(name="thinner-search", persist_result=False, validate_parameters=False)
-def search(job: Job, trees: Worktrees, environment: dict[str, str]) -> State:
+def search(job: Job, trees: Worktrees, begin: Begin) -> State:
     """The default, the trials, and what was found again with other seeds."""
     with ended_together():
+        if (environment := begin()) is None:
+            return Failed(message=NOT_BEGUN)
         first = make_default.with_options(task_run_name=DEFAULT).submit(job, trees, environment)
         first.wait()
         if not first.state.is_completed():

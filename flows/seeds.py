@@ -146,10 +146,12 @@ def _named(seeds: Collection[int]) -> str:
 
 
 @flow(name="thinner-seeds", persist_result=False, validate_parameters=False)
-def bring_up_to_date(root: Path, keys: dict[int, str], trees: Worktrees, environment: dict[str, str]) -> State:
+def bring_up_to_date(root: Path, keys: dict[int, str], trees: Worktrees, begin: worktrees.Begin) -> State:
     """Train, side by side; then evaluate one seed after the other. One that fails does not stop the others."""
     folders = dict(zip(keys, trees.paths, strict=True))
     with ended_together():
+        if (environment := begin()) is None:
+            return Failed(message=worktrees.NOT_BEGUN)
         futures = {}
         for seed, folder in folders.items():
             write_params(folder, with_values(root, {"run.seed": seed}))

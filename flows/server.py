@@ -29,11 +29,12 @@ from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_HOME,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    get_current_settings,
     temporary_settings,
 )
 
-from flows import OWN_SERVER, console
-from flows.watch import MARK
+from flows import OWN_SERVER, console, own_server
+from flows.watch import MARK, PROGRAM
 from tasks import processes
 from tasks.record import mlflow_client
 from thinner.errors import UserError, one_line
@@ -174,14 +175,14 @@ def _started_again() -> Iterator[None]:
     from prefect.server.api.server import SubprocessASGIServer  # takes a second, which Prefect would take in a moment
 
     prefects: Any = SubprocessASGIServer
-    start = prefects._run_uvicorn_command
+    prefects_own = prefects._run_uvicorn_command
     started: list[Any] = []
 
     def counted(server: Any) -> Any:
         if len(started) == STARTS and not _begun.is_set():
             last = started[-1].returncode
             raise RuntimeError(f"It ended {STARTS} times while it started, at last with exit status {last}")
-        process = start(server)
+        process: Any = _start(server.port)
         process.poll = functools.partial(_looked_at, process)
         started.append(process)
         return process
@@ -190,7 +191,18 @@ def _started_again() -> Iterator[None]:
     try:
         yield
     finally:
-        prefects._run_uvicorn_command = start
+        prefects._run_uvicorn_command = prefects_own
+
+
+def _start(port: int) -> subprocess.Popen[bytes]:
+    """The server's process, as Prefect has it."""
+    ours = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    words = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.own_server", "--factory", PROGRAM, *words],
+        env={**os.environ, **ours, **settings, **own_server.ENVIRONMENT},
+    )
 
 
 def _looked_at(process: subprocess.Popen[bytes]) -> int | None:

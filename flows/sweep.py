@@ -11,7 +11,6 @@ key whether what it rests on (code, data, parameters) is still what is here. doc
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import threading
 import time
@@ -29,6 +28,8 @@ from pydantic import Field, model_validator
 
 from flows import console, engines, recipes, server
 from flows.worktrees import (
+    NOT_BEGUN,
+    Begin,
     Worktrees,
     bring_up_to_date,
     cancelled,
@@ -50,6 +51,8 @@ from thinner.params import Section
 # step: of the best validation, or the chosen round of prune. macs: multiply-adds per image of the network; share: of
 # those of the network that was pruned, of prune only
 COLUMNS = ("variant", "seed", "target", "value", "step", "macs", "share", "seconds", "commit", "key")
+# imported before the first run: while runs go on for hours, a person edits the tree, and modules of two ages do not fit
+_WHAT_READS_RESULTS = ("thinner.networks.checkpoint", "thinner.measure.profiling", "thinner.evidence.study")
 FOLDER = "docs/studies"  # tables, figures and numbers: a study is a page of the documentation
 
 
@@ -239,10 +242,12 @@ def _macs(folder: Path) -> dict[str, int]:
 
 
 @flow(name="thinner-sweep", persist_result=False, validate_parameters=False)
-def sweep(study: Study, runs: list[Run], results: Results, trees: Worktrees, environment: dict[str, str]) -> State:
+def sweep(study: Study, runs: list[Run], results: Results, trees: Worktrees, begin: Begin) -> State:
     """Every run that is not up to date; one that fails does not stop the others."""
     shared: dict[str, threading.Lock] = {}
     with ended_together():
+        if (environment := begin()) is None:
+            return Failed(message=NOT_BEGUN)
         futures = {
             one.name: run.with_options(name=one.name, task_run_name=one.name).submit(
                 one, study, results, trees, environment, shared
@@ -304,16 +309,15 @@ def start(
     runs = plan(study, root, only, seeds)
     results = Results(root / FOLDER / f"{path.stem}.csv", study)
     folder = root / ".thinner" / "sweeps" / path.stem
-    # what reads results, now: while runs go on for hours, a person edits the tree, and modules of two ages do not fit
-    for name in ("networks.checkpoint", "measure.profiling", "evidence.study"):
-        importlib.import_module(f"thinner.{name}")
 
     busy = "this study is running already. Wait for it, or stop it with Ctrl-C there"
     with processes.only_one(folder / "lock", busy), engines.connected(choice, root) as engine:
         sources = {(run.params["data"]["root"], run.params["data"]["source"]) for run in runs}
         count = min(engines.side_by_side(engine, workers), len(runs))
         trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)], sources, engine=engine)
-        state = conduct(root, f"study {path.stem}", count, trees, sweep, study, runs, results)
+        state = conduct(
+            root, f"study {path.stem}", count, trees, sweep, study, runs, results, modules=_WHAT_READS_RESULTS
+        )
     if not results.frame().empty:
         write_report(path, root)
     if not state.is_completed():

@@ -15,7 +15,7 @@ import sys
 import psutil
 
 MARK = "THINNER_SERVER_OF"  # in the environment of the flow and of what it starts
-_PROGRAM = "prefect.server.api.server:create_app"
+PROGRAM = "prefect.server.api.server:create_app"
 _GRACE_SECONDS = 10.0
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     servers = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if any(_PROGRAM in word for word in process.cmdline()) and process.environ().get(MARK) == sys.argv[1]:
+            if any(PROGRAM in word for word in process.cmdline()) and process.environ().get(MARK) == sys.argv[1]:
                 process.terminate()
                 servers.append(process)
     for process in psutil.wait_procs(servers, _GRACE_SECONDS)[1]:

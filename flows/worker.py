@@ -7,7 +7,9 @@ lies in a folder of its own (`THINNER_WORKER_FOLDER`), with a DVC cache of its o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -25,8 +27,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.pipeline import select
 from flows.worktrees import end_processes_of, hear, perform
-from tasks import lineage, processes, remote
-from tasks.environment import HOME
+from tasks import forks, lineage, processes, remote
+from tasks.environment import HOME, child_environment
 from tasks.git import git
 from thinner.errors import UserError, one_line
 
@@ -92,7 +94,7 @@ def run_stage(parcel: Parcel, order: Order) -> Done:
 
 def _bring(clone: Path, order: Order, ran: list[str]) -> str | None:
     """What went wrong with the stage and all that it needs, or None."""
-    logger, environment = get_run_logger(), {**order.environment, HOME: str(clone)}
+    logger, environment = get_run_logger(), {**order.environment, HOME: str(clone), **_forking().environment}
     (clone / "params.yaml").write_text(order.params, encoding="utf-8")
     if lineage.key(clone, order.stage) != order.key:
         return f"{order.stage}: {_OTHER}"
@@ -103,6 +105,14 @@ def _bring(clone: Path, order: Order, ran: list[str]) -> str | None:
                 return failure
     said, code = hear(remote.command("push"), clone, order.name, environment, logger)
     return None if code == 0 else f"{order.stage}: its result was not sent: {said[-1] if said else code}"
+
+
+@functools.cache
+def _forking() -> forks.Server:
+    """What the stages on this worker are forks of: one process for as long as the worker lives, with which it ends."""
+    server = forks.Server.start(child_environment())
+    atexit.register(server.end)
+    return server
 
 
 _OTHER = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import configparser
 import contextlib
 import copy
+import importlib
 import json
 import os
 import shutil
@@ -194,43 +195,71 @@ def write_params(folder: Path, params: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------------------------------------- flows
 
 
-def conduct(root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..., State], *arguments: Any) -> State:
-    """The whole life of a flow that works in worktrees and is given them, and its runs' environment, after the
-    ``arguments``: MLflow's run above the runs, the flow, and if all went well the end of the worktrees."""
+# a flow's first act: MLflow's run of it is opened. What its runs are told; None: it was refused, and nothing may run
+Begin = Callable[[], dict[str, str] | None]
+NOT_BEGUN = "MLflow's run could not be opened"
+
+
+def conduct(
+    root: Path, name: str, workers: int, trees: Worktrees, work: Flow[..., State], *arguments: Any,
+    modules: Sequence[str] = (),
+) -> State:  # fmt: skip
+    """The whole life of a flow that works in worktrees and is given them, and `Begin`, after the ``arguments``:
+    MLflow's run above the runs, the flow, and if all went well the end of the worktrees. ``modules`` are imported
+    while other processes import theirs.
+
+    Raises:
+        UserError: MLflow's run could not be opened.
+    """
     slots.count(root)
     server.leave_dead()
     alive = child_environment(**{FLOW: processes.mark()})
     forking = forks.Server.start(alive)
     # MLflow's run also makes the database before several processes meet in it
     recorder = Record.start(root, alive | forking.environment)
-    try:
-        opened = recorder.open(name)
-    except BaseException:
-        forking.end()
-        raise
-    if opened.said:
-        console.console.print(opened.said, style="yellow", markup=False)
-    environment = {
-        PARENT: opened.run_id,
-        "MLFLOW_TRACKING_URI": tracking_uri(),
-        UNSENT: "yes" if opened.kept else "no",
-        HOME: str(root),  # what is kept in a worktree would go with it
-        **forking.environment,
-    }
+    environment: dict[str, str] = {}  # once it is open, which takes as long as Prefect's server does to start
+    refused: list[UserError] = []
+
+    def begin() -> dict[str, str] | None:
+        try:
+            opened = recorder.open(name)
+        except UserError as error:
+            refused.append(error)
+            return None
+        if opened.said:
+            console.console.print(opened.said, style="yellow", markup=False)
+        environment.update(
+            {
+                PARENT: opened.run_id,
+                "MLFLOW_TRACKING_URI": tracking_uri(),
+                UNSENT: "yes" if opened.kept else "no",
+                HOME: str(root),  # what is kept in a worktree would go with it
+                **forking.environment,
+            }
+        )
+        return environment
+
     console.take_over()
     threads: Any = ThreadPoolTaskRunner(max_workers=workers)
     named = work.with_options(flow_run_name=name, task_runner=threads)
     status = "KILLED"
     try:
+        for module in modules:
+            importlib.import_module(module)
         with stoppable("Stopping. What was finished is kept; the same command goes on."):
-            state = server.outlived(lambda: named(*arguments, trees, environment, return_state=True))
+            state = server.outlived(lambda: named(*arguments, trees, begin, return_state=True))
         status = "FINISHED" if state.is_completed() else "FAILED"
     finally:
-        closed = recorder.close(root, child_environment(**environment), opened.run_id, status=status)
+        if environment:
+            closed = recorder.close(root, child_environment(**environment), environment[PARENT], status=status)
+            if not closed.well:
+                said = f"MLflow's run of {name} was not closed: {closed.error[-300:]}"
+                console.console.print(said, style="yellow", markup=False)
+        else:
+            recorder.leave()
         forking.end()
-        if not closed.well:
-            said = f"MLflow's run of {name} was not closed: {closed.error[-300:]}"
-            console.console.print(said, style="yellow", markup=False)
+    if refused:
+        raise refused[0]
     if status == "FINISHED":
         trees.remove()
     return state

@@ -39,6 +39,7 @@ from thinner.measure import profiling
 from thinner.networks import checkpoint, models
 from thinner.params import Augmentation, Budget, Network, Params
 from thinner.runtimes import catalogue
+from thinner.words import number as in_words
 
 _TIMED, _WARM = 5, 2  # steps
 _ENOUGH_SECONDS = 3.0  # of timed steps, where each takes long
@@ -234,6 +235,10 @@ def _median(once: Callable[[int], None], warm: int = _WARM, timed: int = _TIMED)
     return statistics.median(taken)
 
 
+def each_step(seconds: float) -> str:
+    return f"{in_words(float(f'{seconds:.2g}'))} s each"
+
+
 def _noise(params: Params, images: int) -> tuple[Any, Any]:
     rng, side = np.random.default_rng(0), params.data.image_size
     pixels = rng.integers(0, 256, (images, side, side, params.data.channels), dtype=np.uint8)
@@ -363,7 +368,7 @@ class _Job:
         seconds = steps * each + looks * self.counts.validation * look
         size = 4 * profiling.count_params(network[1]())
         return Cost(
-            stage, self._beside(seconds), size, f"{steps:,} steps of {plan.batch_size} images, {each:.2g} s each"
+            stage, self._beside(seconds), size, f"{steps:,} steps of {plan.batch_size} images, {each_step(each)}"
         )
 
     def _step(
@@ -451,7 +456,7 @@ class _Job:
             "small",
             self._beside(steps * each + looks * self.counts.validation * look),
             size,
-            f"{steps:,} steps of {plan.batch_size} images, {each:.2g} s each",
+            f"{steps:,} steps of {plan.batch_size} images, {each_step(each)}",
         )
 
     def _alike(self, source: str) -> bool:

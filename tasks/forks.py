@@ -55,6 +55,8 @@ LIBRARIES = (
 # read as libraries are loaded, so a fork has what the process had
 _READ_EARLY = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ATEN_", "TORCH", "PYTORCH_", "PYTHON", "LD_", "MALLOC_")
 _OURS = {"tasks", "thinner", "flows", "benchmarks", "tests"}
+# it hands its process over to DVC, whose stages are to be forks
+_STARTS_STAGES = "tasks.remote"
 _LENGTH = 8  # bytes that tell how long a request is
 
 
@@ -67,6 +69,13 @@ def _early(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_READ_EARLY)}
 
 
+def _are_alike(told: Mapping[str, str], before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether libraries read in ``told`` what they read here, ``before``. What they have set since (``now``), as torch
+    does, whoever imported them has set as well, and those that it started have it."""
+    asked, had, has = _early(told), _early(before), _early(now)
+    return all(asked.get(name) in (had.get(name), has.get(name)) for name in {*asked, *had})
+
+
 # ------------------------------------------------------------------------------------------------ the program's side
 
 
@@ -76,7 +85,7 @@ def hand_over() -> None:
     Called before anything large is imported: by `tasks` for its own programs, by a program of another folder itself.
     """
     module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if sys.argv[0] == "-m" else None
-    if module is not None and not module.startswith("tasks."):
+    if module is not None and (not module.startswith("tasks.") or module == _STARTS_STAGES):
         return
     address = os.environ.pop(ADDRESS, OFF)
     if address == OFF or is_further_process():
@@ -176,7 +185,7 @@ class Server:
 # ------------------------------------------------------------------------------------------- the process that forks
 
 
-def _serve(listener: socket.socket, early: Mapping[str, str]) -> tuple[socket.socket, dict[str, Any]] | None:
+def _serve(listener: socket.socket, before: Mapping[str, str]) -> tuple[socket.socket, dict[str, Any]] | None:
     """Returns in each fork, with what it is to be; and None where the flow is gone."""
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
     mine = _kind()
@@ -185,27 +194,35 @@ def _serve(listener: socket.socket, early: Mapping[str, str]) -> tuple[socket.so
         if sys.stdin in ready:
             return None
         peer, _ = listener.accept()
-        with contextlib.suppress(OSError, ValueError):
-            peer.settimeout(10.0)  # a program that dies in the middle of its request holds up nobody
-            head, files, _, _ = socket.recv_fds(peer, _LENGTH, 3)
-            text = b""
-            while len(text) < int.from_bytes(head, "big") and (more := peer.recv(1 << 16)):
-                text += more
-            request = json.loads(text)
-            peer.settimeout(None)
-            alike = request["kind"] == mine and _early(request["environment"]) == early
-            if alike and threading.active_count() == 1 and len(files) == 3:
-                if os.fork() == 0:
-                    listener.close()
-                    for number, file in enumerate(files):
-                        os.dup2(file, number)
-                        os.close(file)
-                    return peer, request
-            else:
+        files: list[int] = []
+        try:
+            request = _read(peer, files)
+            alike = request["kind"] == mine and _are_alike(request["environment"], before, os.environ)
+            if not alike or threading.active_count() > 1 or len(files) != 3:
                 peer.sendall(b"0\n")
+            elif os.fork() == 0:
+                listener.close()
+                for number, file in enumerate(files):
+                    os.dup2(file, number)
+                return peer, request
+        except (OSError, ValueError):
+            pass  # it died in the middle of its request, or no process can be had: then it starts by itself
+        finally:
             for file in files:
                 os.close(file)
         peer.close()
+
+
+def _read(peer: socket.socket, files: list[int]) -> dict[str, Any]:
+    """A program's request; ``files`` gets those that it hands over."""
+    peer.settimeout(10.0)  # one that dies in the middle of it holds up nobody
+    head, given, _, _ = socket.recv_fds(peer, _LENGTH, 3)
+    files += given
+    text = b""
+    while len(text) < int.from_bytes(head, "big") and (more := peer.recv(1 << 16)):
+        text += more
+    peer.settimeout(None)
+    return dict(json.loads(text))
 
 
 def _reap() -> None:
@@ -269,7 +286,7 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     set_by_libraries = {name: value for name, value in os.environ.items() if name not in before}
-    if (given := _serve(listener, _early(before))) is None:
+    if (given := _serve(listener, before)) is None:
         shutil.rmtree(sys.argv[2], ignore_errors=True)
         return 0
     peer, request = given

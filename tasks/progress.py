@@ -9,6 +9,7 @@ import time
 from typing import Any, ClassVar
 
 from tasks.environment import PROGRESS
+from thinner.words import number
 
 
 class Progress:
@@ -82,8 +83,8 @@ class Silence:
 
 
 def numbers_text(numbers: dict[str, float]) -> str:
-    """`loss 0.412  val_accuracy 0.873`: four significant digits, names as they were given."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    """`loss 0.412  images 27,264`: four digits or more and no exponent, names as they were given."""
+    return "  ".join(f"{name} {number(value)}" for name, value in numbers.items())
 
 
 def progress_text(description: str, done: float, total: float, numbers: dict[str, float], seconds: float) -> str:

@@ -572,7 +572,7 @@ def explain(error: BaseException, url: str) -> str:
     for one in chain:
         names = {cls.__name__ for cls in type(one).__mro__}
         text = str(one)
-        if names & _NO_CREDENTIALS:
+        if names & _NO_CREDENTIALS or text.startswith("Anonymous caller "):  # Google's words, where nobody signed
             return f"{url}: no credentials were found. They come {how}"
         if names & {"ProfileNotFound"}:
             return f"{url}: {one_line(text)}. Its name stands in ~/.aws/credentials or ~/.aws/config"
@@ -580,7 +580,7 @@ def explain(error: BaseException, url: str) -> str:
             return f"{url}: does not answer ({one_line(_without_secrets(text), 120)}). Is the address right?"
         if names & {"NoSuchBucket", "FileNotFoundError"}:
             return f"{url}: there is no such {'bucket' if scheme in ('s3', 'gs') else 'folder'}. Make it first"
-        if names & _REFUSED or "Access Key Id" in text:
+        if names & _REFUSED or "Access Key Id" in text or text.startswith("Forbidden: "):  # gcsfs raises OSError
             mend = f"Other credentials come {how}" if how else "Mend its owner or mode"
             return f"{url}: refused ({one_line(_without_secrets(text), 120)}). {mend}"
     return f"{url}: {type(chain[0]).__name__}: {one_line(_without_secrets(str(chain[0])))}"

@@ -5,8 +5,17 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
+
+
+def _end_prefect(share):
+    if (share / "prefect.pid").exists():
+        from tests import prefects
+
+        prefects.end(share)
+
 
 # before torch is imported: with a thread per core, small tensors spend their time waiting for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if "TESTS_SHARE" not in os.environ:  # the first process of all, whose workers inherit it
     os.environ["TESTS_SHARE"] = tempfile.mkdtemp(prefix="thinner-tests-")
     atexit.register(shutil.rmtree, os.environ["TESTS_SHARE"], ignore_errors=True)
+    atexit.register(_end_prefect, Path(os.environ["TESTS_SHARE"]))
 os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.join(os.environ["TESTS_SHARE"], "site-cache"))
 
 
@@ -25,7 +35,16 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-LONGEST = ("test_end_to_end.py", "test_first_hour.py")  # a quarter of an hour, and ten minutes in one test
+@pytest.fixture(scope="session")
+def prefect_url() -> str:
+    """A Prefect server for all tests of flows that are not about the server which a run starts by itself."""
+    from tests import prefects
+
+    return prefects.url(Path(os.environ["TESTS_SHARE"]))
+
+
+# a quarter of an hour, ten minutes in one test, and two of four minutes
+LONGEST = ("test_end_to_end.py", "test_first_hour.py", "test_engines.py")
 
 
 def pytest_collection_modifyitems(items):

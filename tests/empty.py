@@ -46,6 +46,11 @@ def _make(folder: Path) -> Path:
 
 def put_stores(root: Path) -> None:
     """In the repository at ``root``, for runs that nobody has told of another place."""
-    (root / ".prefect").mkdir(exist_ok=True)
     shutil.copy(_made() / "mlflow.db", root)
-    shutil.copy(_made() / "prefect.db", root / ".prefect")
+    put_prefect(root / ".prefect")
+
+
+def put_prefect(home: Path) -> None:
+    """Prefect's alone, in a folder that is to be PREFECT_HOME."""
+    home.mkdir(exist_ok=True)
+    shutil.copy(_made() / "prefect.db", home)

@@ -118,18 +118,23 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
         self._hidden = 0
+        self._goes_on = False
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self._goes_on = tag == "wbr"
         self._hidden += tag in ("script", "style")
 
     def handle_endtag(self, tag: str) -> None:
         self._hidden -= tag in ("script", "style")
 
     def handle_data(self, data: str) -> None:
-        if not self._hidden:
+        if self._goes_on and self.text:  # a word that may be broken there
+            self.text[-1] += data
+        elif not self._hidden:
             self.text.append(data)
+        self._goes_on = False
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]

@@ -8,6 +8,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 
 def free_port() -> int:
@@ -32,11 +35,11 @@ def answers(url: str) -> bool:
         return False
 
 
-def end_group(server: subprocess.Popen[bytes]) -> None:
+def end_group(server: subprocess.Popen[Any] | psutil.Process) -> None:
     """SIGTERM to a server and all that it started, which has a session of its own; SIGKILL 20 s later."""
     os.killpg(server.pid, 15)
     try:
         server.wait(20)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
         os.killpg(server.pid, 9)
         server.wait()

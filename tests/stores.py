@@ -1,4 +1,5 @@
-"""Servers on this machine that ask who is there: one that speaks S3 (moto's), SSH (asyncssh's), and PostgreSQL."""
+"""Servers on this machine that ask who is there: one that speaks S3 (moto's), Google's (gcp-storage-emulator), SSH
+(asyncssh's), and PostgreSQL."""
 
 import contextlib
 import json
@@ -61,6 +62,89 @@ def signed_s3(folder: Path) -> Iterator[Store]:
     finally:
         server.terminate()
         server.wait(20)
+
+
+# The emulator lets anybody in. So before it stands what Google has: whoever signs with the team's key gets a token, and
+# without that each request is refused, in Google's words.
+SERVE_OBJECTS = """
+import base64, http.server, json, sys, urllib.parse
+from functools import partial
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from gcp_storage_emulator import server
+from google.auth import crypt
+
+folder, port, token = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+url = f"http://127.0.0.1:{port}"
+pem = serialization.Encoding.PEM
+verifiers = {}
+for name in ("team", "stranger"):
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    verifiers[f"{name}@thinner"] = crypt.RSAVerifier.from_string(public)
+    with open(f"{folder}/{name}.json", "w") as file:
+        json.dump({"type": "service_account", "project_id": "thinner", "private_key_id": name, "private_key": private,
+                   "client_email": f"{name}@thinner", "token_uri": f"{url}/token"}, file)
+
+class Handler(server.RequestHandler):
+    def answer(self, code, body):
+        text = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def refuse(self, code, who):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        right = "storage.objects.create access to the Google Cloud Storage object."
+        self.answer(code, {"error": {"code": code, "message": f"{who} does not have {right}"}})
+
+    def asked(self):
+        if self.path == "/token":
+            form = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            signed = urllib.parse.parse_qs(form)["assertion"][0].encode()
+            who = json.loads(base64.urlsafe_b64decode(signed.split(b".")[1] + b"=="))["iss"]
+            text, _, signature = signed.rpartition(b".")
+            if verifiers[who].verify(text, base64.urlsafe_b64decode(signature + b"==")):
+                given = token if who == "team@thinner" else "strangers"
+                return self.answer(200, {"access_token": given, "expires_in": 3600, "token_type": "Bearer"})
+            return self.answer(400, {"error": "invalid_grant", "error_description": "Invalid JWT Signature."})
+        given = self.headers.get("Authorization")
+        if given == f"Bearer {token}":
+            return server.Router(self).handle(self.command)
+        code, who = (403, "stranger@thinner") if given == "Bearer strangers" else (401, "Anonymous caller")
+        return self.refuse(code, who)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = asked
+
+storage = server.Storage(use_memory_fs=True)
+server.buckets.create_bucket("team", storage)
+with http.server.HTTPServer(("127.0.0.1", port), partial(Handler, storage)) as made:
+    print("listening", flush=True)
+    made.serve_forever()
+"""
+
+
+@contextlib.contextmanager
+def signed_gs(folder: Path) -> Iterator[Store]:
+    """With a bucket `team`; the words: an address, a token that is a secret. ``folder`` has the keys of two accounts,
+    `team.json` and `stranger.json`. Skips the test where the emulator or dvc-gs are not installed."""
+    pytest.importorskip("gcp_storage_emulator")
+    pytest.importorskip("dvc_gs")
+    port, token = free_port(), os.urandom(12).hex()
+    command = [sys.executable, "-c", SERVE_OBJECTS, str(folder), str(port), token]
+    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"listening\n", (folder / "log").read_text()
+            env = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}"}  # Google's name for such an address
+            # else gcsfs asks Google's own servers, by another protocol, what kind of bucket it is
+            env |= {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+            yield Store(["gs://team/thinner", token], env)
+        finally:
+            server.terminate()
 
 
 SERVE_FILES = """

@@ -22,13 +22,14 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests import forked
 from tests.copies import commit_all, copy_project
+from tests.toy import kill_family
 from thinner.predict import open_candidate, predict_logits
 
 pytestmark = pytest.mark.integration
@@ -70,24 +71,32 @@ def environment(root):
     run does; afterwards it is seconds a stage."""
     digest = hashlib.sha256((root / "params.yaml").read_bytes()).hexdigest() if (root / "dvc.lock").exists() else ""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("THINNER_", "MLFLOW_", "PREFECT_API", "DVC_"))}
-    return kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(root),
-        "THINNER_CHECKED": digest,
-        "PREFECT_HOME": str(root / ".prefect"),
-        "DVC_SITE_CACHE_DIR": str(root.parent / "site-cache"),
-        "DVC_NO_ANALYTICS": "1",
-    }
+    return (
+        kept
+        | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(root),
+            "THINNER_CHECKED": digest,
+            "PREFECT_HOME": str(root / ".prefect"),
+            "DVC_SITE_CACHE_DIR": str(root.parent / "site-cache"),
+            "DVC_NO_ANALYTICS": "1",
+        }
+        | forked.address(str(root))
+    )
 
 
-def run(root, *command, check=True):
-    done = subprocess.run(command, cwd=root, env=environment(root), text=True, capture_output=True, check=False)
+def run(root, *command, check=True, **env):
+    told = environment(root) | env
+    done = subprocess.run(command, cwd=root, env=told, text=True, capture_output=True, check=False)
     assert not check or done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 
 
-def pipeline(root):
-    return run(root, sys.executable, "-m", "flows.pipeline").stdout
+SERVER = {}  # of Prefect, for all runs but the first and the scheduled ones, which start their own
+
+
+def pipeline(root, *stages):
+    return run(root, sys.executable, "-m", "flows.pipeline", *stages, **SERVER).stdout
 
 
 def clone(root):
@@ -104,10 +113,13 @@ def clone(root):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, request):
     """A copy of the repository after `python -m flows.pipeline`, and what that printed."""
     root = clone(tmp_path_factory.mktemp("prefect") / "thinner")
-    return root, pipeline(root)
+    printed = pipeline(root)
+    SERVER["PREFECT_API_URL"] = request.getfixturevalue("prefect_url")
+    yield root, printed
+    SERVER.clear()
 
 
 def weights(root):
@@ -218,7 +230,7 @@ def named_in_process(folder, pictures):
 
 
 def run_cli(root, *words, code=0):
-    done = run(root, sys.executable, "-m", "flows.cli", *words, check=False)
+    done = run(root, *forked.program("flows.cli"), *words, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -238,15 +250,11 @@ def test_dvc_repro_killed_in_the_middle_of_distill_ends_with_the_same_weights(fi
         assert process.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < give_up
         time.sleep(0.02)
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.send_signal(signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(family, timeout=10)
+    kill_family(process)
     assert state[0].exists()
     assert not (root / "data" / "distill" / "model.safetensors").exists()
 
-    again = run(root, sys.executable, "-m", "flows.pipeline", "prune").stdout  # the other of the two goes on
+    again = pipeline(root, "prune")  # the other of the two goes on
     assert "distill   done in" in again
     assert "teach     up to date" in again
     made, before = weights(root), weights(finished[0])
@@ -405,9 +413,7 @@ def test_an_experiment_is_listed(finished):
 def test_predict_names_the_digit(finished):
     root, _ = finished
     pictures = sorted((root / "data" / "raw" / "digits" / "3").iterdir())[:20]
-    answered = run(
-        root, sys.executable, "-m", "flows.cli", "predict", *map(str, pictures), "--candidate", "prune", "--json"
-    )
+    answered = run_cli(root, "predict", *map(str, pictures), "--candidate", "prune", "--json")
     assert answered.stdout.count('"3"') >= 10
 
 

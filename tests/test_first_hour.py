@@ -26,6 +26,7 @@ QUICK = """\
 title: little
 note: for a test
 set:
+  run.threads: 1
   finetune.training.epochs: 6
   student.training.steps: 60
   prune.rounds: 1

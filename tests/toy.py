@@ -9,6 +9,7 @@ to fail (TOY_FAIL=NAME), to be slow (TOY_SLOW=NAME:SECONDS), not to heed SIGTERM
 its own input while it runs (TOY_EDIT=NAME).
 """
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -16,10 +17,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
 
+from tasks import forks
+from tests import forked
 from tests.empty import put_stores
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -90,7 +94,7 @@ GRAPH = {
 class Toy:
     """The repository at `root`, and what one does in it."""
 
-    forks = False  # whether a flow's stages are forks of one process (tasks/forks.py)
+    forks = "shared"  # a flow's stages are forks of the tests' process; "own": of the flow's own; "off": by themselves
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -132,10 +136,14 @@ class Toy:
         self.run("git", "commit", "--quiet", "--message", "toy")
 
     def environment(self, **env: str) -> dict[str, str]:
-        # The deep check of params.yaml imports torch, ten seconds a stage; it has tests of its own. So does the process
-        # whose forks stages can be, and these need none of the libraries that it imports.
+        # the deep check of params.yaml imports torch, ten seconds a stage; it has tests of its own
         digest = hashlib.sha256((self.root / "params.yaml").read_bytes()).hexdigest()
-        return self.env | {"THINNER_CHECKED": digest} | ({} if self.forks else {"THINNER_FORKS": "off"}) | env
+        told = self.env | {"THINNER_CHECKED": digest}
+        if self.forks == "off":
+            told |= {forks.ADDRESS: forks.OFF}
+        elif self.forks == "shared":
+            told |= forked.address(told["PYTHONPATH"])
+        return told | env
 
     def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -190,9 +198,19 @@ class Toy:
         return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 180) -> None:
     """Wait until `condition()` is true; the bound is generous because the machine may be busy."""
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up, f"not within {seconds} s"
         time.sleep(0.05)
+
+
+def kill_family(leader: subprocess.Popen[Any]) -> None:
+    """`kill -9` of a process and all below it; some may end while they are looked at."""
+    family = [psutil.Process(leader.pid), *psutil.Process(leader.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    leader.wait()
+    psutil.wait_procs(family, timeout=10)

@@ -8,6 +8,14 @@ The names below are all that is public. They are imported when they are asked fo
 `import thinner` nor a stage, which imports its modules one by one, pays for the others.
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"]:  # a program of ours, `python -m thinner.measure.verify`: it ends at once (tasks/__init__.py)
+    import atexit
+    import gc
+
+    atexit.register(gc.freeze)
+
 __all__ = ["Network", "Prediction", "UnreadablePictureError", "UserError", "load"]
 # what people's own code takes from here (docs/extend.md), and the room where each lies: `from thinner import losses`
 _MODULES = {

@@ -29,6 +29,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarni
 
 runner = CliRunner()
 VERBS = (
+    "init",
+    "plan",
+    "recipe",
+    "bundle",
+    "search",
     "run",
     "set",
     "stage",

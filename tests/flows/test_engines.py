@@ -1,25 +1,17 @@
 """Engines: what is refused before anything runs, what travels to a worker, and a study on two workers that share no
-folder: a scheduler and workers of Dask, real stages, real DVC."""
+folder: a cluster of Dask, and one of Ray, real stages, real DVC."""
 
-import contextlib
 import importlib.util
-import io
 import logging
 import os
 import pickle
-import shutil
 import signal
-import subprocess
 import sys
-import tarfile
 import tomllib
-import venv
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -27,8 +19,9 @@ from typer.testing import CliRunner
 from flows import cli, engines, worker
 from tasks import lineage
 from tasks.git import git
+from tests.clusters import Cluster, started
 from tests.flows.test_sweep import HISTORY, ONE_SEED
-from tests.servers import free_port
+from tests.servers import end_group
 from tests.toy import PROGRAM, PROJECT, Toy, eventually
 from thinner.errors import UserError
 
@@ -106,7 +99,10 @@ def test_every_engine_is_an_extra() -> None:
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """With a folder that it names as DVC's remote, in the commit."""
-    base = tmp_path_factory.mktemp("engines")
+    return project(tmp_path_factory.mktemp("engines"))
+
+
+def project(base: Path) -> Toy:
     toy = Toy(base / "toy")
     (toy.root / "nets").mkdir()
     (toy.root / "nets/README.md").write_text("networks of one's own")
@@ -207,104 +203,47 @@ def test_of_the_environment_nothing_travels_but_where_mlflow_is(monkeypatch: pyt
 # ---------------------------------------------------------------------------------------------- two workers
 
 
-@dataclass
-class Cluster:
-    """A scheduler and workers on loopback, each with a folder, a cache, a record and an environment of its own."""
-
-    folder: Path
-    toy: Toy
-    address: str
-    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def start_worker(self, name: str, **env: str) -> None:
-        home = self.folder / name
-        home.mkdir()
-        own = {worker.FOLDER: str(home / "clones"), "PREFECT_HOME": str(home), "DVC_SITE_CACHE_DIR": str(home / "site")}
-        own |= {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db", "HOME": str(home), **env}
-        shutil.copy(self.toy.root / "mlflow.db", home)
-        words = ["worker", self.address, "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard", "--no-nanny"]
-        words += ["--local-directory", str(home / "dask"), "--name", name]
-        self.workers[name] = _start(words, self.toy.env | own, home, _own_python(home / "env"))
-
-    def ran(self) -> list[tuple[str, str]]:
-        """(worker, stage) of all that really ran."""
-        files = self.folder.glob("*/clones/*/*/ran.txt")
-        return [(f.relative_to(self.folder).parts[0], stage) for f in files for stage in f.read_text().split()]
-
-    def read(self, name: str, start: str) -> list[str]:
-        """What follows ``start`` in files of that name, of all workers."""
-        words = [word for file in self.folder.glob(f"*/clones/*/*/{name}") for word in file.read_text().split()]
-        return [word.removeprefix(start) for word in words if word.startswith(start)]
-
-    def states(self) -> dict[str, int]:
-        """The step in each state of distill that lies on the remote."""
-        found = {}
-        for path in (self.toy.root.parent / "store" / "states").glob("distill-*.tar"):
-            with contextlib.suppress(tarfile.TarError, OSError, KeyError), tarfile.open(path) as archive:
-                found[path.stem] = int((archive.extractfile("step") or io.BytesIO(b"0")).read())
-        return found
-
-    def stages(self) -> list[psutil.Process]:
-        """Stage programs that are alive."""
-        return [p for p in psutil.process_iter(["cmdline", "cwd"])
-                if "program.py" in (p.info["cmdline"] or [])[:3] and str(p.info["cwd"]).startswith(str(self.folder))
-                and p.is_running() and p.status() != psutil.STATUS_ZOMBIE]  # fmt: skip
-
-
-def _own_python(environment: Path) -> str:
-    """Of a virtual environment that has this one's packages."""
-    venv.create(environment, symlinks=True)
-    (place,) = environment.glob("lib/python*/site-packages")
-    (place / "packages.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
-    return str(environment / "bin" / "python")
-
-
-def _start(words: list[str], env: dict[str, str], home: Path, python: str = sys.executable) -> subprocess.Popen[bytes]:
-    command = [python, "-m", "dask", *words]
-    with (home / "log").open("w") as log:
-        return subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log)
-
-
-@pytest.fixture(scope="module")
-def cluster(original: Toy, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    pytest.importorskip("prefect_dask")
-    folder = tmp_path_factory.mktemp("cluster")
-    port = free_port()
-    (folder / "scheduler").mkdir()
-    original.env["PREFECT_API_URL"] = prefect_url
-    words = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
-    scheduler = _start(words, original.env, folder / "scheduler")
-    made = Cluster(folder, original, f"tcp://127.0.0.1:{port}")
-    yield made
-    for process in (*made.workers.values(), scheduler):
-        process.kill()
-        process.wait()
+@pytest.fixture(params=engines.ENGINES[1:])
+def cluster(request: pytest.FixtureRequest, prefect_url: str, tmp_path: Path) -> Iterator[Cluster]:
+    toy = project(tmp_path / "project")
+    toy.env["PREFECT_API_URL"] = prefect_url
+    with started(request.param, toy, tmp_path) as made:
+        yield made
 
 
 @pytest.mark.integration
 def test_a_study_on_two_workers_shares_results_and_outlives_a_worker_and_a_failure_and_ctrl_c_ends_it(
-    cluster: Cluster,
+    cluster: Cluster, request: pytest.FixtureRequest
 ) -> None:
     toy, csv = cluster.toy, cluster.toy.root / "docs/studies/small.csv"
     for name in ("one", "two"):
         cluster.start_worker(name, TOY_SLOW="distill:4")
-    words = ["-m", "flows.sweep", "studies/small.yaml", "--engine", "dask", "--address", cluster.address]
+    words = ["-m", "flows.sweep", "studies/small.yaml", "--engine", cluster.engine, "--address", cluster.address]
     toy.run("git", "config", "thinner.states", "true")
     process = toy.start(sys.executable, *words)
 
-    eventually(lambda: any(step > 0 for step in cluster.states().values()), 300)
+    def end() -> None:  # where something fails midway: what is left open would fail a later test
+        if process.poll() is None:
+            end_group(process)
+        assert process.stdout is not None
+        process.stdout.close()
+
+    request.addfinalizer(end)
+    eventually(lambda: process.poll() is not None or any(step > 0 for step in cluster.states().values()), 600)
+    assert process.poll() is None, process.communicate()[0]
     state = next(name for name, step in cluster.states().items() if step > 0)
     where = next(cluster.folder.glob(f"*/clones/*/*/.thinner/resume/{state}"))
     lost = where.relative_to(cluster.folder).parts[0]
     for stage in cluster.stages():  # by the environment of its worker
         assert stage.environ()["PATH"].startswith(str(Path(stage.info["cwd"]).parents[2] / "env" / "bin"))
-    cluster.workers[lost].kill()
-    eventually(lambda: not any(f"/{lost}/" in str(stage.info["cwd"]) for stage in cluster.stages()), 15)
+        assert cluster.fork_for(stage) is not None
+    cluster.kill(lost)
+    eventually(lambda: not any(f"/{lost}/" in str(stage.info["cwd"]) for stage in cluster.stages()), 60)
 
     # what was cut off goes on at the other one, from its state; unlucky fails; then late
-    eventually(lambda: [stage for _, stage in cluster.ran()].count("distill") == 4 and cluster.stages(), 120)
+    eventually(lambda: [stage for _, stage in cluster.ran()].count("distill") == 4 and cluster.stages(), 300)
     os.killpg(process.pid, signal.SIGINT)
-    eventually(lambda: not cluster.stages(), 15)
+    eventually(lambda: not cluster.stages(), 60)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert [name for name, one in cluster.workers.items() if one.poll() is not None] == [lost]  # the other stays

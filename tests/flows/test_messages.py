@@ -1,5 +1,6 @@
 """flows/messages.py: what is said of a scheduled run, to whom, and what never is."""
 
+import base64
 import json
 import logging
 import re
@@ -86,6 +87,13 @@ def test_the_page_has_the_candidates_of_a_real_run_and_tables_that_hold() -> Non
     assert "| refuted | prune has at most 50 % of the MACs of distill | 61 % \\| exact |" in page
     row = next(line for line in page.splitlines() if line.startswith("| finetune |"))
     assert f"{100 * numbers['finetune']['accuracy']:.1f} %" in row
+    coded = re.search(r"!\[accuracy and milliseconds]\(data:image/svg\+xml;base64,([\w+/=]+)\)", page)
+    assert coded is not None
+    picture = base64.b64decode(coded[1]).decode()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.partition("| network |")[2].splitlines()[2:]]
+    shown = rows[: rows.index("")]
+    assert {"finetune", "prune"} < set(shown)
+    assert [name for name in shown if f">{name}</text>" not in picture] == []
 
 
 def test_a_message_is_sent_to_each_address(hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prefect import flow
 
 from flows import nightly, worktrees
 from tasks import processes
+from tests.browser import Browser, find_chromium
 from tests.hooks import Hook, webhook
 from tests.toy import PROJECT, Toy
 from thinner.config import load_params
@@ -221,7 +223,7 @@ def test_a_night_with_a_value_of_its_own_fails_is_told_and_run_again_and_is_on_i
     nightly._put_in(tmp_path / "params.yaml", {"finetune.image_size": 48})
     # checked in depth already, which would take ten seconds each time
     checked = {"THINNER_CHECKED": hashlib.sha256((tmp_path / "params.yaml").read_bytes()).hexdigest()}
-    failed = toy.run(sys.executable, *night, check=False, TOY_FAIL="finetune", **checked)
+    failed = toy.run(sys.executable, *night, "--ref", "main", check=False, TOY_FAIL="finetune", **checked)
     assert failed.returncode == 1
     (told,) = hook.got
     assert (told["title"], told["type"]) == ("thinner nightly: finetune failed", "failure")
@@ -229,7 +231,7 @@ def test_a_night_with_a_value_of_its_own_fails_is_told_and_run_again_and_is_on_i
     assert lines[0] == "Stage    finetune"
     assert lines[1].startswith("Reason   finetune failed after ") and lines[1].endswith(": finetune: asked to fail")
     assert lines[2].endswith(
-        "python -m flows.nightly finetune --set finetune.image_size=48 --commit-to thinner/nightly"
+        "python -m flows.nightly finetune --set finetune.image_size=48 --ref main --commit-to thinner/nightly"
     )
     assert not toy.run("git", "branch", "--list", "thinner/nightly").stdout
 
@@ -255,6 +257,49 @@ def test_a_night_with_a_value_of_its_own_fails_is_told_and_run_again_and_is_on_i
     for path in toy.root.rglob("*"):  # nor in a file, and not in Prefect's pages
         assert not path.is_file() or hook.secret.encode() not in path.read_bytes(), path
     assert hook.secret not in failed.stdout + failed.stderr + done.stdout + done.stderr + json.dumps(pages)
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("shared")
+def test_new_data_that_have_settled_start_a_run_and_the_same_start_none(toy: Toy, hook: Hook) -> None:
+    toy.env |= {"THINNER_NOTIFY": hook.address}
+    toy.env["THINNER_CHECKED"] = hashlib.sha256((toy.root / "params.yaml").read_bytes()).hexdigest()
+
+    def look(*words: str, code: int = 0, **env: str) -> str:
+        command = ("-m", "flows.nightly", "prepare", "--only-new-data", *words)
+        done = toy.run(sys.executable, *command, check=False, **env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    dropped = toy.root / "data/raw/new.txt"
+    dropped.parent.mkdir(parents=True)
+    assert "first look: 0 files" in look()
+    dropped.write_text("has come")
+    assert "still coming in" in look() and toy.ran() == [] and hook.got == []
+    look("--settle-seconds", "0", code=1, TOY_FAIL="prepare")
+    assert toy.ran() == ["prepare"] and [said["title"] for said in hook.got] == ["thinner nightly: prepare failed"]
+    assert "nothing new: 1 file" in look("--settle-seconds", "0")  # what failed is not tried again every ten minutes
+    dropped.with_name("more.txt").write_text("has come later")
+    look("--settle-seconds", "0")
+    assert toy.ran() == ["prepare"] and hook.got[-1]["type"] == "success"
+    assert "nothing new: 2 files" in look("--settle-seconds", "0") and len(hook.got) == 2
+
+
+@pytest.mark.integration
+def test_prefects_page_of_a_run_shows_its_picture(prefect_url: str, tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    find_chromium()
+    end = {"verdict": "to ship", "exit_code": 0, "message": "m", "ship": "prune", "target": [], "claims": [],
+           "stages": [], "places": {"metrics.json": "reports/metrics.json"}}  # fmt: skip
+    night = nightly.messages.Night("seen", PROJECT, end, "0123", "make run")
+    with temporary_settings({PREFECT_API_URL: prefect_url}):
+        assert flow(nightly._publish, name="seen")(night) == []
+    (page,) = _ask(prefect_url, "artifacts", artifacts={"key": {"any_": ["thinner-seen"]}})
+    with Browser(tmp_path) as browser:
+        browser.open(f"{prefect_url.removesuffix('/api')}/artifacts/artifact/{page['id']}")
+        wide = browser.until("document.querySelector('img[alt^=accuracy]')?.naturalWidth")
+        assert wide > 300 and browser.run("document.querySelectorAll('table tr').length") > 5
 
 
 def _ask(url: str, what: str, **filters: Any) -> Any:

@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect.settings import Settings
 from prefect.states import Completed, Failed, Pending
 
-from flows import pipeline, server, watch
+from flows import own_server, pipeline, server, watch
 from flows.worktrees import Worktrees
 from tasks.lineage import Node
 from tests.toy import PROJECT, Toy, eventually
@@ -269,10 +270,14 @@ def test_a_failure_is_told_once_and_what_follows_does_not_run(toy: Toy) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("number", "deaf", "forks"),
-    [(signal.SIGINT, False, False), (signal.SIGTERM, True, True)],
+    [(signal.SIGINT, False, "off"), (signal.SIGTERM, True, "own")],
 )
-def test_cancelling_the_flow_ends_the_stage(toy: Toy, number: signal.Signals, deaf: bool, forks: bool) -> None:
+def test_cancelling_the_flow_ends_the_stage(
+    toy: Toy, prefect_url: str, number: signal.Signals, deaf: bool, forks: str
+) -> None:
     toy.forks = forks
+    if deaf:  # else with a server of its own
+        toy.env["PREFECT_API_URL"] = prefect_url
     process = _start_slow(toy, TOY_DEAF="distill" if deaf else "")
     os.kill(process.pid, number)
     output, _ = process.communicate(timeout=180)
@@ -288,11 +293,13 @@ def test_cancelling_the_flow_ends_the_stage(toy: Toy, number: signal.Signals, de
 
 @pytest.mark.integration
 @pytest.mark.parametrize("victim", ["flow", "dvc", "stage", "stand-in of a fork"])
-def test_after_kill_9_of_anything_the_next_run_just_works(toy: Toy, victim: str) -> None:
-    toy.forks = "fork" in victim
+def test_after_kill_9_of_anything_the_next_run_just_works(toy: Toy, prefect_url: str, victim: str) -> None:
+    toy.forks = "own" if "fork" in victim else "off"
+    if victim != "flow":  # whose own server has to end with it
+        toy.env["PREFECT_API_URL"] = prefect_url
     process = _start_slow(toy)
     stage, *fork = toy.stage_processes()
-    assert len(fork) == toy.forks
+    assert len(fork) == ("fork" in victim)
     dvc = next(parent.pid for parent in stage.parents() if "dvc" in parent.cmdline())
     os.kill({"flow": process.pid, "dvc": dvc}.get(victim, stage.pid), signal.SIGKILL)
     eventually(lambda: toy.stage_processes() == [], 20)
@@ -308,7 +315,7 @@ def _servers(toy: Toy) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if any(watch._PROGRAM in word for word in process.cmdline()) and process.environ().get(
+            if any(watch.PROGRAM in word for word in process.cmdline()) and process.environ().get(
                 "PREFECT_HOME"
             ) == str(toy.root / ".prefect"):
                 found.append(process)
@@ -477,6 +484,17 @@ def test_a_prefect_server_that_is_dead_or_hangs_does_not_hold_up_a_run(toy: Toy,
     assert toy.ran() == (["distill"] if hangs else [])
 
 
+def test_a_servers_blocks_are_left_out_by_settings_that_prefect_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blocks() -> set[bool]:
+        found = Settings().server
+        return {found.register_blocks_on_start, found.memoize_block_auto_registration}
+
+    assert blocks() == {True}
+    for name, value in own_server.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    assert blocks() == {False}
+
+
 @pytest.mark.integration
 def test_a_prefect_server_that_does_not_start_in_time_is_one_line_and_leaves_no_process(toy: Toy) -> None:
     toy.change_param("temperature: ", "temperature: 1")
@@ -524,6 +542,7 @@ def test_a_run_whose_prefect_server_goes_in_its_midst_ends_as_it_would_have(toy:
     process = toy.start(sys.executable, "-m", "flows.pipeline", TOY_SLOW="distill:10")
     eventually(lambda: (toy.root / "ran.txt").exists() and "distill" in (toy.root / "ran.txt").read_text())
     (own,) = _servers(toy)
+    assert own_server.ENVIRONMENT.items() <= own.environ().items()
     own.send_signal(number)
     try:
         process.wait(timeout=180)

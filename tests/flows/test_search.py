@@ -1,5 +1,6 @@
 """flows/search.py and flows/trials.py: what a file may say, which trials come, and a whole search on digits."""
 
+import contextlib
 import functools
 import json
 import os
@@ -22,11 +23,12 @@ import yaml
 
 from flows import search as searching
 from flows import trials
+from tests import forked
 from tests.copies import commit_all, copy_project
 from tests.empty import put_stores
 from tests.stores import postgres
 from tests.test_end_to_end import SMALL, set_params
-from tests.toy import eventually
+from tests.toy import eventually, kill_family
 from thinner.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
@@ -308,7 +310,7 @@ def environment(root: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("THINNER_", "MLFLOW_", "PREFECT_API", "DVC_"))}
     return kept | {
         "PYTHONPATH": str(root), "PREFECT_HOME": str(root / ".prefect"), "DVC_NO_ANALYTICS": "1",
-        "DVC_SITE_CACHE_DIR": str(root.parent / "site-cache"),
+        "DVC_SITE_CACHE_DIR": str(root.parent / "site-cache"), **forked.address(str(root)),
     }  # fmt: skip
 
 
@@ -316,11 +318,12 @@ COMMAND = [sys.executable, "-m", "flows.cli", "search", "searches/small.yaml"]
 
 
 def stages_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [
-        member
-        for member in psutil.Process(process.pid).children(recursive=True)
-        if any(word.startswith("tasks.") and word != "tasks.forks" for word in member.cmdline())
-    ]
+    found = []
+    for member in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # also of a zombie: it ended while we looked
+            if any(word.startswith("tasks.") and word != "tasks.forks" for word in member.cmdline()):
+                found.append(member)
+    return found
 
 
 @pytest.mark.integration
@@ -346,11 +349,7 @@ def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(
     with (digits.parent / "said.txt").open("w+") as out:
         process = started(stdout=out, stderr=out)
         eventually(lambda: stages_below(process) or process.poll() is not None, 120)
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for member in family:
-            member.kill()
-        process.wait()
-        psutil.wait_procs(family, timeout=10)
+        kill_family(process)
         out.seek(0)
         assert "Cut off, and now run again: trial" in out.read()
 

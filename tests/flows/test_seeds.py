@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows import cli, seeds
+from tests.clusters import started
 from tests.toy import GRAPH, PROGRAM, PROJECT, Toy, eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
@@ -137,6 +138,21 @@ def test_seeds_run_once_and_claims_are_judged_over_them(toy: Toy) -> None:
     lines = journal(toy)
     assert sorted(lines[:4]) == ["begin scratch 0", "begin scratch 1", "end scratch 0", "end scratch 1"]
     assert lines[4:] == ["begin evaluate 0", "end evaluate 0", "begin evaluate 1", "end evaluate 1"]  # nothing beside
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("shared")
+def test_a_cluster_trains_seeds_and_what_measures_speed_runs_here(toy: Toy, tmp_path: Path) -> None:
+    toy.run("dvc", "remote", "add", "--default", "results", str(tmp_path / "store"))
+    toy.commit()
+    with started("dask", toy, tmp_path) as cluster:
+        cluster.start_worker("one")
+        said = claims(toy, "--seeds", "0,1", "--engine", "dask", "--address", cluster.address)
+        assert "2 of 2 proven" in said
+        assert begun(toy) == sorted(
+            f"{stage} {seed}" for stage in ("prepare", "scratch", "evaluate") for seed in (0, 1)
+        )
+        assert sorted(cluster.ran()) == [("one", "prepare")] * 2 + [("one", "scratch")] * 2
 
 
 @pytest.mark.integration

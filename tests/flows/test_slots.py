@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import slots
+from tests.toy import eventually
 from thinner.errors import UserError
 
 TWO = ("GPU-aaaa", "GPU-bbbb")
@@ -86,12 +87,13 @@ def test_at_most_so_many_hold_a_device_at_once(root: Path, prefect_url: str, lim
         with temporary_settings({PREFECT_API_URL: prefect_url}), slots.held(root, log, lambda: False):
             inside.append(1)
             most.append(len(inside))
-            time.sleep(1.5)
+            eventually(lambda: max(most) >= together)
+            time.sleep(1.5)  # in which one too many would come
             inside.pop()
 
     threads = [threading.Thread(target=hold) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert len(most) == 3 and max(most) == together

@@ -40,6 +40,20 @@ HISTORY = """
 if __name__"""
 
 
+# a study whose process that speaks to MLflow dies with these words
+REFUSED = """
+import runpy
+from flows import record
+from thinner.errors import UserError
+
+def refuse(*_):
+    raise UserError("asked to refuse")
+
+record.Record.open = refuse
+runpy.run_module("flows.sweep", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.fixture
 def toy(tmp_path: Path) -> Toy:
     made = Toy(tmp_path / "toy")
@@ -103,6 +117,14 @@ def test_a_study_whose_prefect_server_cannot_start_says_so_and_ends(toy: Toy) ->
     (toy.root / ".prefect/prefect.db").write_bytes(b"not a database" * 1000)
     done = toy.run(sys.executable, "-m", "flows.sweep", "studies/small.yaml", check=False)
     assert done.returncode == 2 and "Prefect's server did not start; nothing has run" in done.stderr
+    assert ran(toy) == []
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("shared")
+def test_a_study_whose_record_cannot_be_opened_says_so_and_runs_nothing(toy: Toy) -> None:
+    done = toy.run(sys.executable, "-c", REFUSED, "studies/small.yaml", check=False)
+    assert done.returncode == 2 and "asked to refuse" in done.stderr and "Traceback" not in done.stdout + done.stderr
     assert ran(toy) == []
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.empty import put_stores
 from tests.servers import free_port
-from tests.stores import Store, sftp, signed_s3
+from tests.stores import Store, sftp, signed_gs, signed_s3
 from tests.toy import Toy
 
 STAGES = ["prepare", "finetune", "scratch", "distill"]
@@ -186,3 +186,38 @@ def test_by_ssh_results_travel_with_a_key_that_each_clone_has(toy: Toy, tmp_path
         assert there.ran() == []
         _thinner(there, "remote", "init", str(tmp_path / "store"), "--replace")  # no folder takes a keyfile
         assert "results of 4 stages" in _thinner(there, "push")
+
+
+@pytest.mark.integration
+def test_by_googles_protocol_results_travel_with_a_key_file_that_the_environment_names(
+    toy: Toy, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    with signed_gs(keys) as server:
+        url, token = server.words
+        toy.env |= server.env
+        init = ("remote", "init", url)
+        assert _thinner(toy, *init, check=False).startswith(
+            f"{url}: no credentials were found. They come by GOOGLE_APPLICATION_CREDENTIALS in the environment"
+        )
+        stranger = {"GOOGLE_APPLICATION_CREDENTIALS": str(keys / "stranger.json")}
+        refused = _thinner(toy, *init, check=False, **stranger)
+        assert refused.startswith(f"{url}: refused (") and "stranger@thinner does not have storage.objects" in refused
+        toy.env["GOOGLE_APPLICATION_CREDENTIALS"] = str(keys / "team.json")
+        assert _thinner(toy, "remote", "init", "gs://nosuch/x", check=False) == (
+            "gs://nosuch/x: there is no such bucket. Make it first"
+        )
+        assert "remote" not in (toy.root / ".dvc" / "config").read_text()
+        assert f"{url} answers" in _thinner(toy, *init)
+        assert "has 4 results of 4 stages; 13 of their files were new there" in _thinner(toy, "push")
+        assert "; 0 of their files were new there" in _thinner(toy, "push")
+        toy.commit()
+        there = _clone(toy, tmp_path / "there")
+        assert _thinner(there, "pull") == "restored: prepare, finetune, scratch, distill"
+        assert there.ran() == [] and "up to date" in there.run("dvc", "status").stdout
+    private = json.loads((keys / "team.json").read_text())["private_key"].splitlines()[1]
+    for secret in (token, private):  # nowhere: not in a file, a log, a database or git
+        for root in (toy.root, there.root):
+            for path in root.rglob("*"):
+                assert not path.is_file() or secret.encode() not in path.read_bytes(), path

@@ -133,6 +133,7 @@ def results(finished: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.by_itself
 def test_every_candidate_has_every_number(results: dict[str, dict[str, Any]]) -> None:
     assert set(results) == CANDIDATES
     for row in results.values():

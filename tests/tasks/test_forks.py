@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,6 +162,24 @@ def test_a_change_of_our_code_is_seen_by_the_next_program(place: Path, told: dic
         file.write_text(PROGRAM)
 
 
+def test_what_libraries_set_themselves_is_no_other_environment(place: Path) -> None:
+    """A study imports torch to count what it made, and hands on what that has set."""
+    says = (
+        "import json, os; had = dict(os.environ); import torchvision; print(json.dumps({**os.environ} | {'had': had}))"
+    )
+    names = ("TORCHINDUCTOR_CACHE_DIR", forks.ADDRESS)  # it may be imported here, too
+    environment = {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(place)}
+    done = subprocess.run([sys.executable, "-c", says], env=environment, text=True, capture_output=True, check=True)
+    after = json.loads(done.stdout)
+    had = after.pop("had")
+    new = {name: value for name, value in after.items() if had.get(name) != value}
+    assert new
+    server = forks.Server.start(environment)
+    assert tells(place, environment | server.environment | new)["fork"]
+    assert tells(place, environment | server.environment | dict.fromkeys(new, "/elsewhere"))["fork"] is None
+    server.end()
+
+
 @pytest.mark.parametrize("change", [{"OMP_NUM_THREADS": "3"}, {"PYTHONPATH": ""}, {"RANK": "1"}])
 def test_what_libraries_read_early_or_a_further_process_is_no_fork(
     place: Path, told: dict[str, str], change: dict[str, str]
@@ -174,6 +193,22 @@ def test_what_a_fork_starts_is_none(place: Path, told: dict[str, str]) -> None:
     child = json.loads(out)
     assert not child["torch"]
     assert child["fork"] != f"{child['pid']}:{os.getpid()}"  # inherited, of the one that started it
+
+
+def test_what_becomes_dvc_is_no_fork_but_the_stages_below_it_are(place: Path, told: dict[str, str]) -> None:
+    ours = place / "tasks/remote.py"
+    kept = ours.read_text()
+    ours.write_text(PROGRAM)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tasks.remote", "child"], cwd=place, env=told, text=True, check=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        )  # fmt: skip
+    finally:
+        ours.write_text(kept)
+    stage = json.loads(done.stdout)
+    assert stage["torch"]
+    assert stage["fork"].startswith(f"{stage['pid']}:")
 
 
 def test_the_parents_of_a_fork_are_those_of_the_program(place: Path, told: dict[str, str]) -> None:
@@ -236,6 +271,24 @@ def test_where_what_forks_has_gone_a_program_starts_by_itself(place: Path, told:
     assert tells(place, environment)["fork"] is None
     server.end()
     assert tells(place, told | {forks.ADDRESS: "/nowhere"})["fork"] is None
+
+
+def test_who_dies_in_the_middle_of_a_request_leaves_nothing_open(place: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != forks.ADDRESS} | {"PYTHONPATH": str(place)}
+    server = forks.Server.start(environment)
+    assert server.process is not None
+    told = environment | server.environment
+    assert tells(place, told)["fork"]
+    folder = Path("/proc", str(server.process.pid), "fd")
+    eventually(lambda: len(list(folder.iterdir())) == 4)  # the fork's end is seen
+    for words in (b"", b'{"module": '):
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(told[forks.ADDRESS])
+            socket.send_fds(peer, [(100).to_bytes(8, "big")], [0, 1, 2])
+            peer.sendall(words)
+    assert tells(place, told)["fork"]
+    eventually(lambda: len(list(folder.iterdir())) == 4)
+    server.end()
 
 
 def test_nobody_else_may_have_programs_run(told: dict[str, str]) -> None:

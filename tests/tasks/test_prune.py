@@ -143,6 +143,7 @@ def test_early_weights_are_those_after_so_many_steps(project):
 
 
 @pytest.mark.integration
+@pytest.mark.by_itself
 def test_what_was_asked_is_what_is_in_the_files(project, capsys):
     rounds, model = run(target={"macs": 0.5}, schedule="linear")
     source = checkpoint.load("data/distill").model
@@ -269,6 +270,7 @@ def test_rewinding_recovers_from_the_early_weights_of_the_channels_that_are_left
 
 
 @pytest.mark.integration
+@pytest.mark.by_itself
 def test_a_network_that_was_saved_wrongly_fails_the_stage(project, monkeypatch):
     save = checkpoint.save
 

@@ -450,6 +450,11 @@ def _raised(name: str, text: str, cause: Exception | None = None) -> Exception:
             OSError("The AWS Access Key Id you provided does not exist in our records."),
             "refused (The AWS Access Key Id",
         ),
+        (_raised("HttpError", "Anonymous caller does not have access, 401"), "no credentials were found. They come"),
+        (
+            OSError("Forbidden: https://host/b/team\njoe has no access"),
+            "refused (Forbidden: https://host/b/team joe has",
+        ),
         (FileNotFoundError("The specified bucket does not exist"), "there is no such bucket. Make it first"),
         (
             _raised("EndpointConnectionError", "Could not connect"),
