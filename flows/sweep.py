@@ -386,7 +386,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, help="runs side by side (1; with an engine: one per worker)")
     parser.add_argument("--engine", help="where stages run: local, dask or ray (local); docs/engines.md")
     parser.add_argument("--address", help="of the cluster that is up, such as tcp://HOST:8786")
-    parser.add_argument("--only", action="append", default=[], help="this variant; may be given several times")
+    parser.add_argument("--only", action="append", default=[], help="only these variants, comma between them")
     parser.add_argument("--seeds", help="only these, for example 0,1,2")
     parser.add_argument("--report", action="store_true", help="only write table and figure from what was run")
     options = parser.parse_args()
@@ -397,9 +397,10 @@ def main() -> int:
             write_report(options.study, root)
             return 0
         seeds = [] if options.seeds is None else parse_seeds(options.seeds)
+        only = [name.strip() for words in options.only for name in words.split(",")]
         choice = engines.choose(options.engine, options.address)
         workers = None if options.workers is None else max(1, options.workers)
-        return server.leave(start(options.study, workers, options.only, seeds, choice))
+        return server.leave(start(options.study, workers, only, seeds, choice))
     except UserError as error:
         print(error, file=sys.stderr)
         return server.leave(2)

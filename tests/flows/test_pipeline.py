@@ -22,6 +22,7 @@ from prefect.states import Completed, Failed, Pending
 from flows import own_server, pipeline, server, watch
 from flows.worktrees import Worktrees
 from tasks.lineage import Node
+from tests.servers import free_port
 from tests.toy import PROJECT, Toy, eventually
 from thinner.errors import UserError
 
@@ -520,6 +521,37 @@ def test_a_prefect_server_that_is_killed_while_it_starts_is_started_again(toy: T
     assert process.returncode == 0 and "Traceback" not in output, output
     assert toy.ran() == ["distill"]
     assert [run.info.status for run in _runs(toy)[:2]] == ["FINISHED", "FINISHED"]
+
+
+LATE = """
+import logging
+
+async def app(scope, receive, send):
+    assert scope["type"] == "lifespan"
+    for part in ("startup", "shutdown"):
+        await receive()
+        logging.error("an error at %s", part)
+        await send({"type": f"lifespan.{part}.complete"})
+"""
+
+
+def test_a_runs_own_server_says_nothing_once_it_is_asked_to_end(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    command = [sys.executable, "-m", "flows.own_server", "late:app", "--port", str(free_port()), "--log-level", "info"]
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{tmp_path}"}
+    with (tmp_path / "said").open("w+") as out:
+        own = subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path, env=environment)
+        try:
+            eventually(lambda: "Uvicorn running on" in (tmp_path / "said").read_text() or own.poll() is not None)
+            own.terminate()
+            assert own.wait(60) in (0, -signal.SIGTERM)
+        finally:
+            own.kill()
+            own.wait()
+        out.seek(0)
+        said = out.read()
+    assert "an error at startup" in said and "Uvicorn running on" in said
+    assert "an error at shutdown" not in said
 
 
 @pytest.mark.integration

@@ -176,7 +176,7 @@ def test_what_is_shared_runs_once_and_only_what_changed_runs_again(toy: Toy) -> 
     assert sorted(set(ran(toy))) == ["finetune", "prepare", "scratch"]
     assert not (toy.root / "docs" / "studies" / "small.csv").exists()
 
-    run(toy, "--only", "warm", "--only", "scratch")
+    run(toy, "--only", "warm, scratch")
     assert len(table(toy)) == 2
 
     changed = yaml.safe_load(yaml.safe_dump(ONE_SEED))
