@@ -10,9 +10,11 @@ import secrets
 import tempfile
 from pathlib import Path
 
+from flows.prefect_settings import tell_of_wrong_ones
 from tasks.environment import set_environment
 from tasks.processes import url_of
 
+tell_of_wrong_ones()
 ROOT = Path(__file__).resolve().parent.parent
 
 OWN_SERVER = "THINNER_OWN_SERVER"  # "yes": the server that is set does not answer, see flows.pipeline

@@ -27,7 +27,7 @@ def quiet_at_the_end() -> None:
         logging.disable(logging.CRITICAL)
         end(self, number, frame)
 
-    Server.handle_exit = handle_exit  # type: ignore[method-assign]
+    Server.handle_exit = handle_exit  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":
