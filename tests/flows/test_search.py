@@ -23,7 +23,7 @@ import yaml
 
 from flows import search as searching
 from flows import trials
-from tests import forked
+from tests import clusters, forked
 from tests.copies import commit_all, copy_project
 from tests.empty import put_stores
 from tests.stores import postgres
@@ -384,4 +384,32 @@ def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(
     assert again.returncode == 0, again.stdout + again.stderr
     assert (digits / "reports/searches/small.md").read_text() == page  # nothing was measured anew
     assert not re.search(r"^\d\d:\d\d:\d\d trial", again.stdout, re.MULTILINE)
+    shutil.rmtree(digits)
+
+
+@pytest.mark.integration
+def test_a_search_trains_on_a_cluster_and_measures_here(digits: Path, tmp_path: Path, prefect_url: str) -> None:
+    pytest.importorskip("optuna")
+    (digits / "searches/small.yaml").write_text(
+        yaml.safe_dump({
+            "title": "Which width?", "candidate": "scratch", "space": {"student.width": [8, 24]}, "against": "params",
+            "constraints": {"params": 40000}, "trials": 1,
+        })
+    )  # fmt: skip
+    store = ["dvc", "remote", "add", "--default", "results", str(tmp_path / "store")]
+    subprocess.run([sys.executable, "-m", *store], cwd=digits, check=True, capture_output=True)
+    subprocess.run(["git", "add", "--force", "data/raw/digits"], cwd=digits, check=True)  # or a worker would lack them
+    commit_all(digits)
+    whole = SimpleNamespace(root=digits, env=environment(digits) | {"PREFECT_API_URL": prefect_url})
+    with clusters.started("dask", whole, tmp_path) as cluster:
+        cluster.start_worker("one")
+        words = ["--engine", "dask", "--address", cluster.address]
+        done = subprocess.run([*COMMAND, *words], cwd=digits, env=whole.env, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(digits / "reports/searches/small.csv").set_index("student.width")
+    assert len(table) == 1 and (digits / "reports/searches/small.md").is_file()
+    # the default and the trial: the weights were made there, and brought here to be measured
+    made = {path.parts[-1] for path in tmp_path.glob("one/clones/*/*/.thinner/locks/*.lock")}
+    assert {"prepare.lock", "scratch.lock"} <= made, made
+    assert not list((digits / ".thinner").glob("*/*/.thinner/locks/scratch.lock"))
     shutil.rmtree(digits)
