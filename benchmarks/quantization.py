@@ -7,10 +7,11 @@
     python -m benchmarks.quantization --json FILE            # and the numbers
     python -m benchmarks.quantization --nncf PYTHON          # beside NNCF, of an environment of its own that has it
 
-Fashion-MNIST as in params.yaml, but for 8,000 validation images, since 2,000 show little. All networks have the default
-job's teacher (EfficientNet-Lite0, fine-tuned), whose cached signals they learn from:
+Fashion-MNIST as in params.yaml, but for 8,000 validation images, since 2,000 show little. All networks but `few` have
+the default job's teacher (EfficientNet-Lite0, fine-tuned), whose cached signals they learn from:
 
     lite0       the teacher itself
+    few         the same network at 32 px, of 200 labels in place of 2,000: small margins, which `static` does not bear
     mobilenet   timm's MobileNetV3-small at 32 px, distilled
     resnet18    torchvision's ResNet-18 at 32 px, distilled
     resnet8     the default job's student, distilled and pruned
@@ -61,6 +62,13 @@ COLOUR = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "width": None, "stem_
 # what differs from params.yaml, by dotted key; and the stages that make the network
 PARTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "lite0": ({"quantize.source": "finetune", "quantize.training.batch_size": 64}, ()),
+    "few": (
+        {
+            "data.labelled": 200, "finetune.image_size": 32, "quantize.source": "finetune",
+            "quantize.training.batch_size": 64,
+        },
+        ("prepare", "finetune", "teach"),
+    ),
     "mobilenet": (
         {
             "student.network": "timm:mobilenetv3_small_100", "quantize.source": "distill", "student.training.lr": 0.003,
@@ -94,6 +102,7 @@ STAGES: dict[str, Callable[[Stage], None]] = {
     "quantize": quantize.quantize,
 }
 MADE = {"prepare": "data/prepared"}  # the others make data/NAME
+SHARED = ("prepare", "finetune", "teach")  # by the parts that do not make them for themselves
 
 
 def params_of(root: Path, part: str | None, seed: int, changes: Mapping[str, Any]) -> Params:
@@ -127,14 +136,15 @@ def run_part(root: Path, work: Path, part: str, seed: int, changes: Mapping[str,
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     for place in (base, folder):
         place.mkdir(parents=True, exist_ok=True)
+    shared = tuple(name for name in SHARED if name not in PARTS[part][1])
     with contextlib.chdir(base):
-        make(params_of(root, None, seed, changes), ("prepare", "finetune", "teach"))
+        make(params_of(root, None, seed, changes), shared)
     start = time.monotonic()
     with contextlib.chdir(folder):
         Path("data").mkdir(exist_ok=True)
-        for name in ("prepared", "finetune", "teach"):
-            if not (link := Path("data", name)).exists():
-                link.symlink_to(base.resolve() / "data" / name)
+        for name in shared:
+            if not (link := Path(MADE.get(name, f"data/{name}"))).exists():
+                link.symlink_to(base.resolve() / link)
         params = params_of(root, part, seed, changes)
         make(params, (*PARTS[part][1], "quantize"))
         found = tested(params) | {"minutes": (time.monotonic() - start) / 60, "part": part, "seed": seed}

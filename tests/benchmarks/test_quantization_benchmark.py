@@ -43,4 +43,4 @@ def test_the_table_shows_intervals_and_what_was_not_run():
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         quantization.main(["lite1"])
-    assert "unknown part 'lite1'. Choose one of: lite0, mobilenet, resnet18, resnet8" in capsys.readouterr().err
+    assert "unknown part 'lite1'. Choose one of: lite0, few, mobilenet, resnet18, resnet8" in capsys.readouterr().err
