@@ -265,6 +265,9 @@ def _tested_by_class(proposal: Proposal, pictures: Pictures) -> list[int]:
     return [max(1, round(share * count)) for count in _by_class(pictures, Part.TRAIN)]
 
 
+_MOST_OF_THE_HEAD = 200  # steps
+
+
 def _choose_teacher(proposal: Proposal, pictures: Pictures, side: int, labelled: int) -> None:
     say = proposal.set
     say("finetune.network", TEACHER, "accurate, small for a teacher, quick on a CPU, and exports well")
@@ -288,6 +291,9 @@ def _choose_teacher(proposal: Proposal, pictures: Pictures, side: int, labelled:
     size = min(64, max(8, labelled // 4))
     said = "a quarter of the labels" if size == labelled // 4 else "pictures a step"
     say("finetune.training.batch_size", size, said, told=False)
+    # a third as many, as in studies/finetune.yaml
+    alone = min(_MOST_OF_THE_HEAD, epochs * max(1, labelled // size) // 3)
+    say("finetune.probe_steps", alone, "steps of the head alone, before the layers that are not held learn with it")
 
 
 def _choose_student(proposal: Proposal, pictures: Pictures, pool: int, effort: float) -> None:
