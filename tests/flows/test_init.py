@@ -166,6 +166,7 @@ def test_what_is_written_can_be_run_and_has_a_reason_beside_each_number(root: Pa
     recipes.write(root, proposal.values, "init", proposal.why)
     params = load_params(root / "params.yaml", deep=True)
     assert params.data.image_size == 40
+    assert 0 < params.finetune.probe_steps <= init._MOST_OF_THE_HEAD  # the head alone first
     assert (params.data.test is None) == (ready != "flat")
     assert (params.data.validation is None) == (ready == "all")
     assert params.prune.source == ("distill" if asked in ("tiny", "fast") else "finetune")
