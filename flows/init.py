@@ -466,9 +466,9 @@ def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -
         said = f"{test:,} test images will hardly show it, and so nothing is called ready to ship: label more"
         claims.append((f"prune is within {_MARGINS[-1]} points of finetune on accuracy", said))
     rare = _claim_of_classes(proposal, claims, by_class)
-    agreed = next((share for share, images in ((98, 1_000), (95, 200), (90, 80)) if test >= images), None)
-    if agreed is not None:
-        claims.append((f"prune_onnx_int8 agrees with prune on {agreed} % of images", "eight bits did not break it"))
+    if margin is not None and proposal.values.get("quantize.rungs"):
+        wide = max(margin, proposal.values["quantize.max_drop"])
+        claims.append((f"prune_int8 is within {wide} points of prune on accuracy", "eight bits did not break it"))
     proposal.set("claims", [text for text, _ in claims])
     for number, (_, why) in enumerate(claims):
         proposal.why[f"claims.{number}"] = why
@@ -625,9 +625,11 @@ def complete(root: Path, proposal: Proposal, pictures: Pictures, overrides: Mapp
     proposal.set("export.candidates", ["distill", "prune"])
     counts = forecast.count_images(as_params(root, proposal.values), pictures.listing)
     choose_drop(proposal, counts.validation)
-    said = choose_claims(proposal, counts.test, _tested_by_class(proposal, pictures))
     judged = drop.least(counts.validation) < overrides.get("quantize.max_drop", 0.0)
-    proposal.take({key: value for key, value in overrides.items() if judged or key not in _OF_VALIDATION})
+    shared = {key: value for key, value in overrides.items() if judged or key not in _OF_VALIDATION}
+    proposal.take(shared)  # whether there are 8 bits to claim something of
+    said = choose_claims(proposal, counts.test, _tested_by_class(proposal, pictures))
+    proposal.take(shared)
     return said
 
 

@@ -289,6 +289,12 @@ def test_what_the_test_images_cannot_show_keeps_a_network_from_being_shipped(roo
     assert "With 23 test images a difference of accuracy under 18 points cannot be shown" in said
     assert "under 0.9 points" in init.choose_claims(many, 10_000)
     assert "prune is within 3.0 points of finetune on accuracy" in many.values["claims"]
+    assert not any("int8" in claim for claim in many.values["claims"])  # nothing is quantised as yet
+    init.choose_drop(many, 2_000)
+    init.choose_claims(many, 247)
+    assert "prune_int8 is within 6.0 points of prune on accuracy" in many.values["claims"]
+    init.choose_claims(many, 10_000)
+    assert "prune_int8 is within 1.0 points of prune on accuracy" in many.values["claims"]
 
 
 def test_recipes_come_first_but_for_where_pictures_lie(root: Path) -> None:
