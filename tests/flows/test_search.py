@@ -404,7 +404,9 @@ def test_a_search_trains_on_a_cluster_and_measures_here(digits: Path, tmp_path: 
     with clusters.started("dask", whole, tmp_path) as cluster:
         cluster.start_worker("one")
         words = ["--engine", "dask", "--address", cluster.address]
-        done = subprocess.run([*COMMAND, *words], cwd=digits, env=whole.env, text=True, capture_output=True, check=False)
+        done = subprocess.run(
+            [*COMMAND, *words], cwd=digits, env=whole.env, text=True, capture_output=True, check=False
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(digits / "reports/searches/small.csv").set_index("student.width")
     assert len(table) == 1 and (digits / "reports/searches/small.md").is_file()
