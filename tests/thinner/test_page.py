@@ -341,8 +341,7 @@ def test_a_word_is_explained_to_who_comes_by_the_keyboard_and_on_paper(fuller: R
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 420])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (420, False), (420, True), (390, False)])
 def test_a_real_browser_draws_every_chart_and_has_nothing_to_complain_of(
     fuller: Results, tmp_path: Path, width: int, dark: bool
 ) -> None:
