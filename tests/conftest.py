@@ -27,12 +27,26 @@ if "TESTS_SHARE" not in os.environ:  # the first process of all, whose workers i
 os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.join(os.environ["TESTS_SHARE"], "site-cache"))
 
 
+# what a busy server costs is one test's to show, with the real seconds: others need its answer
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+
+
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Some tests change torch's number of threads; none may leave it changed for the next."""
+def _as_before():
+    """Some tests change torch's number of threads, or the code that they try changes the environment; none may leave
+    it changed for the next."""
     import torch
 
     torch.set_num_threads(1)
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() | before.keys():
+        if name == "PYTEST_CURRENT_TEST" or os.environ.get(name) == before.get(name):
+            continue
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")

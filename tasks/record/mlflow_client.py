@@ -7,6 +7,7 @@ Where: the address in MLFLOW_TRACKING_URI, else an SQLite file in the repository
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import logging
@@ -17,9 +18,9 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tasks import processes
 from tasks.environment import UNSENT, home_root
@@ -29,6 +30,9 @@ from thinner.runtimes import catalogue
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 EXPERIMENT = "thinner"
 KEPT_HERE = "All goes on; what is recorded is kept here until the next run that reaches it, or: thinner sync"
@@ -68,9 +72,8 @@ def is_gone(error: Exception) -> bool:
 def where_it_goes_on(run_id: str) -> tuple[MlflowClient, str, str, bool]:
     """(client, experiment, run, whether kept here) of a run that another process has begun: where it was begun, or
     where the server has gone away in between, the rest of it here."""
-    began_here = os.environ.get(UNSENT) == "yes"
     client, experiment, kept = connect_or_keep()
-    if kept and not began_here:
+    if kept and not unsent.has(client, run_id):
         client, experiment, run_id = continued(run_id)
     return client, experiment, run_id, kept
 
@@ -147,10 +150,32 @@ def connect_or_keep() -> tuple[MlflowClient, str, bool]:
         try:
             return (*connect(), False)
         except UserError as error:
-            print(f"warning: {str(error).splitlines()[0]}. {KEPT_HERE}", file=sys.stderr, flush=True)
-            os.environ[UNSENT] = "yes"  # one wait is enough for a process
+            _keep_from_now_on(error)
     with database_lock():
         return (*unsent.open_store(), True)
+
+
+def or_here(do: Callable[P, T]) -> Callable[P, T]:
+    """``do``, which begins with `connect_or_keep` and asks within `reachable`; once more, with the store here, where
+    the server goes away in its middle or takes too long: that is as good as one that was never there."""
+
+    @functools.wraps(do)
+    def whole(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return do(*arguments, **named)
+        except UserError as error:
+            why = error.__cause__
+            if os.environ.get(UNSENT) == "yes" or not (isinstance(why, Exception) and is_gone(why)):
+                raise
+            _keep_from_now_on(error)
+        return do(*arguments, **named)
+
+    return whole
+
+
+def _keep_from_now_on(error: UserError) -> None:
+    print(f"warning: {str(error).splitlines()[0]}. {KEPT_HERE}", file=sys.stderr, flush=True)
+    os.environ[UNSENT] = "yes"  # one wait is enough for a process
 
 
 def sync() -> int:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+@mlflow_client.or_here
 def open_run(name: str | None = None) -> str:
     """Open the run above the stages' runs (a study's, or of claims over seeds, where it has a ``name``); also mark what
     died without saying so. Returns its id."""
@@ -47,6 +48,7 @@ def open_run(name: str | None = None) -> str:
         return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
 
 
+@mlflow_client.or_here
 def close_run(run_id: str, status: str, stages: Mapping[str, Mapping[str, str]]) -> None:
     """`stages` maps each stage to `state` (what the flow called it) and `hash` (its dvc.stage_hash)."""
     client, experiment, run_id, kept = mlflow_client.where_it_goes_on(run_id)
@@ -85,10 +87,18 @@ def close_run(run_id: str, status: str, stages: Mapping[str, Mapping[str, str]])
     recorder.end(status)
 
 
+@mlflow_client.or_here
 def _end(run_id: str, status: str) -> None:
     client, _, run_id, _ = mlflow_client.where_it_goes_on(run_id)
     with mlflow_client.reachable():
         client.set_terminated(run_id, status)
+
+
+@mlflow_client.or_here
+def _mend() -> None:
+    client, experiment, _ = mlflow_client.connect_or_keep()
+    with mlflow_client.reachable():
+        mlflow_client.mark_killed(client, experiment)
 
 
 def _cost(client: MlflowClient, run_id: str | None) -> str:
@@ -187,9 +197,7 @@ def main(arguments: list[str]) -> int:
             print(json.dumps([os.environ.get(UNSENT) == "yes", run_id, said.getvalue().strip()]), flush=True)
             _close(run_id)
         elif arguments[0] == "mend":
-            client, experiment, _ = mlflow_client.connect_or_keep()
-            with mlflow_client.reachable():
-                mlflow_client.mark_killed(client, experiment)
+            _mend()
         else:
             _close(arguments[1])
     except UserError as error:

@@ -250,6 +250,7 @@ class Recorder:
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+@mlflow_client.or_here
 def start(name: str, section: Mapping[str, Any], stage_hash: str, upstream: Mapping[str, str], device: str) -> Recorder:
     """Open a stage's run, below the flow's if there is one (variable THINNER_PARENT_RUN_ID).
 

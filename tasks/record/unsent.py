@@ -59,6 +59,18 @@ def open_store() -> tuple[MlflowClient, str]:
     return client, client.create_experiment(_EXPERIMENT, artifact_location=(folder() / "artifacts").as_uri())
 
 
+def has(kept: MlflowClient, run_id: str) -> bool:
+    """Whether the run was begun here."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return kept.get_run(run_id).info.run_id == run_id
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+
+
 def _uri() -> str:
     return f"sqlite:///{folder() / 'mlflow.db'}"
 
