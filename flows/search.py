@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,7 @@ from flows.trials import (
 from flows.worktrees import (
     NOT_BEGUN,
     Begin,
+    Heard,
     Worktrees,
     bring_up_to_date,
     cancelled,
@@ -78,6 +79,8 @@ WORK = Path(".thinner/searches")
 STORAGE = "THINNER_SEARCH_STORAGE"  # the address of Optuna's storage, where several machines share a search
 _ASKED = 6  # combinations that a value must be wrong in before it is refused
 DEFAULT = "default"  # params.yaml as it is, beside which every trial is measured
+CANDIDATE = "ship.candidate"  # in the space: whose network a trial is, in 32 bits or in 8
+_LATE = 0.5  # of a training's steps: before that nobody can tell which of two will be the better
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -115,20 +118,34 @@ def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
         return
     nodes = lineage.graph(root)
     stages = {node.name for node in nodes}
-    networks = [name for name in layout.networks(load_params(root / "params.yaml")) if stage_of(name) in stages]
-    if search.candidate not in networks:
-        hint = did_you_mean(search.candidate, networks, always=f"Choose one of: {', '.join(networks)}")
-        yield f"candidate: unknown '{search.candidate}'. {hint}"
-        return
-    target = stage_of(search.candidate)
-    upstream = {node.name for node in select(nodes, [target])} - {target}
+    own = load_params(root / "params.yaml")
+    networks = [name for name in layout.networks(own) if stage_of(name) in stages]
+    known = [*networks, *([own.quantize.candidate] if own.quantize.candidate else [])]
+    if CANDIDATE in search.set:
+        yield f"set.{CANDIDATE}: here the search's own key says it. Write candidate: {search.set[CANDIDATE]}"
+    if any(name not in networks for name in candidates_of(search, space)):
+        for where, key in [*(("space", key) for key in space), *(("set", key) for key in search.set)]:
+            if key == "quantize.source":
+                yield f"{where}.{key}: it says whose 8 bits are searched. Set it in params.yaml: thinner set"
+    for name in candidates_of(search, space):
+        if name not in known:
+            where = "candidate" if name == search.candidate else f"space.{CANDIDATE}"
+            hint = did_you_mean(str(name), known, always=f"Choose one of: {', '.join(known)}")
+            yield f"{where}: unknown '{name}'. {hint}"
+            return
+        if name not in networks and search.format != "onnx":
+            yield f"format: {search.format or 'none'}, but {name} runs in ONNX Runtime, so all have to: format: onnx"
+    ways = {name: {node.name for node in select(nodes, [stage_of(name)])} for name in candidates_of(search, space)}
+    upstream = {stage for name, way in ways.items() for stage in way - {stage_of(name)}}
     if odd := [name for name in search.give_up if name not in networks or stage_of(name) not in upstream]:
-        known = [name for name in networks if stage_of(name) in upstream]
-        yield f"give_up: '{odd[0]}' trains nothing on the way to {search.candidate}. Choose one of: {', '.join(known)}"
+        trained = ", ".join(name for name in networks if stage_of(name) in upstream)
+        yield f"give_up: '{odd[0]}' trains nothing on the way to {search.candidate}. Choose one of: {trained}"
     if search.give_up and search.measure not in ("accuracy", choose_by := params["imbalance"]["choose_by"]):
         yield f"give_up: training looks at accuracy and {choose_by}, not at {search.measure}. Leave one of them out"
     told: set[str] = set()
     for key, domain in space.items():
+        if key == CANDIDATE:  # whose values have been looked at, and are no parameters of a stage
+            continue
         for value in domain.ends:
             for line in _wrong_with(search, space, root, key, value):
                 if line not in told:
@@ -145,7 +162,7 @@ def _wrong_with(search: Search, space: Space, root: Path, key: str, value: Any) 
     """What is wrong with the value, alone and whatever the other keys have; a combination that is wrong is a trial that
     fails."""
     chance = np.random.default_rng(0)
-    others = {name: domain.ends for name, domain in space.items() if name != key}
+    others = {name: domain.ends for name, domain in space.items() if name not in (key, CANDIDATE)}
     first: list[str] = []
     for _ in range(_ASKED if others else 1):
         drawn = {name: ends[int(chance.integers(len(ends)))] for name, ends in others.items()} if first else {}
@@ -159,8 +176,16 @@ def _wrong_with(search: Search, space: Space, root: Path, key: str, value: Any) 
     return first
 
 
+def candidates_of(search: Search, space: Space) -> list[str]:
+    """Whose networks a search looks at, the default's first."""
+    drawn = space[CANDIDATE].ends if CANDIDATE in space else ()
+    return list(dict.fromkeys([search.candidate, *drawn]))
+
+
 def stage_of(network: str) -> str:
     """The stage of dvc.yaml that makes it."""
+    if network.endswith("_int8"):
+        return "quantize"
     source = network.removeprefix("prune_")
     return f"prune_also@{source}" if source != network else network
 
@@ -170,6 +195,22 @@ def stage_of(network: str) -> str:
 
 class GivenUpError(Exception):
     """A trial that is so far behind on the way that it is not finished; no mistake of anybody."""
+
+
+class Goal(NamedTuple):
+    """A stage, where it leaves its network, and, where that is an export, what that is of: there parameters and MACs
+    are counted. Folders below a root."""
+
+    stage: str
+    network: str
+    counted: str | None
+
+
+class Made(NamedTuple):
+    """A goal that was reached: its folders, wherever they lie now."""
+
+    network: Path
+    counted: Path | None
 
 
 @dataclass
@@ -186,6 +227,7 @@ class Job:
     retest: bool
     engine: engines.Engine | None = None
     shared: dict[str, threading.Lock] = field(default_factory=dict)
+    hopeless: dict[str, str] = field(default_factory=dict)  # hash of a stage's inputs -> why its training was given up
     timing: threading.Lock = field(default_factory=threading.Lock)  # two that are timed would slow each other
     slots: threading.Semaphore = field(init=False)
 
@@ -196,14 +238,12 @@ class Job:
     def folder(self) -> Path:
         return self.root / WORK / self.path.stem
 
-    @property
-    def stage(self) -> str:
-        return stage_of(self.search.candidate)
-
-    @property
-    def network(self) -> str:
-        """Where the graph leaves it, below the root."""
-        return layout.networks(self.params)[self.search.candidate]
+    def goal(self, values: Mapping[str, Any]) -> Goal:
+        """What a trial with these values of the space is to make."""
+        name = values.get(CANDIDATE, self.search.candidate)
+        source = layout.folder_of(self.params, self.params.quantize.source)
+        counted = source if name == self.params.quantize.candidate else None
+        return Goal(stage_of(name), layout.folder_of(self.params, name), counted)
 
     def values(self, values: Mapping[str, Any], seed: int | None = None) -> dict[str, Any]:
         """All of params.yaml for a trial with these values of the space."""
@@ -218,17 +258,19 @@ class Job:
 
     def bring(
         self, tree: Path, target: str, name: str, environment: Mapping[str, str], logger: Any,
-        after: Callable[[str], None] = lambda stage: None,
+        after: Callable[[str], None] = lambda stage: None, heard: Callable[[str], Heard | None] = lambda stage: None,
     ) -> str | None:  # fmt: skip
         """What went wrong with the target there and all that it needs, or None."""
-        return bring_up_to_date(tree, target, name, environment, logger, self.shared, after, self.engine)
+        return bring_up_to_date(tree, target, name, environment, logger, self.shared, after, self.engine, heard)
 
     def measure(
-        self, tree: Path, out: Path, split: str, networks: Mapping[str, Path], batches: Sequence[int],
+        self, tree: Path, out: Path, split: str, networks: Mapping[str, Made], batches: Sequence[int],
         environment: Mapping[str, str], logger: Any,
     ) -> str | None:  # fmt: skip
         """What went wrong with `tasks.measure` there, or None."""
-        command = ["tasks.measure", str(out), split, *(f"{name}={place}" for name, place in networks.items())]
+        command = ["tasks.measure", str(out), split, *(f"{name}={made.network}" for name, made in networks.items())]
+        if exports := [f"{name}={made.counted}" for name, made in networks.items() if made.counted]:
+            command += ["--of", *exports]
         command += ["--format", self.search.format] if self.search.format is not None else []
         command += ["--batches", *map(str, batches)] if batches else []
         shutil.rmtree(out, ignore_errors=True)
@@ -274,9 +316,9 @@ def make_default(job: Job, trees: Worktrees, environment: dict[str, str]) -> Sta
     logger, kept = get_run_logger(), job.folder / DEFAULT
     with trees.borrow(job.params.run.seed) as tree:
         write_params(tree, job.default())
-        failure = _keep(job, tree, DEFAULT, kept, environment, logger)
+        failure = _keep(job, tree, {}, DEFAULT, kept, environment, logger)
         if failure is None and _read_text(kept / "measured" / "key") != _measuring(job):
-            networks, out = {DEFAULT: kept / "network"}, kept / "measured"
+            networks, out = {DEFAULT: _kept(kept)}, kept / "measured"
             failure = job.bring(tree, "prepare", DEFAULT, environment, logger) or job.measure(
                 tree, out, "validation", networks, job.search.batches, environment, logger
             )
@@ -302,12 +344,17 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
             logger.info(_as_text(values))
             began = time.monotonic()
             write_params(tree, job.values(values))
+            goal = job.goal(values)
             way: dict[str, float] = {}
+            curves: dict[str, Curve] = {}
             with console.stage_shown(name):
                 failure = job.bring(
-                    tree, job.stage, name, environment, logger, lambda stage: _look(job, tree, stage, way)
-                )
-                networks = {"trial": tree / job.network, DEFAULT: job.folder / DEFAULT / "network"}
+                    tree, goal.stage, name, environment, logger,
+                    lambda stage: _look(job, tree, stage, way, curves),
+                    lambda stage: _listener(job, tree, stage),
+                )  # fmt: skip
+                made = Made(tree / goal.network, None if goal.counted is None else tree / goal.counted)
+                networks = {"trial": made, DEFAULT: _kept(job.folder / DEFAULT)}
                 out = job.folder / "measured" / str(trial.number)
                 if failure is None:
                     failure = job.measure(tree, out, "validation", networks, job.search.batches, environment, logger)
@@ -317,7 +364,12 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
                 job.trials.fail(trial, failure)
                 return Failed(message=f"{name}: {failure}")
             row = beside(_measured(out), job.trials.study.user_attrs[DEFAULT])
-            row |= {"way": way, "seconds": round(time.monotonic() - began), "commit": trees.commit[:12]}
+            row |= {
+                "way": way,
+                "curves": curves,
+                "seconds": round(time.monotonic() - began),
+                "commit": trees.commit[:12],
+            }
             job.trials.finish(trial, row)
             logger.info(_said(job, row))
             return Completed(message=name)
@@ -342,14 +394,14 @@ def beside(measured: Mapping[str, Mapping[str, Any]], default: Mapping[str, Any]
     return row
 
 
-def _look(job: Job, tree: Path, stage: str, way: dict[str, float]) -> None:
+def _look(job: Job, tree: Path, stage: str, way: dict[str, float], curves: dict[str, Curve]) -> None:
     """Raise GivenUpError where the stage's network is too far below what the best trial so far had there."""
-    name = next((name for name in job.search.give_up if stage_of(name) == stage), None)
+    name = _given_up_at(job, stage)
     if name is None:
         return
     way[name] = float(best_validation(tree, name, job.values({}))[f"val_{job.search.measure}"])
-    kept = [row for row in job.trials.rows() if not evidence.missed(row, job.search.constraints) and name in row["way"]]
-    best = max(kept, key=lambda row: row[job.search.measure], default=None)
+    curves[name] = curve(tree, name, f"val_{job.search.measure}")
+    best = _best(job, name)
     if best is not None and way[name] < best["way"][name] - job.search.give_up[name] / 100:
         raise GivenUpError(
             f"{name} {way[name]:.2%} on the validation split, {100 * (best['way'][name] - way[name]):.2f} points below "
@@ -357,19 +409,83 @@ def _look(job: Job, tree: Path, stage: str, way: dict[str, float]) -> None:
         )
 
 
-def _keep(job: Job, tree: Path, name: str, kept: Path, environment: Mapping[str, str], logger: Any) -> str | None:
+Curve = list[tuple[int, float]]  # after so many steps: the best validation so far
+
+
+def curve(folder: Path, network: str, metric: str) -> Curve:
+    """Of a training that has ended there."""
+    history = pd.read_csv(folder / "reports" / network / "history.csv")
+    return [(int(s), float(v)) for s, v in zip(history["step"], history[metric].cummax(), strict=True)]
+
+
+def _given_up_at(job: Job, stage: str) -> str | None:
+    return next((name for name in job.search.give_up if stage_of(name) == stage), None)
+
+
+def _best(job: Job, network: str) -> dict[str, Any] | None:
+    """The row of the best trial so far that keeps to all limits and made this network on its way."""
+    kept = [row for row in job.trials.rows() if not evidence.missed(row, job.search.constraints)]
+    return max((row for row in kept if network in row["way"]), key=lambda row: row[job.search.measure], default=None)
+
+
+def _listener(job: Job, tree: Path, stage: str) -> Heard | None:
+    """Who raises GivenUpError while a stage trains: in the second half of its steps its best validation so far is
+    beside what the best trial had had by that step. That is looked at only where both take as many steps."""
+    name = _given_up_at(job, stage)
+    if name is None:
+        return None
+    key, metric, margin = lineage.key(tree, stage), f"val_{job.search.measure}", job.search.give_up[name] / 100
+    best_so_far, looked_at = 0.0, -1.0
+
+    def heard(event: Mapping[str, Any]) -> None:
+        nonlocal best_so_far, looked_at
+        if key in job.hopeless:  # another trial needed the very same
+            raise GivenUpError(job.hopeless[key])
+        done, total, value = event["done"], event["total"], event["numbers"].get(metric)
+        if event["description"] != name or value is None:
+            return
+        best_so_far = max(best_so_far, value)
+        if value == looked_at or not _LATE * total <= done < total:
+            return
+        looked_at, best = value, _best(job, name)
+        theirs: Curve = [] if best is None else best.get("curves", {}).get(name, [])
+        if best is None or not theirs or theirs[-1][0] != total:
+            return
+        then = max((score for step, score in theirs if step <= done), default=0.0)
+        if best_so_far < then - margin:
+            job.hopeless[key] = (
+                f"{name} {best_so_far:.2%} on the validation split after {done:,} of {total:,} steps, "
+                f"{100 * (then - best_so_far):.2f} points below what {best['name']} had by then"
+            )
+            raise GivenUpError(job.hopeless[key])
+
+    return heard
+
+
+def _keep(
+    job: Job, tree: Path, values: Mapping[str, Any], name: str, kept: Path, environment: Mapping[str, str], logger: Any
+) -> str | None:
     """Bring the network of the params.yaml in ``tree`` up to date, and copy it to ``kept``; what went wrong, or
     None."""
-    key = lineage.key(tree, job.stage)
+    goal = job.goal(values)
+    key = lineage.key(tree, goal.stage)
     if _read_text(kept / "key") == key:
         return None
     with console.stage_shown(name):
-        failure = job.bring(tree, job.stage, name, environment, logger)
+        failure = job.bring(tree, goal.stage, name, environment, logger)
     if failure is None:
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(tree / job.network, kept / "network")
+        shutil.copytree(tree / goal.network, kept / "network")
+        if goal.counted is not None:
+            shutil.copytree(tree / goal.counted, kept / "counted")
         (kept / "key").write_text(key)
     return failure
+
+
+def _kept(folder: Path) -> Made:
+    """What `_keep` has put there."""
+    counted = folder / "counted"
+    return Made(folder / "network", counted if counted.is_dir() else None)
 
 
 def _measuring(job: Job) -> str:
@@ -440,7 +556,7 @@ def make_again(
             return Cancelled(message=f"{name} seed {seed}: cancelled before it started")
         write_params(tree, job.default(seed) if name == DEFAULT else job.values(values, seed))
         kept = job.folder / "retest" / str(seed) / name
-        failure = _keep(job, tree, f"{name} seed {seed}", kept, environment, get_run_logger())
+        failure = _keep(job, tree, values, f"{name} seed {seed}", kept, environment, get_run_logger())
     return Failed(message=f"{name} seed {seed}: {failure}") if failure else Completed(message=name)
 
 
@@ -461,7 +577,7 @@ def measure_again(
         if failure is None:
             if split == "test":
                 _note_test(job, seed, key)
-            networks = {name: place / name / "network" for name in names}
+            networks = {name: _kept(place / name) for name in names}
             failure = job.measure(tree, place / split, split, networks, batches, environment, logger)
     if failure:
         return Failed(message=f"{split} seed {seed}: {failure}")
@@ -562,6 +678,7 @@ def start(
             (folder / "study").write_text(study.study_name)
             trials = Trials(study, search_, space, params.run.seed)
             given = {key: _value(with_values(root, search_.set), key) for key in space}
+            given |= {CANDIDATE: search_.candidate} if CANDIDATE in space else {}
             if cut := trials.take_up(given):
                 names = ", ".join(f"trial {number}" for number in cut)
                 console.console.print(f"Cut off, and now run again: {names}", markup=False)
@@ -580,21 +697,20 @@ def start(
 def _name(path: Path, root: Path, search_: Search, space: Space, trees: Worktrees) -> str:
     """The name of Optuna's study: another one as soon as results would rest on something else. Raises UserError for a
     key of the space that changes nothing."""
-    tree, stage = trees.paths[0], stage_of(search_.candidate)
+    tree, stages = trees.paths[0], [stage_of(name) for name in candidates_of(search_, space)]
 
-    def key(values: Mapping[str, Any]) -> str:
+    def keys(values: Mapping[str, Any]) -> list[str]:
         write_params(tree, with_values(root, {**search_.set, **values}))
-        return lineage.key(tree, stage)
+        return [lineage.key(tree, stage) for stage in stages]
 
     for name, domain in space.items():
-        if key({name: domain.ends[0]}) == key({name: domain.ends[-1]}):
-            raise UserError(
-                f"{path}: space.{name}: nothing that {search_.candidate} is made of depends on it. Take it out"
-            )
+        if name != CANDIDATE and keys({name: domain.ends[0]}) == keys({name: domain.ends[-1]}):
+            made = " or ".join(candidates_of(search_, space))
+            raise UserError(f"{path}: space.{name}: nothing that {made} is made of depends on it. Take it out")
     asked = search_.model_dump(include={"candidate", "space", "against", "measure", "constraints", "format"})
-    rests_on = [key({}), asked]
+    rests_on = [*keys({}), asked]
     write_params(tree, with_values(root, {}))
-    digest = hashlib.sha256(as_json([*rests_on, lineage.key(tree, stage)]).encode()).hexdigest()
+    digest = hashlib.sha256(as_json([*rests_on, lineage.key(tree, stages[0])]).encode()).hexdigest()
     return f"{path.stem}-{digest[:12]}"
 
 
@@ -649,11 +765,12 @@ def render(job: Job) -> tuple[str, str]:
     winner, tested = _retested(job)
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
     where = search_.runtime if search_.format is None else f"{search_.runtime}, as {search_.format}"
+    candidates = " or ".join(f"`{name}`" for name in candidates_of(search_, job.space))
     lines = [
         f"<!-- written by `thinner search {job.path.as_posix()} --report`; do not edit -->",
         f"# {search_.title}",
         "",
-        f"Of `{search_.candidate}`: {search_.measure} on the validation split against"
+        f"Of {candidates}: {search_.measure} on the validation split against"
         f" {evidence.heading(search_.against)}. Limits: {limits or 'none'}. Networks run in {where}.",
         "",
         winner,
@@ -680,7 +797,7 @@ _TIMED = (
 
 
 def _defaults(job: Job) -> dict[str, str]:
-    params = job.default()
+    params = with_values(job.root, {CANDIDATE: job.search.candidate})
     return {key: f"`{as_json(_value(params, key))}`" for key in job.search.space}
 
 

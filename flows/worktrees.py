@@ -331,21 +331,29 @@ def _but_the_seed(folder: Path) -> str:
     return json.dumps(params, sort_keys=True, default=str)
 
 
+# is told of a stage's bars while it runs: its description, `done` of `total`, `numbers`; what it raises ends the stage
+Heard = Callable[[Mapping[str, Any]], None]
+
+
 def reproduce(
-    folder: Path, stages: Sequence[str], name: str, environment: Mapping[str, str], logger: Any
-) -> str | None:
+    folder: Path, stages: Sequence[str], name: str, environment: Mapping[str, str], logger: Any,
+    heard: Heard | None = None,
+) -> str | None:  # fmt: skip
     """Bring the stages up to date there; what went wrong, or None. MLflow's runs are tagged by ``name``, such as
     `kd seed 3`."""
     if wrong := check_params(folder, environment):
         return wrong
-    return perform(lineage.reproduce_command(*stages), folder, name, environment, logger)
+    return perform(lineage.reproduce_command(*stages), folder, name, environment, logger, heard)
 
 
-def perform(command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str], logger: Any) -> str | None:
+def perform(
+    command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str], logger: Any,
+    heard: Heard | None = None,
+) -> str | None:  # fmt: skip
     """Have a command of DVC's run stages of the params.yaml there, which has been checked; as `reproduce`."""
     checked = {**environment, VARIANT: name, CHECKED: params_digest(folder)}
     with slots.held(folder, logger, cancelled.is_set):
-        said, code = hear(command, folder, name, checked, logger)
+        said, code = hear(command, folder, name, checked, logger, heard)
     if code == 0:
         return None
     told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
@@ -355,17 +363,17 @@ def perform(command: Sequence[str], folder: Path, name: str, environment: Mappin
 def bring_up_to_date(
     folder: Path, target: str, name: str, environment: Mapping[str, str], logger: Any,
     shared: dict[str, threading.Lock], after: Callable[[str], None] = lambda stage: None,
-    engine: Engine | None = None,
+    engine: Engine | None = None, heard: Callable[[str], Heard | None] = lambda stage: None,
 ) -> str | None:  # fmt: skip
     """What went wrong with the target and all that it needs, or None. Stage by stage: of the runs that need the very
     same one (``shared``: a lock for each), whoever comes first makes it, and the others wait for that and no longer.
     ``after`` is called with each stage's name once that is up to date; what it raises ends the run. ``engine``: what
-    makes the stages, if not this machine."""
+    makes the stages, if not this machine; else ``heard`` names who is told of a stage's bars."""
 
     def make(stage: str) -> str | None:
         if engine is not None:
             return engine.make(folder, stage, name, environment, logger)
-        return reproduce(folder, [stage], name, environment, logger)
+        return reproduce(folder, [stage], name, environment, logger, heard(stage))
 
     for node in select(lineage.graph(folder), [target]):
         with shared.setdefault(lineage.key(folder, node.name), threading.Lock()):
@@ -386,24 +394,29 @@ def run_program(
 
 
 def hear(
-    command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str], logger: Any
-) -> tuple[list[str], int]:
+    command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str], logger: Any,
+    heard: Heard | None = None,
+) -> tuple[list[str], int]:  # fmt: skip
     """(what the command said but for its progress, its exit code)."""
     process = start_dvc(list(command), folder, environment)
     _processes[process] = threading.get_ident()
     said: list[str] = []
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(PROGRESS):
                 with contextlib.suppress(json.JSONDecodeError, KeyError):
-                    console.show_progress(json.loads(line.removeprefix(PROGRESS)) | {"stage": name}, logger)
+                    event = json.loads(line.removeprefix(PROGRESS))
+                    console.show_progress(event | {"stage": name}, logger)
+                    if heard is not None:
+                        heard(event)
             elif line.strip():
                 said.append(line.rstrip())
         code = process.wait()
-    except BaseException:  # Ray cancels a task so; nothing else would end the process then
+    except BaseException:  # ``heard`` ends it; Ray cancels a task so, and nothing else would end the process then
         kill_group(process)
         raise
     finally:
         _processes.pop(process, None)
+        process.stdout.close()
     return said, code

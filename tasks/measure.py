@@ -1,6 +1,7 @@
 """Networks measured beside the graph, for `thinner search`: `python -m tasks.measure OUT SPLIT NAME=FOLDER ...`
 
-    --format onnx     exported first, and measured in that format's runtime
+    --format onnx     exported first, and measured in that format's runtime; what is an export stays as it is
+    --of NAME=FOLDER  what an export is of, and is counted in its place: an export has neither parameters nor MACs
     --batches 1 64    and milliseconds at these batch sizes, the networks taking turns as in evaluate
 
 It runs where data/prepared and params.yaml are those that the networks were made with, and writes into OUT
@@ -15,7 +16,7 @@ import csv
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,13 @@ from thinner.runtimes import catalogue
 
 
 def measure(
-    out: Path, split: str, places: dict[str, Path], params: Params, format_: str | None, batches: Sequence[int]
+    out: Path,
+    split: str,
+    places: dict[str, Path],
+    params: Params,
+    format_: str | None,
+    batches: Sequence[int],
+    counted: Mapping[str, Path] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores (ratios), params, macs, file_bytes and latency_ms_bN of each network in ``places``, by its name; they are
     written into ``out`` as well. Raises UserError: a network is not there, or its runtime is not installed."""
@@ -48,9 +55,14 @@ def measure(
     predictions, calls = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, place in places.items():
-            network = open_candidate(place, device, 0, params.run.channels_last)
-            shipped = place if format_ is None else export(place, Path(scratch) / name, format_, store, params)
-            candidate = network if format_ is None else open_candidate(shipped, device, threads)
+            network = open_candidate((counted or {}).get(name, place), device, 0, params.run.channels_last)
+            if catalogue.in_folder(place) is not None:
+                shipped, candidate = place, open_candidate(place, device, threads)
+            elif format_ is None:
+                shipped, candidate = place, network
+            else:
+                shipped = export(place, Path(scratch) / name, format_, store, params)
+                candidate = open_candidate(shipped, device, threads)
             logits = predict_logits(candidate, store.images, index, params.evaluate.batch_size)
             predictions[name] = logits.argmax(axis=1)
             counts = np.zeros((len(store.classes), len(store.classes)), dtype=np.int64)
@@ -101,7 +113,8 @@ def export(place: Path, target: Path, format_: str, store: Store, params: Params
 
 
 def _count(network: Candidate) -> dict[str, int]:
-    assert network.model is not None
+    if network.model is None:
+        raise UserError("an export has neither parameters nor MACs. Say what it is of: --of NAME=FOLDER")
     macs = profiling.count_macs(network.model, network.preprocessing.shape)
     return {"params": profiling.count_params(network.model), "macs": macs}
 
@@ -132,15 +145,19 @@ def main() -> int:
     parser.add_argument("split", choices=["validation", "test"])
     parser.add_argument("networks", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--format", choices=list(catalogue.FORMATS))
+    parser.add_argument("--of", nargs="+", metavar="NAME=FOLDER", default=[])
     parser.add_argument("--batches", type=int, nargs="*", default=[])
     given = parser.parse_args()
     set_environment()
     keep_memory()
-    places = {name: Path(folder) for name, _, folder in (text.partition("=") for text in given.networks)}
+    places, counted = (
+        {name: Path(folder) for name, _, folder in (text.partition("=") for text in texts)}
+        for texts in (given.networks, given.of)
+    )
     try:
         params = load_params()
         set_up_torch(params.run)
-        measure(given.out, given.split, places, params, given.format, given.batches)
+        measure(given.out, given.split, places, params, given.format, given.batches, counted)
     except UserError as error:
         print(f"measure: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ one another."""
 import contextlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import venv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -30,16 +32,17 @@ class Cluster:
     folder: Path
     toy: Toy
     address: str
+    client_port: int  # where Ray hears those who ask by ray://
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start_head(self, sockets: str) -> None:
         (self.folder / "head").mkdir()
-        host, port = self.address.removeprefix("tcp://").split(":")
+        scheme, host, port = re.fullmatch(r"(?:(\w+)://)?(.+):(\d+)", self.address).groups()
         if self.engine == "dask":
-            words = ["scheduler", "--host", host, "--port", port, "--no-dashboard"]
+            words = ["scheduler", "--host", host, "--protocol", scheme, "--port", port, "--no-dashboard"]
         else:  # without a processor, so no stage runs there
             words = ["--head", "--port", port, "--num-cpus", "0", "--include-dashboard=false", "--temp-dir", sockets]
-            words += ["--ray-client-server-port", str(free_port())]
+            words += ["--ray-client-server-port", str(self.client_port)]
         self._start("head", words, self.toy.env, sys.executable)
 
     def start_worker(self, name: str, **env: str) -> None:
@@ -49,6 +52,7 @@ class Cluster:
         own |= {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db", "HOME": str(home), **env}
         shutil.copy(self.toy.root / "mlflow.db", home)
         words = ["worker", self.address, "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard", "--no-nanny"]
+        words += ["--protocol", self.address.split(":")[0]]
         words += ["--local-directory", str(home / "dask"), "--name", name]
         if self.engine == "ray":
             words = ["--address", self.address, "--num-cpus", "1"]
@@ -125,14 +129,37 @@ def _own_python(environment: Path) -> str:
     return str(environment / "bin" / "python")
 
 
+def _certificates(folder: Path) -> dict[str, str]:
+    """What Dask is told of a certificate for all of a cluster, which signs itself."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "cluster")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    own, secret = folder / "certificate.pem", folder / "key.pem"
+    own.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    secret.write_bytes(key.private_bytes(*form))
+    tls = "DASK_DISTRIBUTED__COMM__TLS__"
+    roles = [f"{tls}{role}__" for role in ("SCHEDULER", "WORKER", "CLIENT")]
+    certificates = {f"{role}CERT": str(own) for role in roles} | {f"{role}KEY": str(secret) for role in roles}
+    return {f"{tls}CA_FILE": str(own), "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true", **certificates}
+
+
 @contextlib.contextmanager
-def started(engine: str, toy: Toy, folder: Path) -> Iterator[Cluster]:
-    """Without a worker as yet; skips the test where the engine is not installed."""
+def started(engine: str, toy: Toy, folder: Path, encrypted: bool = False) -> Iterator[Cluster]:
+    """Without a worker as yet; skips the test where the engine is not installed. ``encrypted``: of Dask, tls://."""
     pytest.importorskip(f"prefect_{engine}")
+    if encrypted:
+        toy.env |= _certificates(folder)
     # Ray listens on all of a machine's addresses: only who has the token is heard
     toy.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
-    scheme = {"dask": "tcp://", "ray": ""}[engine]
-    made = Cluster(engine, folder, toy, f"{scheme}127.0.0.1:{free_port()}")
+    scheme = {"dask": "tls://" if encrypted else "tcp://", "ray": ""}[engine]
+    made = Cluster(engine, folder, toy, f"{scheme}127.0.0.1:{free_port()}", free_port())
     # a short name, for sockets lie in there
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sockets:
         try:

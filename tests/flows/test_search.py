@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from flows import search as searching
-from flows import trials
+from flows import trials, worktrees
 from tests import clusters, forked
 from tests.copies import commit_all, copy_project
 from tests.empty import put_stores
@@ -93,6 +93,20 @@ def test_a_search_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"format": "tflite"}, "format: unknown 'tflite'. Choose one of: onnx"),
         ({"give_up": {"prune": 1.0}}, "give_up: 'prune' trains nothing on the way to distill. Choose one of: finetune"),
         ({"give_up": {"finetune": 1.0}, "measure": "macro_f1"}, "give_up: training looks at accuracy and accuracy"),
+        (
+            {"candidate": "prune_int8"},
+            "format: none, but prune_int8 runs in ONNX Runtime, so all have to: format: onnx",
+        ),
+        (
+            {"space": {"ship.candidate": ["distill", "prune_int8"]}, "format": "openvino"},
+            "format: openvino, but prune_int8 runs in ONNX Runtime",
+        ),
+        ({"space": {"ship.candidate": ["distill", "prune_onnx"]}}, "space.ship.candidate: unknown 'prune_onnx'"),
+        ({"set": {"ship.candidate": "prune"}}, "set.ship.candidate: here .* Write candidate: prune"),
+        (
+            {"candidate": "prune_int8", "format": "onnx", "set": {"quantize.source": "distill"}},
+            "set.quantize.source: it says whose 8 bits",
+        ),
         ({"retest": {"seeds": [1, 1]}}, r"retest.seeds: \[1, 1\] has one twice"),
         ({"colour": "red"}, "colour: 'red': extra inputs"),
     ],
@@ -172,16 +186,66 @@ def test_a_trial_that_is_far_behind_on_the_way_is_given_up(tmp_path: Path) -> No
         values=lambda values: {"imbalance": {"choose_by": "accuracy"}},
     )
     way: dict[str, float] = {}
+    curves: dict[str, searching.Curve] = {}
     history.write_text("step,val_accuracy,val_loss\n1,0.771,1\n2,0.769,1\n")
-    searching._look(job, tmp_path, "teach", way)
+    searching._look(job, tmp_path, "teach", way, curves)
     assert way == {}
-    searching._look(job, tmp_path, "distill", way)
-    assert way == {"distill": 0.771}
+    searching._look(job, tmp_path, "distill", way, curves)
+    assert way == {"distill": 0.771} and curves == {"distill": [(1, 0.771), (2, 0.771)]}
     history.write_text("step,val_accuracy,val_loss\n1,0.7,1\n2,0.769,1\n")
     with pytest.raises(searching.GivenUpError, match="distill 76.90% .* 3.10 points below that of trial 4"):
-        searching._look(job, tmp_path, "distill", way)
+        searching._look(job, tmp_path, "distill", way, curves)
     rows.clear()
-    searching._look(job, tmp_path, "distill", way)  # behind nobody
+    searching._look(job, tmp_path, "distill", way, curves)  # behind nobody
+
+
+TRAINING = """
+import json, sys, time
+print("what is no bar", flush=True)
+for step, score in ((100, 0.2), (400, 0.5), (500, 0.66), (600, 0.71), (800, 0.77), (1000, 0.9)):
+    numbers = {"loss": 1.0, "val_accuracy": score}
+    event = {"stage": "distill", "description": sys.argv[1], "done": step, "total": int(sys.argv[2]),
+             "numbers": numbers, "last": False}
+    print("::progress " + json.dumps(event), flush=True)
+    if step == int(sys.argv[3]):
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "given_up"),
+    [
+        (("distill", "1000", "600"), True),
+        (("finetune", "1000", "-1"), False),  # another bar of the same stage
+        (("distill", "2000", "-1"), False),  # which takes twice as many steps
+        (("distill", "1000", "-1"), True),
+    ],
+)
+def test_a_training_that_is_far_behind_in_its_second_half_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], given_up: bool
+) -> None:
+    monkeypatch.setattr(searching.lineage, "key", lambda folder, stage: "the same")
+    # 65 points at half of the steps are 4 more than 61: behind there, and before; 3 below 74 at 600
+    curve = [(100, 0.6), (400, 0.68), (500, 0.69), (600, 0.75), (1000, 0.95)]
+    rows = [{"name": "trial 4", "accuracy": 0.8, "params": 9, "way": {"distill": 0.95}, "curves": {"distill": curve}}]
+    job: Any = SimpleNamespace(
+        search=SimpleNamespace(give_up={"distill": 3.5}, measure="accuracy", constraints={"params": 10}),
+        trials=SimpleNamespace(rows=lambda: rows), hopeless={},
+    )  # fmt: skip
+    assert searching._listener(job, tmp_path, "prune") is None
+    heard = searching._listener(job, tmp_path, "distill")
+    hear = functools.partial(worktrees.hear, folder=tmp_path, name="trial 5", environment={}, logger=None)
+    command = [sys.executable, "-c", TRAINING, *words]
+    if not given_up:
+        assert hear(command, heard=heard) == (["what is no bar"], 0)
+        return
+    why = "distill 71.00% on the validation split after 600 of 1,000 steps, 4.00 points below what trial 4 had by then"
+    with pytest.raises(searching.GivenUpError, match=f"^{why}$"):
+        hear(command, heard=heard)
+    assert not worktrees._processes  # it has ended, long before its 600 seconds
+    # a trial that needs the very same is ended at its first word
+    with pytest.raises(searching.GivenUpError, match=f"^{why}$"):
+        searching._listener(job, tmp_path, "distill")({"description": "distill", "done": 0, "total": 9, "numbers": {}})
 
 
 @pytest.fixture
@@ -388,6 +452,34 @@ def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(
 
 
 @pytest.mark.integration
+def test_bits_and_resolution_are_searched_as_any_key_is(digits: Path) -> None:
+    pytest.importorskip("optuna")
+    set_params(digits, {"quantize.source": "scratch", "quantize.rungs": ["static"]})
+    (digits / "searches/small.yaml").write_text(
+        yaml.safe_dump({
+            "title": "How many bits, of which picture?", "candidate": "scratch", "format": "onnx",
+            "space": {"ship.candidate": ["scratch", "scratch_int8"], "student.image_size": [8, 16]},
+            "against": "file_bytes", "trials": 4, "give_up": {"scratch": 50.0},
+            "retest": {"seeds": [1], "networks": 1, "margin_points": 50.0},
+        })
+    )  # fmt: skip
+    commit_all(digits)
+    done = subprocess.run(COMMAND, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(digits / "reports/searches/small.csv").set_index(["ship.candidate", "student.image_size"])
+    floats, ints = table.loc['"scratch"'].sort_index(), table.loc['"scratch_int8"'].sort_index()
+    assert len(table) == 4 and list(floats.index) == list(ints.index) == [8, 16]
+    assert (ints["file_bytes"] < 0.6 * floats["file_bytes"]).all()
+    # counted in the network that the 8 bits are of, where a larger picture costs four times as much
+    assert (ints["params"] == floats["params"]).all() and (ints["macs"] == floats["macs"]).all()
+    assert floats.loc[16, "macs"] > 3 * floats.loc[8, "macs"]
+    page = (digits / "reports/searches/small.md").read_text()
+    assert "Of `scratch` or `scratch_int8`: accuracy" in page and ", as onnx." in page, page
+    assert "**Winner: trial" in page and "'ship.candidate=\"scratch_int8\"'" in page, page  # smaller, within 50 points
+    shutil.rmtree(digits)
+
+
+@pytest.mark.integration
 def test_a_search_trains_on_a_cluster_and_measures_here(digits: Path, tmp_path: Path, prefect_url: str) -> None:
     pytest.importorskip("optuna")
     (digits / "searches/small.yaml").write_text(
@@ -401,7 +493,8 @@ def test_a_search_trains_on_a_cluster_and_measures_here(digits: Path, tmp_path: 
     subprocess.run(["git", "add", "--force", "data/raw/digits"], cwd=digits, check=True)  # or a worker would lack them
     commit_all(digits)
     whole = SimpleNamespace(root=digits, env=environment(digits) | {"PREFECT_API_URL": prefect_url})
-    with clusters.started("dask", whole, tmp_path) as cluster:
+    with clusters.started("dask", whole, tmp_path, encrypted=True) as cluster:
+        assert cluster.address.startswith("tls://")
         cluster.start_worker("one")
         words = ["--engine", "dask", "--address", cluster.address]
         done = subprocess.run(
