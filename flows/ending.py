@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,14 +174,17 @@ def print_results(root: Path, everything: bool = False) -> tuple[str, str]:
     console.print()
     for place, path, note in _places(root, results):
         console.print(f"{place:<8} {path}{f'  ({note})' if note else ''}")
-    console.print(
-        "\nNext     make ui                      compare runs in MLflow, see this one in Prefect\n"
-        "         . .venv/bin/activate         then, for example:\n"
-        "         thinner predict photo.jpg    what the small network says of a picture\n"
-        "         thinner bundle               take it away: runs without torch and this project\n"
-        "         dvc repro                    the same pipeline without Prefect\n"
+    # where `make run` took an environment that is not active
+    activate = [] if shutil.which("thinner") else ["         . .venv/bin/activate         then, for example:"]
+    lines = [
+        "Next     make ui                      compare runs in MLflow, see this one in Prefect",
+        *activate,
+        "         thinner predict photo.jpg    what the small network says of a picture",
+        "         thinner bundle               take it away: runs without torch and this project",
+        "         dvc repro                    the same pipeline without Prefect",
         "         dvc metrics diff             what changed since the last commit",
-    )
+    ]
+    console.print("\n" + "\n".join(lines))
     return results.verdict, results.ship_line
 
 

@@ -70,6 +70,7 @@ from thinner.files import json_files, whole
 from thinner.measure.scores import METRICS
 from thinner.params import Params
 from thinner.runtimes import catalogue
+from thinner.words import duration
 
 if TYPE_CHECKING:
     import optuna
@@ -740,7 +741,7 @@ def write_report(job: Job) -> None:
     )
     page, winner = render(job)
     place.with_suffix(".md").write_text(page, encoding="utf-8")
-    console.console.print(f"{len(rows)} trials finished. {winner.replace('**', '').replace('`', '')}\n", markup=False)
+    console.console.print(f"Trials   {len(rows)} finished. {winner.replace('**', '').replace('`', '')}\n", markup=False)
     console.console.print(f"Page     {FOLDER}/{job.path.stem}.md\nFigure   {FOLDER}/{job.path.stem}.svg", markup=False)
 
 
@@ -749,7 +750,7 @@ def render(job: Job) -> tuple[str, str]:
     search_, rows, default = job.search, job.trials.rows(), job.trials.study.user_attrs[DEFAULT]
     kept = [row for row in rows if not evidence.missed(row, search_.constraints)]
     on_front = {row["number"] for row in evidence.front(kept, search_.measure, search_.against)}
-    minutes = busy_seconds(t for t in job.trials.study.trials if t.state.name in ("COMPLETE", "PRUNED")) / 60
+    busy = busy_seconds(t for t in job.trials.study.trials if t.state.name in ("COMPLETE", "PRUNED"))
     failed, given_up = job.trials.others("FAIL"), job.trials.others("PRUNED")
     limits = ", ".join(
         f"{evidence.heading(cost)} at most {evidence.shown(cost, limit)}" for cost, limit in search_.constraints.items()
@@ -777,7 +778,7 @@ def render(job: Job) -> tuple[str, str]:
         "",
         f"![{search_.measure} of each trial against its cost, and the front]({job.path.stem}.svg)",
         "",
-        f"{len(rows)} trials finished, {len(given_up)} were given up, {len(failed)} failed, in {minutes:.0f} minutes; "
+        f"Trials: {len(rows)} finished, {len(given_up)} given up, {len(failed)} failed, in {duration(busy)}; "
         f"{len(kept)} keep to all limits. Of commit {commits}. To repeat: `thinner search {job.path.as_posix()}`",
         "",
         evidence.table(table, list(search_.space), search_.measure, search_.costs),

@@ -166,6 +166,20 @@ def test_the_end_says_target_and_claims_first_then_the_networks_that_matter_then
     assert "Network  data/prune" in text and "Report   reports/report.html" in text
 
 
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_what_has_to_be_activated_is_said_where_the_command_is_not_at_hand(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_hand: bool
+) -> None:
+    (tmp_path / "bin").mkdir()
+    if at_hand:
+        (tmp_path / "bin" / "thinner").symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    page = printed(monkeypatch)
+    ending.print_results(root)
+    text = page.export_text()
+    assert ("bin/activate" in text) is not at_hand and "thinner predict photo.jpg" in text
+
+
 def test_report_all_has_every_candidate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = printed(monkeypatch)
     ending.print_results(root, everything=True)

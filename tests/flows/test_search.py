@@ -423,7 +423,7 @@ def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(
     assert sorted(table.index) == [8, 16, 24]
     assert table.sort_index()["params"].is_monotonic_increasing
     page = (digits / "reports/searches/small.md").read_text()
-    assert "3 trials finished, 0 were given up, 0 failed" in page
+    assert "Trials: 3 finished, 0 given up, 0 failed, in " in page
     assert "> 40 k" in page  # what misses the limit says so
     assert page.count("trial_") >= 3 and "the test split, once:" in page
     assert re.search(r"\*\*(Winner|No winner is shown)", page) and "thinner set student.width=8" in page
