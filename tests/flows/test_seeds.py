@@ -145,10 +145,9 @@ def test_seeds_run_once_and_claims_are_judged_over_them(toy: Toy) -> None:
 def test_a_cluster_trains_seeds_and_what_measures_speed_runs_here(toy: Toy, tmp_path: Path) -> None:
     toy.run("dvc", "remote", "add", "--default", "results", str(tmp_path / "store"))
     toy.commit()
-    with started("ray", toy, tmp_path) as cluster:
+    with started("dask", toy, tmp_path) as cluster:
         cluster.start_worker("one")
-        # as from a machine that is none of the cluster's
-        said = claims(toy, "--seeds", "0,1", "--engine", "ray", "--address", f"ray://127.0.0.1:{cluster.client_port}")
+        said = claims(toy, "--seeds", "0,1", "--engine", "dask", "--address", cluster.address)
         assert "2 of 2 proven" in said
         assert begun(toy) == sorted(
             f"{stage} {seed}" for stage in ("prepare", "scratch", "evaluate") for seed in (0, 1)
