@@ -14,6 +14,7 @@ import contextvars
 import importlib.util
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ _START = {
 }
 _ANSWER_SECONDS = 5.0
 _LOOK_SECONDS = 0.5
+_HEAD_SECONDS = (5.0, 15.0)  # between attempts to be let in by a head of Ray's
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,17 @@ def _ray(choice: Choice) -> Iterator[tuple[Any, int]]:
     from prefect_ray.task_runners import RayTaskRunner
 
     try:
-        with RayTaskRunner(address=choice.address, init_kwargs={"log_to_driver": False}) as runner:
+        with contextlib.ExitStack() as stack:
+            runner = RayTaskRunner(address=choice.address, init_kwargs={"log_to_driver": False})
+            for wait in (*_HEAD_SECONDS, None):
+                try:
+                    stack.enter_context(runner)
+                    break
+                except ConnectionError:  # by ray://: a head that has just begun hears before it can answer
+                    ray.shutdown()
+                    if wait is None:
+                        raise
+                    time.sleep(wait)
             # the head's is none where it was started with no processor
             yield runner, sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())
     finally:

@@ -214,5 +214,8 @@ def _wanted_by_dask() -> Callable[[], bool]:
 
 
 def plain(error: BaseException) -> str:
-    """One line without what terminals colour."""
-    return one_line(re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}"), 300)
+    """One line without what terminals colour; of another machine's traceback its last."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if "Traceback (most recent call last)" in text:
+        text = text.strip().splitlines()[-1].strip()
+    return one_line(f"{type(error).__name__}: {text}", 300)

@@ -200,6 +200,36 @@ def test_of_the_environment_nothing_travels_but_where_mlflow_is(monkeypatch: pyt
     }
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_head_that_has_just_begun_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, times: int) -> None:
+    ray, task_runners = pytest.importorskip("ray"), pytest.importorskip("prefect_ray.task_runners")
+    refusals = ['Traceback (most recent call last):\n  File "proxier.py"\nRuntimeError: no agent as yet\n'] * times
+
+    class Runner:
+        def __init__(self, **how: object) -> None: ...
+
+        def __enter__(self) -> "Runner":
+            if refusals:
+                raise ConnectionAbortedError(refusals.pop())
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(task_runners, "RayTaskRunner", Runner)
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1}}, {"Alive": True, "Resources": {}}]
+    )
+    monkeypatch.setattr(engines, "_HEAD_SECONDS", (0.0, 0.0))
+    choice = engines.Choice("ray", "ray://127.0.0.1:9")
+    if times == 2:
+        with engines._ray(choice) as (_, workers):
+            assert workers == 1
+        return
+    why = "^--address: ray://127.0.0.1:9 cannot be spoken to: ConnectionAbortedError: RuntimeError: no agent as yet$"
+    with pytest.raises(UserError, match=why), engines.connected(choice, tmp_path):
+        pass
+
+
 # ---------------------------------------------------------------------------------------------- two workers
 
 
