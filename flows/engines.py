@@ -294,8 +294,8 @@ def _ray(choice: Choice) -> Iterator[tuple[Any, int]]:
 
     try:
         with contextlib.ExitStack() as stack:
-            runner = RayTaskRunner(address=choice.address, init_kwargs={"log_to_driver": False})
             for wait in (*_HEAD_SECONDS, None):
+                runner = RayTaskRunner(address=choice.address, init_kwargs={"log_to_driver": False})
                 try:
                     stack.enter_context(runner)
                     break

@@ -205,10 +205,14 @@ def test_a_head_that_has_just_begun_is_asked_again(monkeypatch: pytest.MonkeyPat
     ray, task_runners = pytest.importorskip("ray"), pytest.importorskip("prefect_ray.task_runners")
     refusals = ['Traceback (most recent call last):\n  File "proxier.py"\nRuntimeError: no agent as yet\n'] * times
 
+    asked: list[object] = []
+
     class Runner:
         def __init__(self, **how: object) -> None: ...
 
         def __enter__(self) -> "Runner":
+            assert self not in asked  # a task runner begins once
+            asked.append(self)
             if refusals:
                 raise ConnectionAbortedError(refusals.pop())
             return self
