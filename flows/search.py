@@ -104,7 +104,8 @@ def load_search(path: Path, root: Path) -> tuple[Search, Space]:
 
 
 def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
-    for where, key in [*(("space", key) for key in space), *(("set", key) for key in search.set)]:
+    named = [*(("space", key) for key in space), *(("set", key) for key in search.set)]
+    for where, key in named:
         if key == "run.seed" or key.split(".")[0] == "data":
             yield f"{where}.{key}: all trials answer for the same pictures. Set it in params.yaml: thinner set"
         if where == "set" and key in space:
@@ -124,11 +125,11 @@ def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
     known = [*networks, *([own.quantize.candidate] if own.quantize.candidate else [])]
     if CANDIDATE in search.set:
         yield f"set.{CANDIDATE}: here the search's own key says it. Write candidate: {search.set[CANDIDATE]}"
-    if any(name not in networks for name in candidates_of(search, space)):
-        for where, key in [*(("space", key) for key in space), *(("set", key) for key in search.set)]:
-            if key == "quantize.source":
-                yield f"{where}.{key}: it says whose 8 bits are searched. Set it in params.yaml: thinner set"
-    for name in candidates_of(search, space):
+    candidates = candidates_of(search, space)
+    for where, key in named:
+        if key == "quantize.source" and not set(candidates) <= set(networks):
+            yield f"{where}.{key}: it says whose 8 bits are searched. Set it in params.yaml: thinner set"
+    for name in candidates:
         if name not in known:
             where = "candidate" if name == search.candidate else f"space.{CANDIDATE}"
             hint = did_you_mean(str(name), known, always=f"Choose one of: {', '.join(known)}")
@@ -136,7 +137,7 @@ def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
             return
         if name not in networks and search.format != "onnx":
             yield f"format: {search.format or 'none'}, but {name} runs in ONNX Runtime, so all have to: format: onnx"
-    ways = {name: {node.name for node in select(nodes, [stage_of(name)])} for name in candidates_of(search, space)}
+    ways = {name: {node.name for node in select(nodes, [stage_of(name)])} for name in candidates}
     upstream = {stage for name, way in ways.items() for stage in way - {stage_of(name)}}
     if odd := [name for name in search.give_up if name not in networks or stage_of(name) not in upstream]:
         trained = ", ".join(name for name in networks if stage_of(name) in upstream)
@@ -144,11 +145,10 @@ def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
     if search.give_up and search.measure not in ("accuracy", choose_by := params["imbalance"]["choose_by"]):
         yield f"give_up: training looks at accuracy and {choose_by}, not at {search.measure}. Leave one of them out"
     told: set[str] = set()
-    for key, domain in space.items():
-        if key == CANDIDATE:  # whose values have been looked at, and are no parameters of a stage
-            continue
+    parameters = {key: domain for key, domain in space.items() if key != CANDIDATE}  # whose values have been looked at
+    for key, domain in parameters.items():
         for value in domain.ends:
-            for line in _wrong_with(search, space, root, key, value):
+            for line in _wrong_with(search, parameters, root, key, value):
                 if line not in told:
                     told.add(line)
                     yield f"space.{key}, {as_json(value)}: {line}"
@@ -163,7 +163,7 @@ def _wrong_with(search: Search, space: Space, root: Path, key: str, value: Any) 
     """What is wrong with the value, alone and whatever the other keys have; a combination that is wrong is a trial that
     fails."""
     chance = np.random.default_rng(0)
-    others = {name: domain.ends for name, domain in space.items() if name not in (key, CANDIDATE)}
+    others = {name: domain.ends for name, domain in space.items() if name != key}
     first: list[str] = []
     for _ in range(_ASKED if others else 1):
         drawn = {name: ends[int(chance.integers(len(ends)))] for name, ends in others.items()} if first else {}

@@ -32,7 +32,6 @@ class Cluster:
     folder: Path
     toy: Toy
     address: str
-    client_port: int  # where Ray hears those who ask by ray://
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start_head(self, sockets: str) -> None:
@@ -42,7 +41,7 @@ class Cluster:
             words = ["scheduler", "--host", host, "--protocol", scheme, "--port", port, "--no-dashboard"]
         else:  # without a processor, so no stage runs there
             words = ["--head", "--port", port, "--num-cpus", "0", "--include-dashboard=false", "--temp-dir", sockets]
-            words += ["--ray-client-server-port", str(self.client_port)]
+            words += ["--ray-client-server-port", str(free_port())]
         self._start("head", words, self.toy.env, sys.executable)
 
     def start_worker(self, name: str, **env: str) -> None:
@@ -159,7 +158,7 @@ def started(engine: str, toy: Toy, folder: Path, encrypted: bool = False) -> Ite
     # Ray listens on all of a machine's addresses: only who has the token is heard
     toy.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
     scheme = {"dask": "tls://" if encrypted else "tcp://", "ray": ""}[engine]
-    made = Cluster(engine, folder, toy, f"{scheme}127.0.0.1:{free_port()}", free_port())
+    made = Cluster(engine, folder, toy, f"{scheme}127.0.0.1:{free_port()}")
     # a short name, for sockets lie in there
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sockets:
         try:
