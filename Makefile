@@ -1,7 +1,7 @@
 # `make` lists the targets. Each sets up what it needs: .venv is made once, and again when the pinned versions change.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint check ui serve clean
+.PHONY: help setup run test test-all quick lint check ui serve clean
 SHELL := /bin/sh
 
 VENV  := .venv
@@ -18,7 +18,8 @@ INSTALLER ?= pip
 TORCH_INDEX ?=
 ifeq ($(INSTALLER),uv)
 NEW_VENV = uv venv --quiet --python "$(PYTHON)" $(VENV)
-INSTALL  = uv pip install --quiet --python $(BIN)/python
+# compiled once, as pip does by itself: else every program compiles torch, MLflow and Prefect as it starts
+INSTALL  = uv pip install --quiet --compile-bytecode --python $(BIN)/python
 FROM_INDEX = $(INSTALL) --index "$(TORCH_INDEX)"
 else
 NEW_VENV = "$(PYTHON)" -m venv $(VENV)
@@ -35,7 +36,8 @@ endif
 
 help: ## list the targets
 	@echo "make run      set up once, then bring every stage up to date: data to small model to report"
-	@echo "make test     set up once, then run all tests   (make quick: only the fast ones; ARGS='-k word' chooses)"
+	@echo "make test     set up once, then run the tests   (make quick: the fast ones, make test-all: the longest as well;"
+	@echo "              ARGS='-k word' chooses)"
 	@echo "make ui       MLflow and Prefect in the browser, on this machine only; Ctrl-C ends both"
 	@echo "make serve    the nightly schedule: Prefect server and worker on this machine; Ctrl-C ends both"
 	@echo "make check    before a commit: ruff, its format, mypy, the fast tests   (make lint: without the tests)"
@@ -51,11 +53,14 @@ run: $(STAMP) ## the whole pipeline
 # and the longest file comes first (conftest).
 WORKERS = -n 3 --dist=loadfile --no-loadscope-reorder
 
-test: $(STAMP) ## all tests but those that need a GPU
+test: $(STAMP) ## all tests but the longest, and those that need a GPU
+	@$(BIN)/python -m pytest -m "not long and not gpu" $(WORKERS) --durations=25 $(ARGS)
+
+test-all: $(STAMP) ## with the longest: an hour's work played through, clusters, peers
 	@$(BIN)/python -m pytest -m "not gpu" $(WORKERS) --durations=25 $(ARGS)
 
 quick: $(STAMP) ## the fast, offline tests
-	@$(BIN)/python -m pytest -m "not integration and not gpu" $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -m "not integration and not long and not gpu" $(WORKERS) $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -69,7 +69,7 @@ class Cluster:
         begun = "Scheduler at:" if name == "head" else "Registered to:"
         if self.engine == "ray":
             begun = "Ray runtime started"
-        eventually(lambda: begun in (home / "log").read_text(), 120)
+        eventually(lambda: begun in (home / "log").read_text())
 
     def kill(self, name: str) -> None:
         """As one whose machine is lost."""

@@ -1,8 +1,9 @@
-"""What holds for all tests: one thread each, and no folder of the machine's own."""
+"""What holds for all tests: one thread each, no folder of the machine's own, and what is compiled stays compiled."""
 
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,10 @@ def _end_prefect(share):
 
         prefects.end(share)
 
+
+# hundreds of programs start here: where the environment says that none may keep its bytecode, each would compile us anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # before torch is imported: with a thread per core, small tensors spend their time waiting for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,6 +60,23 @@ def prefect_url() -> str:
     from tests import prefects
 
     return prefects.url(Path(os.environ["TESTS_SHARE"]))
+
+
+class Failures:
+    """Names what fails as soon as it has: a run that is cut short would not come to say it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\nFAILED {report.nodeid} ({report.when}, {report.duration:.0f} s)", red=True)
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Failures(config))
 
 
 # a quarter of an hour, ten minutes in one test, and two of four minutes

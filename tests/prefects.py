@@ -35,7 +35,7 @@ def _start(share: Path) -> str:
     with (home / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, *command], env=env, stdout=log, stderr=log, start_new_session=True)
     (share / "prefect.pid").write_text(str(server.pid))
-    wait_until(lambda: answers(f"{address}/health"), server, home / "log", 180)
+    wait_until(lambda: answers(f"{address}/health"), server, home / "log")
     server.returncode = 0  # or Popen complains that whoever started it leaves it
     return address
 

@@ -19,7 +19,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
+def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: Path, seconds: float = 600) -> None:
     """Ask again and again; a server that has ended, or is not ready in time, fails the test with the log's end."""
     give_up = time.monotonic() + seconds
     while not ready():

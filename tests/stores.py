@@ -53,7 +53,7 @@ def signed_s3(folder: Path) -> Iterator[Store]:
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
-        wait_until(lambda: answers(f"{url}/moto-api/"), server, folder / "log", 60)
+        wait_until(lambda: answers(f"{url}/moto-api/"), server, folder / "log")
         made = [sys.executable, "-c", MAKE_KEYS, url, json.dumps(POLICY)]
         key, secret = json.loads(subprocess.run(made, check=True, text=True, capture_output=True).stdout)
         yield Store(
@@ -218,7 +218,7 @@ def postgres(*databases: str) -> Iterator[Store]:
             where, passes = f"thinner@127.0.0.1:{port}", folder / "pgpass"
             passes.write_text(f"127.0.0.1:{port}:*:thinner:{password}\n")
             passes.chmod(0o600)
-            give_up = time.monotonic() + 60
+            give_up = time.monotonic() + 600
             while True:
                 try:
                     connection = psycopg2.connect(f"postgresql://{where}/postgres", passfile=str(passes))
@@ -233,4 +233,4 @@ def postgres(*databases: str) -> Iterator[Store]:
             yield Store([where, password], {"PGPASSFILE": str(passes)})
         finally:
             server.send_signal(signal.SIGINT)  # "fast": connections are ended
-            server.wait(30)
+            server.wait(600)

@@ -329,6 +329,7 @@ def pictures_of_each_class(root):
     return [min(folder.iterdir()) for folder in sorted((root / "data" / "raw" / "digits").iterdir())]
 
 
+@pytest.mark.long
 class TestWithMoreStages:
     def test_the_pruned_student_is_compared_with_the_pruned_teacher(self, widened):
         root, _, _, claims = widened
@@ -428,7 +429,7 @@ def test_the_notebook_runs_and_shows_this_run(finished, tmp_path, monkeypatch):
     notebook = nbformat.read(root / "docs" / "first-steps.ipynb", as_version=4)
     where = {"metadata": {"path": str(root / "docs")}}
     told = environment(root) | {"IPYTHONDIR": str(tmp_path / "ipython")}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute(env=told)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute(env=told)
     shown = [
         output.data["text/plain"] for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output
     ]
@@ -465,7 +466,7 @@ def ask(url, what, secret, **filters):
     token = base64.b64encode(secret.encode()).decode()
     headers = {"Content-Type": "application/json", "Authorization": f"Basic {token}"}
     request = urllib.request.Request(f"{url}/api/{what}/filter", json.dumps(filters).encode(), headers)
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=600) as answer:
         return json.load(answer)
 
 
@@ -473,7 +474,7 @@ def answer_to_a_page(url, **headers):
     """(status, who may read it) of what a web page could send: it has no secret, and its own origin or host."""
     asked = urllib.request.Request(f"{url}/api/deployments/", b"{}", {"Content-Type": "text/plain", **headers})
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(asked, timeout=20)
+        urllib.request.urlopen(asked, timeout=600)
     with caught.value as refused:  # or its socket stays open until somebody else's test
         return refused.code, refused.headers.get("access-control-allow-origin")
 
@@ -517,6 +518,6 @@ def test_the_schedule_fires_runs_and_at_the_second_firing_finds_everything_up_to
         assert set(ended[1].values()) == {"Cached"}
     finally:
         process.send_signal(signal.SIGINT)
-        left = process.wait(timeout=90)
+        left = process.wait(timeout=600)
         nightly.write_text(text)
     assert left == 0

@@ -71,7 +71,7 @@ def test_the_mess_is_one_and_the_pipeline_reads_it(pictures: dict[str, list[Imag
             assert picture.size == (SIDE, SIDE)
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_the_hour_of_somebody_with_photos(pictures: dict[str, list[Image.Image]], tmp_path: Path) -> None:
     root = copy_project(tmp_path / "thinner")
     mess = first_hour.make_mess(

@@ -198,8 +198,8 @@ class Toy:
         return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def eventually(condition: Callable[[], object], seconds: float = 180) -> None:
-    """Wait until `condition()` is true; the bound is generous because the machine may be busy."""
+def eventually(condition: Callable[[], object], seconds: float = 600) -> None:
+    """Wait until `condition()` is true; the bound ends what hangs, and is no claim: a machine may be busy."""
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up, f"not within {seconds} s"

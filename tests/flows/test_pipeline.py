@@ -112,7 +112,7 @@ def test_dvcs_own_talk_is_left_out_of_the_log() -> None:
 
 def test_kill_group_ends_children_and_grandchildren(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        ["sh", "-c", "sh -c 'sleep 60 & echo $! > pid; wait'; true"],
+        ["sh", "-c", "sh -c 'sleep 900 & echo $! > pid; wait'; true"],
         cwd=tmp_path,
         text=True,
         start_new_session=True,
@@ -120,8 +120,8 @@ def test_kill_group_ends_children_and_grandchildren(tmp_path: Path) -> None:
     eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
     pipeline.kill_group(process)
     grandchild = int((tmp_path / "pid").read_text())
-    eventually(lambda: not _alive(grandchild), 10)
-    assert process.wait(5) != 0
+    eventually(lambda: not _alive(grandchild))
+    assert process.wait(600) != 0
 
 
 def test_kill_group_does_not_wait_for_the_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_kill_group_does_not_wait_for_the_deaf(monkeypatch: pytest.MonkeyPatch) 
         [
             sys.executable,
             "-c",
-            "import signal, time; signal.signal(15, signal.SIG_IGN)\nprint('deaf', flush=True); time.sleep(60)",
+            "import signal, time; signal.signal(15, signal.SIG_IGN)\nprint('deaf', flush=True); time.sleep(900)",
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -140,7 +140,7 @@ def test_kill_group_does_not_wait_for_the_deaf(monkeypatch: pytest.MonkeyPatch) 
     with process.stdout as out:
         assert out.readline() == "deaf\n"
         pipeline.kill_group(process)
-        assert process.wait(5) == -signal.SIGKILL
+        assert process.wait(600) == -signal.SIGKILL
 
 
 def _alive(pid: int) -> bool:
@@ -281,7 +281,7 @@ def test_cancelling_the_flow_ends_the_stage(
         toy.env["PREFECT_API_URL"] = prefect_url
     process = _start_slow(toy, TOY_DEAF="distill" if deaf else "")
     os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert toy.stage_processes() == []
     assert not (toy.root / "data/distill").exists()
@@ -303,8 +303,8 @@ def test_after_kill_9_of_anything_the_next_run_just_works(toy: Toy, prefect_url:
     assert len(fork) == ("fork" in victim)
     dvc = next(parent.pid for parent in stage.parents() if "dvc" in parent.cmdline())
     os.kill({"flow": process.pid, "dvc": dvc}.get(victim, stage.pid), signal.SIGKILL)
-    eventually(lambda: toy.stage_processes() == [], 20)
-    process.communicate(timeout=180)
+    eventually(lambda: toy.stage_processes() == [])
+    process.communicate(timeout=600)
     toy.ran()
     done = toy.pipeline()
     assert toy.ran() == ["distill"], done.stdout
@@ -331,8 +331,8 @@ def test_a_flow_that_is_killed_while_its_server_starts_leaves_no_server(toy: Toy
     eventually(lambda: _servers(toy))
     time.sleep(wait)
     process.kill()
-    process.communicate(timeout=60)  # whoever holds the other end of the pipe has gone
-    eventually(lambda: not _servers(toy), 20)
+    process.communicate(timeout=600)  # whoever holds the other end of the pipe has gone
+    eventually(lambda: not _servers(toy))
 
 
 @pytest.mark.integration
@@ -404,7 +404,7 @@ def test_a_second_run_at_the_same_time_is_told_so(toy: Toy) -> None:
         assert "another run of the pipeline is at work" in done.stdout
     finally:
         os.kill(process.pid, signal.SIGTERM)
-        process.communicate(timeout=180)
+        process.communicate(timeout=600)
 
 
 @pytest.mark.integration
@@ -544,7 +544,7 @@ def test_a_runs_own_server_says_nothing_once_it_is_asked_to_end(tmp_path: Path) 
         try:
             eventually(lambda: "Uvicorn running on" in (tmp_path / "said").read_text() or own.poll() is not None)
             own.terminate()
-            assert own.wait(60) in (0, -signal.SIGTERM)
+            assert own.wait(600) in (0, -signal.SIGTERM)
         finally:
             own.kill()
             own.wait()
@@ -577,16 +577,16 @@ def test_a_run_whose_prefect_server_goes_in_its_midst_ends_as_it_would_have(toy:
     assert own_server.ENVIRONMENT.items() <= own.environ().items()
     own.send_signal(number)
     try:
-        process.wait(timeout=180)
+        process.wait(timeout=600)
     finally:
         with contextlib.suppress(psutil.Error):
             own.kill()  # one that is stopped would hold our end of the pipe for ten seconds more
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     late = time.time() - (toy.root / "data/distill").stat().st_mtime
     assert process.returncode == 0, output
     assert output.count("Prefect's server does not answer any more") == 1
     assert "Traceback" not in output and "Errno" not in output.replace("[Errno 111] Connection refused)", ""), output
-    assert late < 60  # five seconds to look, five to leave, and MLflow's part; machines may be busy
+    assert late < 300  # five seconds to look, five to leave, and MLflow's part, on a machine that may be busy
     assert toy.ran() == ["distill"]
     assert "up to date" in toy.run("dvc", "status").stdout
     assert [run.info.status for run in _runs(toy)[:2]] == ["FINISHED", "FINISHED"]

@@ -31,7 +31,7 @@ def mlflow_server(folder: Path, database: str, s3: str, secrets: dict[str, str])
             cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), server, folder / "mlflow.log", 180)
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), server, folder / "mlflow.log")
         yield f"http://127.0.0.1:{port}"
     finally:
         end_group(server)

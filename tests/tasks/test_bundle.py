@@ -618,7 +618,7 @@ def test_in_a_browser_with_onnxruntime_web(shared: tuple[Path, Path], tmp_path: 
     shutil.copytree(folder, place)
     done = subprocess.run(
         [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "onnxruntime-web"],
-        cwd=place, capture_output=True, text=True, check=False, timeout=300,
+        cwd=place, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     if done.returncode:
         pytest.skip(f"npm has no onnxruntime-web: {done.stderr.strip()[:200]}")

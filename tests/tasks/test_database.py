@@ -39,7 +39,7 @@ def test_killed_while_it_is_made_the_next_one_makes_it(tmp_path: Path) -> None:
         time.sleep(wait)
         process.kill()
         process.communicate()
-        said, _ = connect(env).communicate(timeout=120)
+        said, _ = connect(env).communicate(timeout=600)
         assert "experiment 1" in said, said
         assert not mlflow_file.is_half_made(root / "mlflow.db")
 
@@ -50,7 +50,7 @@ def test_a_file_left_half_made_is_set_aside_with_a_word(tmp_path: Path, statemen
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute(statement or "PRAGMA user_version = 1")
     database.close()
-    said, _ = connect(environment(tmp_path)).communicate(timeout=120)
+    said, _ = connect(environment(tmp_path)).communicate(timeout=600)
     assert "was left half made and held no run. It is mlflow.db.half-made now" in said
     assert "experiment 1" in said
     assert (tmp_path / "mlflow.db.half-made").exists()

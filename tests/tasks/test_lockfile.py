@@ -96,10 +96,10 @@ def test_a_file_of_aliases_is_not_dvcs_and_takes_no_time(root: Path) -> None:
     laughs = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
     entries = "".join(f"  {line}\n" for line in laughs)
     lock(root, f"schema: '2.0'\nstages:\n  one:\n    cmd: x\n    deps:\n    - path: y\n      md5: z\n{entries}")
-    began = time.monotonic()
+    began = time.process_time()
     lockfile.keep(root)
     assert "whole again" in str(lockfile.mend(root))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert (root / "dvc.lock").read_text() == TEXT
 
 
@@ -231,7 +231,7 @@ def test_who_really_works_keeps_what_it_holds(repository: Path) -> None:
     worker = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "copy"], cwd=repository, start_new_session=True)
     path = repository / lockfile.RWLOCK
     try:
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + 600
         while not (path.exists() and str(worker.pid) in path.read_text()):
             assert time.monotonic() < give_up
             time.sleep(0.05)

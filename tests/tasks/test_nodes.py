@@ -51,7 +51,7 @@ def test_dvc_repro_on_the_first_and_the_stage_by_hand_on_the_other(toy: Toy) -> 
     where = meeting()
     other = toy.start(sys.executable, "program.py", "scratch", NODE_RANK="1", **where)
     toy.run("dvc", "repro", "--single-item", "scratch", NODE_RANK="0", **where)
-    said, _ = other.communicate(timeout=60)
+    said, _ = other.communicate(timeout=600)
     assert other.returncode == 0, said
     assert made(toy).endswith(BOTH) and toy.ran() == ["scratch", "scratch"]
     assert "up to date" in toy.run("dvc", "status", "scratch").stdout
@@ -69,7 +69,7 @@ def test_torchrun_on_both_and_then_dvc_is_told(toy: Toy) -> None:
     ]
     other = toy.start(*launch, "--node-rank", "1", "program.py", "scratch")
     toy.run(*launch, "--node-rank", "0", "program.py", "scratch")
-    said, _ = other.communicate(timeout=60)
+    said, _ = other.communicate(timeout=600)
     assert other.returncode == 0, said
     assert made(toy).endswith(BOTH)
     toy.run("dvc", "commit", "--force", "scratch")
@@ -85,7 +85,7 @@ def test_srun_on_both_and_then_dvc_is_told(toy: Toy) -> None:
     }  # fmt: skip
     other = toy.start(sys.executable, "program.py", "scratch", SLURM_PROCID="1", SLURM_NODEID="1", **shared)
     toy.run(sys.executable, "program.py", "scratch", SLURM_PROCID="0", SLURM_NODEID="0", **shared)
-    said, _ = other.communicate(timeout=60)
+    said, _ = other.communicate(timeout=600)
     assert other.returncode == 0, said
     assert made(toy).endswith(BOTH)
     toy.run("dvc", "commit", "--force", "scratch")
@@ -95,9 +95,9 @@ def test_srun_on_both_and_then_dvc_is_told(toy: Toy) -> None:
 def test_a_second_node_where_none_is_asked_for_is_one_line(toy: Toy) -> None:
     one = toy.start(sys.executable, "program.py", "prepare", NODE_RANK="1")
     text = (Path(toy.root) / "params.yaml").read_text()
-    said, _ = one.communicate(timeout=60)
+    said, _ = one.communicate(timeout=600)
     assert "nodes: 2" in text and one.returncode != 0 and "no MASTER_ADDR" in said
     toy.change_param("nodes: 2", "nodes: 1")
     one = toy.start(sys.executable, "program.py", "prepare", NODE_RANK="1")
-    said, _ = one.communicate(timeout=60)
+    said, _ = one.communicate(timeout=600)
     assert one.returncode == 1 and "run.devices and run.nodes are 1" in said and said.count("\n") == 1

@@ -450,7 +450,7 @@ def test_mlflow_serves_the_champion_over_http_and_it_answers_with_a_class(projec
         assert "not a picture's file in base64" in refused.value.read().decode()
     finally:
         os.killpg(server.pid, 15)
-        server.wait(timeout=60)
+        server.wait(timeout=600)
     shutil.rmtree(elsewhere)
 
 
@@ -458,7 +458,7 @@ def ask(url: str, body: dict) -> dict:
     request = urllib.request.Request(
         f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=600) as answer:
         return json.load(answer)
 
 

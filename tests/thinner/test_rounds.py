@@ -192,7 +192,7 @@ rounds.prune_in_rounds(plan, loaded, source, recover=recover, answers=lambda mod
 fabric.barrier()
 """
     )
-    subprocess.run([sys.executable, str(program), str(source)], check=True, timeout=240, capture_output=True)
+    subprocess.run([sys.executable, str(program), str(source)], check=True, timeout=600, capture_output=True)
     first, second = (json.loads((source.parent / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert len(first) == len(criteria.CRITERIA) + 4
     assert first == second

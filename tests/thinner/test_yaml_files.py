@@ -64,11 +64,11 @@ def laughs(width, depth):
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_line_at_once(text, line):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(yaml_files.YamlFileError, match=line) as caught:
         yaml_files.parse(text)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_file_that_is_none(tmp_path):
