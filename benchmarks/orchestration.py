@@ -3,7 +3,7 @@
     python -m benchmarks.orchestration                       # `stages` and `nothing`, some four minutes
     python -m benchmarks.orchestration stages nothing files --files 10000 100000
     python -m benchmarks.orchestration shards --files 10000  # small pictures as files, and in tar shards
-    python -m benchmarks.orchestration study                 # a study with one worker and with two
+    python -m benchmarks.orchestration study search          # each with one worker and with two
     python -m benchmarks.orchestration --job 495             # the seconds of the whole job, for its share
     python -m benchmarks.orchestration --json FILE --check   # exits with 1 where a must falls short
 
@@ -51,7 +51,8 @@ from thinner.data import packing, sources
 from thinner.errors import UserError
 
 MUSTS = {"dvc_seconds": 3.0, "run_seconds": 6.0, "share": 0.03}
-SHARED = 0.9  # of what two cores give two trainings, at least by a study of two workers
+SHARED = 0.9  # of what two cores give two trainings, at least by a study or a search of two workers
+PARTS = "stages, nothing, study, search, files, shards"
 STAGES = 5  # in the chain
 PROGRAM = '''"""Nothing, and torch."""
 
@@ -253,16 +254,36 @@ def measure_cores(clones: Sequence[Path], rounds: int = 3) -> float:
         ]
         said = [process.communicate()[0] for process in begun]
         if any(process.returncode for process in begun):
-            raise UserError(f"study: a training without any tool failed in {', '.join(map(str, some))}")
+            raise UserError(f"a training without any tool failed in {', '.join(map(str, some))}")
         return max(float(text.split("seconds")[-1]) for text in said)
 
     return median(seconds(clones[:1]) / seconds(clones) for _ in range(rounds))
 
 
-def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
-    """A study of ``runs`` trainings of `scratch` that share only `prepare`, with one worker and with two."""
+def search(runs: int) -> dict[str, Any]:
+    """As many trainings of the same length, of which one is the default's."""
+    smoothing = [variant["set"]["scratch.label_smoothing"] for variant in study(runs)["variants"].values()]
+    return {
+        "title": STUDY["title"],
+        "candidate": "scratch",
+        "space": {"scratch.label_smoothing": smoothing},
+        "set": {"run.threads": 1},
+        "against": "params",
+        "trials": runs,
+    }
+
+
+MANY = {
+    "study": ("studies/workers.yaml", study, ["flows.sweep"]),
+    "search": ("searches/workers.yaml", search, ["flows.cli", "search"]),
+}
+
+
+def measure_workers(root: Path, folder: Path, what: str, runs: int) -> dict[str, Any]:
+    """A study or search of ``runs`` trainings of `scratch` that share only `prepare`, with one worker and with two."""
     if (os.cpu_count() or 1) < 2:
-        raise UserError("study: two workers need two processor cores, and this machine has one")
+        raise UserError(f"{what}: two workers need two processor cores, and this machine has one")
+    file, made, program = MANY[what]
     seconds = {}
     for workers in (1, 2):
         clone = folder / f"workers{workers}"
@@ -270,11 +291,11 @@ def measure_study(root: Path, folder: Path, runs: int) -> dict[str, Any]:
         source = yaml.safe_load((root / "params.yaml").read_text())["data"]
         if (root / source["root"]).is_dir() and not (clone / source["root"]).exists():
             shutil.copytree(root / source["root"], clone / source["root"], symlinks=True)
-        (clone / "studies" / "workers.yaml").write_text(yaml.safe_dump(study(runs)))
+        (clone / file).write_text(yaml.safe_dump(made(runs)))
         _commit(clone)
         environment = clone_environment(clone)
         timed([sys.executable, "-m", "dvc", "repro", "--quiet", "prepare"], clone, environment)
-        command = [sys.executable, "-m", "flows.sweep", "studies/workers.yaml", "--workers", str(workers)]
+        command = [sys.executable, "-m", *program, file, "--workers", str(workers)]
         seconds[workers] = timed(command, clone, environment).wall
     efficiency, cores = seconds[1] / (2 * seconds[2]), measure_cores([folder / "workers1", folder / "workers2"])
     return {"runs": runs, "one": seconds[1], "two": seconds[2], "efficiency": efficiency, "cores": cores}
@@ -417,9 +438,10 @@ def fallen_short(found: Mapping[str, Any]) -> list[str]:
         for name, value in values.items()
         if value is not None and value > MUSTS[name]
     ]
-    study = found.get("study")
-    if study and (shared := study["efficiency"] / study["cores"]) < SHARED:
-        short.append(f"study: {shared:.2f} of what two cores give, at least {SHARED:g} asked")
+    for what in MANY:
+        row = found.get(what)
+        if row and (shared := row["efficiency"] / row["cores"]) < SHARED:
+            short.append(f"{what}: {shared:.2f} of what two cores give, at least {SHARED:g} asked")
     return short
 
 
@@ -443,13 +465,14 @@ def render(found: Mapping[str, Any]) -> str:
         lines += ["", "With nothing to do:", "", "| command | seconds | of the processor |", "|---|---:|---:|"]
         for name, words in (("dvc", "dvc repro"), ("run", "make run" if "make" in nothing["command"] else "the flow")):
             lines.append(f"| {words} | {nothing[name]['wall']:.2f} | {nothing[name]['cpu']:.2f} |")
-    if study := found.get("study"):
-        lines += [
-            "",
-            f"A study of {study['runs']} runs: {study['one']:.0f} s with one worker, {study['two']:.0f} s with two: "
-            f"efficiency {study['efficiency']:.2f}. Two trainings without any tool, side by side on these cores: "
-            f"{study['cores']:.2f}. So the study has {study['efficiency'] / study['cores']:.2f} of that.",
-        ]
+    for what in MANY:
+        if row := found.get(what):
+            lines += [
+                "",
+                f"A {what} of {row['runs']} runs: {row['one']:.0f} s with one worker, {row['two']:.0f} s with two: "
+                f"efficiency {row['efficiency']:.2f}. Two trainings without any tool, side by side on these cores: "
+                f"{row['cores']:.2f}. So the {what} has {row['efficiency'] / row['cores']:.2f} of that.",
+            ]
     if files := found.get("files"):
         lines += ["", "| files | dvc add | dvc status after it | memory at the peak |", "|---:|---:|---:|---:|"]
         for row in files["rows"]:
@@ -473,16 +496,16 @@ def render(found: Mapping[str, Any]) -> str:
 
 def main() -> int:
     parser = distillation.parser_of("orchestration", str(__doc__))
-    parser.add_argument("parts", nargs="*", help="of stages, nothing, study, files, shards (stages nothing)")
+    parser.add_argument("parts", nargs="*", help=f"of {PARTS} (stages nothing)")
     parser.add_argument("--repeats", type=int, default=3, help="of stages and nothing (3)")
     parser.add_argument("--job", type=float, help="seconds that the whole job takes here, for the tools' share of it")
-    parser.add_argument("--runs", type=int, default=4, help="in the study (4)")
+    parser.add_argument("--runs", type=int, default=4, help="in the study, or the search (4)")
     parser.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000], help="how many (10000 100000)")
     options = parser.parse_args()
     parts = options.parts or ["stages", "nothing"]
     for part in parts:
-        if part not in ("stages", "nothing", "study", "files", "shards"):
-            parser.error(f"'{part}' is no part. Choose of: stages, nothing, study, files, shards")
+        if part not in PARTS.split(", "):
+            parser.error(f"'{part}' is no part. Choose of: {PARTS}")
     if options.job and "stages" not in parts:
         parser.error("--job is for the share of `stages`. Name that part, too")
     found: dict[str, Any] = {}
@@ -498,8 +521,9 @@ def main() -> int:
                 found["share"] = share_of(found["stages"], count, options.job)
             if "nothing" in parts:
                 found["nothing"] = measure_nothing(root, options.repeats)
-            if "study" in parts:
-                found["study"] = measure_study(root, folder / "study", options.runs)
+            for what in MANY:
+                if what in parts:
+                    found[what] = measure_workers(root, folder / what, what, options.runs)
             if "files" in parts:
                 found["files"] = measure_files(folder / "files", options.files)
             if "shards" in parts:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from benchmarks import orchestration
-from flows import sweep
+from flows import search, sweep
 from thinner.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +25,13 @@ def test_the_share_is_of_the_job_and_counts_the_run_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # inside DVC's trie
-def test_the_study_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_is_one_and_so_is_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (tmp_path / "workers.yaml").write_text(yaml.safe_dump(orchestration.study(3)))
     assert list(sweep.load_study(tmp_path / "workers.yaml", ROOT).variants) == ["a", "b", "c"]
+    (tmp_path / "workers.yaml").write_text(yaml.safe_dump(orchestration.search(3)))
+    wanted, _ = search.load_search(tmp_path / "workers.yaml", ROOT)
+    assert wanted.trials == 3 and wanted.space == {"scratch.label_smoothing": [0.0, 0.01, 0.02]}
 
 
 def test_a_must_that_is_missed_is_named_and_what_was_not_measured_is_not() -> None:
@@ -36,10 +39,12 @@ def test_a_must_that_is_missed_is_named_and_what_was_not_measured_is_not() -> No
     assert orchestration.fallen_short({"nothing": nothing}) == ["dvc_seconds: 3.5, at most 3 asked"]
     assert orchestration.fallen_short({"share": 0.031}) == ["share: 0.031, at most 0.03 asked"]
     assert orchestration.fallen_short({"share": 0.03}) == []
-    study = {"runs": 4, "one": 262.0, "two": 171.0, "efficiency": 0.77, "cores": 0.8}
-    assert orchestration.fallen_short({"study": study}) == []
-    short = ["study: 0.77 of what two cores give, at least 0.9 asked"]
-    assert orchestration.fallen_short({"study": study | {"cores": 1.0}}) == short
+    row = {"runs": 4, "one": 262.0, "two": 171.0, "efficiency": 0.77, "cores": 0.8}
+    for what in ("study", "search"):
+        assert orchestration.fallen_short({what: row}) == []
+        short = [f"{what}: 0.77 of what two cores give, at least 0.9 asked"]
+        assert orchestration.fallen_short({what: row | {"cores": 1.0}}) == short
+        assert f"A {what} of 4 runs: 262 s with one worker, 171 s with two" in orchestration.render({what: row})
     assert orchestration.fallen_short({}) == []
 
 
