@@ -267,6 +267,7 @@ def counted(row):
     return {k: v for k, v in row.items() if not k.startswith(("latency", "throughput", "peak_memory"))}
 
 
+@pytest.mark.long
 def test_another_pruning_runs_what_follows_and_changing_it_back_trains_nothing(finished):
     root, _ = finished
     before, measured = weights(root), json.loads((root / "reports" / "metrics.json").read_text())

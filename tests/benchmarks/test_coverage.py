@@ -17,15 +17,21 @@ GOOD = {"macs_left": 0.4, "params_left": 0.5, "step": True, "loads": True, "onnx
 @pytest.mark.parametrize(
     "name",
     [
-        "torchvision:squeezenet1_1",  # concatenation, and a convolution that classifies
-        "torchvision:shufflenet_v2_x0_5",  # channel shuffle
+        pytest.param(
+            "torchvision:squeezenet1_1", marks=pytest.mark.long
+        ),  # concatenation, and a convolution that classifies
+        pytest.param("torchvision:shufflenet_v2_x0_5", marks=pytest.mark.long),  # channel shuffle
         "torchvision:mobilenet_v3_small",  # depthwise, squeeze and excitation
-        "torchvision:regnet_y_400mf",  # grouped; its widths are worked out with tensors
+        pytest.param(
+            "torchvision:regnet_y_400mf", marks=pytest.mark.long
+        ),  # grouped; its widths are worked out with tensors
         "timm:resnet10t",  # residual
-        "timm:convnext_atto",  # layer norm, layer scale
+        pytest.param("timm:convnext_atto", marks=pytest.mark.long),  # layer norm, layer scale
         "timm:deit_tiny_patch16_224",  # heads, class token, table of positions
-        "resnet20a",  # shortcuts without parameters
-        "timm:swin_s3_tiny_224",  # windows, patch merging, buffers that are not saved
+        pytest.param("resnet20a", marks=pytest.mark.long),  # shortcuts without parameters
+        pytest.param(
+            "timm:swin_s3_tiny_224", marks=pytest.mark.long
+        ),  # windows, patch merging, buffers that are not saved
     ],
 )
 def test_a_network_of_each_kind_prunes(name):

@@ -40,7 +40,7 @@ def test_the_verdict_follows_from_the_times(limit: float, cached: float, plain: 
     assert result["holds"] is holds
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_memory_is_that_of_a_new_process_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     result = measure_memory(TINY, few=200)

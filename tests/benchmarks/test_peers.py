@@ -211,7 +211,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         peers.open_bench(params, peers.BUDGETS["tiny"], tmp_path / "nowhere", tmp_path / "other")
 
 
-@pytest.mark.integration  # a minute
+@pytest.mark.long
 def test_the_whole_of_it_runs_and_goes_on_where_it_was_stopped(tmp_path):
     pictures, work, told = draw(tmp_path / "pictures", 30, 12), tmp_path / "work", tmp_path / "told.json"
 

@@ -72,7 +72,7 @@ def test_a_network_is_called_faster_only_where_the_interval_says_so(ms, verdict,
     assert judged["holds"] is holds
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_the_whole_benchmark_measures_and_shows_what_its_musts_are(monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[2])
     tiny = replace(NETWORK, width=PARAMS.student.width)

@@ -12,7 +12,7 @@ from thinner.runtimes import catalogue
 networks = test_evaluate.finished  # a folder in which networks and their exports lie
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_every_runtime_that_is_installed_has_its_row(
     networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

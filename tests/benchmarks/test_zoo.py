@@ -38,7 +38,7 @@ def test_what_the_table_leaves_out_is_no_classifier_that_could_be_a_candidate() 
         assert kind.replace("_", " ").removesuffix("ization") in page
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_all_of_the_zoo_is_equal_and_the_page_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert zoo.main([]) == 0
     page = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8")

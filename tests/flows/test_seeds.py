@@ -140,7 +140,7 @@ def test_seeds_run_once_and_claims_are_judged_over_them(toy: Toy) -> None:
     assert lines[4:] == ["begin evaluate 0", "end evaluate 0", "begin evaluate 1", "end evaluate 1"]  # nothing beside
 
 
-@pytest.mark.integration
+@pytest.mark.long
 @pytest.mark.usefixtures("shared")
 def test_a_cluster_trains_seeds_and_what_measures_speed_runs_here(toy: Toy, tmp_path: Path) -> None:
     toy.run("dvc", "remote", "add", "--default", "results", str(tmp_path / "store"))
