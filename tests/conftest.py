@@ -1,6 +1,7 @@
 """What holds for all tests: one thread each, no folder of the machine's own, and what is compiled stays compiled."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -21,6 +22,9 @@ def _end_prefect(share):
 # hundreds of programs start here: where the environment says that none may keep its bytecode, each would compile us anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# nothing is garbage while tests are collected, and what was imported stays: to look through it takes seconds, each time
+gc.disable()
 
 # before torch is imported: with a thread per core, small tensors spend their time waiting for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -72,6 +76,12 @@ class Failures:
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         if report.failed and terminal is not None:
             terminal.write_line(f"\nFAILED {report.nodeid} ({report.when}, {report.duration:.0f} s)", red=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config):
