@@ -1,5 +1,5 @@
-"""The files of MLflow and Prefect as a first run has just made them: their tables take longer to make than most of what
-tests are about. A first run of all, which makes them itself, is in tests/test_end_to_end.py and test_first_hour.py."""
+"""The files of MLflow, Prefect and DVC as they have just made them: that takes longer than most of what tests are about.
+A first run of all, which makes MLflow's and Prefect's itself, is in tests/test_end_to_end.py and test_first_hour.py."""
 
 import atexit
 import functools
@@ -31,14 +31,18 @@ def _make(folder: Path) -> Path:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
     record = f"from tasks.record import database; database.prepare('sqlite:///{folder / 'mlflow.db'}')"
     upgrade = ["-m", "prefect", "server", "database", "upgrade", "--yes"]
-    both = [
+    repository = folder / "repository"
+    subprocess.run(["git", "init", "--quiet", str(repository)], check=True)
+    all_three = [
         subprocess.Popen(
-            [sys.executable, *words], cwd=PROJECT, env=kept | {"PREFECT_HOME": str(folder)},
+            [sys.executable, *words], cwd=where, env=kept | {"PREFECT_HOME": str(folder)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
-        for words in (["-c", record], upgrade)
+        for where, words in (
+            (PROJECT, ["-c", record]), (PROJECT, upgrade), (repository, ["-m", "dvc", "init", "--quiet"]),
+        )
     ]  # fmt: skip
-    for process in both:
+    for process in all_three:
         said = process.communicate()[0]
         assert process.returncode == 0, said.decode()
     return folder
@@ -48,6 +52,12 @@ def put_stores(root: Path) -> None:
     """In the repository at ``root``, for runs that nobody has told of another place."""
     shutil.copy(_made() / "mlflow.db", root)
     put_prefect(root / ".prefect")
+
+
+def put_dvc(root: Path) -> None:
+    """What `dvc init` writes into the repository at ``root``."""
+    shutil.copytree(_made() / "repository" / ".dvc", root / ".dvc")
+    shutil.copy(_made() / "repository" / ".dvcignore", root)
 
 
 def put_prefect(home: Path) -> None:

@@ -480,6 +480,7 @@ def answer_to_a_page(url, **headers):
         return refused.code, refused.headers.get("access-control-allow-origin")
 
 
+@pytest.mark.long
 def test_the_schedule_fires_runs_and_at_the_second_firing_finds_everything_up_to_date(finished):
     root, _ = finished
     set_params(root, {"report.samples": 5})  # work for the report alone

@@ -24,7 +24,7 @@ import yaml
 
 from tasks import forks
 from tests import forked
-from tests.empty import put_stores
+from tests.empty import put_dvc, put_stores
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -122,7 +122,7 @@ class Toy:
         self.run("git", "init", "--quiet", "--initial-branch=main")
         self.run("git", "config", "user.email", "toy@example.org")
         self.run("git", "config", "user.name", "Toy")
-        self.run("dvc", "init", "--quiet")
+        put_dvc(root)
         self.commit()
 
     def graph(self) -> dict:

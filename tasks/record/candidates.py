@@ -12,13 +12,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +213,7 @@ def log_model(run_id: str, name: str) -> str:
     runtime = catalogue.in_folder(folder_of(name))
     packages = dict.fromkeys((*REQUIREMENTS, *([runtime.package] if runtime else [])))
     mlflow.set_tracking_uri(mlflow_client.tracking_uri())  # a fluent function: it knows one address
-    with tempfile.TemporaryDirectory() as copy, mlflow.start_run(run_id=run_id):
+    with tempfile.TemporaryDirectory() as copy, _no_bytecode(), mlflow.start_run(run_id=run_id):
         # MLflow takes no links, which DVC may have put in place of files (its cache.type)
         files = shutil.copytree(folder_of(name), Path(copy) / name)
         logged = mlflow.pyfunc.log_model(
@@ -225,6 +227,17 @@ def log_model(run_id: str, name: str) -> str:
             pip_requirements=[f"{package}=={v}" for package in packages if (v := mlflow_client.version_of(package))],
         )
     return str(logged.model_id)
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """MLflow imports the program that it has copied into the model: what Python compiles of it is no part of that."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _example() -> str:

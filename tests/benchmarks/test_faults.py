@@ -22,13 +22,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, bytes
     return faults.prepared(tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.integration
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("victim", "kind", "at"),
     [
         ("stage", "write", "3 after"),
-        pytest.param("dvc", "write", "9 after", marks=pytest.mark.long),
-        pytest.param("all", "moment", "9.0 s", marks=pytest.mark.long),
+        ("dvc", "write", "9 after"),
+        ("all", "moment", "9.0 s"),
     ],
 )
 def test_after_a_kill_the_next_run_ends_the_same(
@@ -38,7 +38,7 @@ def test_after_a_kill_the_next_run_ends_the_same(
     assert row["ended"] in ("same", "too late") if kind == "moment" else row["ended"] == "same"
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_what_differs_is_seen(made: tuple[Any, dict[str, bytes]], tmp_path: Path) -> None:
     toy, reference = made
     copy = faults.copy_of(toy, tmp_path)  # out of date, so its results are others

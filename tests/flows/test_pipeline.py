@@ -293,7 +293,15 @@ def test_cancelling_the_flow_ends_the_stage(
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("victim", ["flow", "dvc", "stage", "stand-in of a fork"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "flow",
+        pytest.param("dvc", marks=pytest.mark.long),
+        pytest.param("stage", marks=pytest.mark.long),
+        "stand-in of a fork",
+    ],
+)
 def test_after_kill_9_of_anything_the_next_run_just_works(toy: Toy, prefect_url: str, victim: str) -> None:
     toy.forks = "own" if "fork" in victim else "off"
     if victim != "flow":  # whose own server has to end with it

@@ -390,7 +390,7 @@ def stages_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(digits: Path) -> None:
     pytest.importorskip("optuna")
     work = digits / ".thinner/searches/small"

@@ -159,7 +159,7 @@ def test_a_study_runs_once_and_says_what_it_found(toy: Toy) -> None:
     assert [r.data.tags["stage"] for r in runs if r.info.run_id in parents] == ["study"]
 
 
-@pytest.mark.integration
+@pytest.mark.long
 @pytest.mark.usefixtures("shared")
 def test_what_is_shared_runs_once_and_only_what_changed_runs_again(toy: Toy) -> None:
     # a variant that fails keeps the worktrees, which then tell what ran

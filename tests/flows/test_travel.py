@@ -168,7 +168,7 @@ def test_credentials_beside_the_file_that_git_keeps_are_used(toy: Toy, s3: Store
     assert "s3://team/thinner" in committed and not any(value in committed for value in s3.env.values())
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_by_ssh_results_travel_with_a_key_that_each_clone_has(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with sftp(tmp_path / "server") as server:
@@ -188,7 +188,7 @@ def test_by_ssh_results_travel_with_a_key_that_each_clone_has(toy: Toy, tmp_path
         assert "results of 4 stages" in _thinner(there, "push")
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_by_googles_protocol_results_travel_with_a_key_file_that_the_environment_names(
     toy: Toy, tmp_path: Path
 ) -> None:

@@ -335,7 +335,7 @@ def _server(folder: Path, port: int) -> "subprocess.Popen[bytes]":
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
 def test_a_server_that_dies_or_hangs_in_the_middle_misses_nothing(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: int
 ) -> None:

@@ -163,6 +163,10 @@ def test_each_candidate_is_a_run_with_the_same_metric_names_and_a_model_that_ans
         assert kept is not None
         assert (kept[f"predictions.{name}"] == kept["labels"]).mean() == row["accuracy"]
 
+    files = [path for path in (project / "mlartifacts").rglob("*") if path.is_file()]
+    assert any(path.name == "model.safetensors" for path in files)
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".pyc")]
+
     import mlflow
 
     loaded = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
@@ -180,9 +184,6 @@ def test_each_candidate_is_a_run_with_the_same_metric_names_and_a_model_that_ans
     assert loaded.predict(example)["label"].tolist() == ["dark"]
     with pytest.raises(mlflow.exceptions.MlflowException, match="image 0: not a picture's file in base64"):
         loaded.predict([{"image": "not base64!"}])
-    files = [path for path in (project / "mlartifacts").rglob("*") if path.is_file()]
-    assert any(path.name == "model.safetensors" for path in files)
-    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".pyc")]
 
 
 def png(picture: Image.Image) -> bytes:

@@ -148,7 +148,7 @@ def test_masks_of_a_run_that_goes_on_are_those_of_its_cut(source):
     assert all(zeros[name][~mask].all() for name, mask in first.items())
 
 
-@pytest.mark.integration
+@pytest.mark.long
 def test_several_processes_take_what_the_first_one_cuts(source, tmp_path):
     """By every criterion, in channels and in single weights; each process looks at images of its own."""
     program = tmp_path / "program.py"
