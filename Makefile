@@ -60,7 +60,7 @@ test-all: $(STAMP) ## with the longest: an hour's work played through, clusters,
 	@$(BIN)/python -m pytest -m "not gpu" $(WORKERS) --durations=25 $(ARGS)
 
 quick: $(STAMP) ## the fast, offline tests
-	@$(BIN)/python -m pytest -m "not integration and not long and not gpu" $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -m "not integration and not gpu" $(WORKERS) $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

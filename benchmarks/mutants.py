@@ -64,7 +64,7 @@ def undecorated(source: str) -> str:
 
 def copied(module: Path, tests: list[Path], work: Path, but: str = "") -> None:
     """What mutmut needs, with its settings; what it has found stays."""
-    arguments = ["-q", "-p", "no:cacheprovider", "-m", "not integration and not long and not gpu"]
+    arguments = ["-q", "-p", "no:cacheprovider", "-m", "not integration and not gpu"]
     arguments += ["-k", f"not ({but})"] if but else []
     work.mkdir(parents=True, exist_ok=True)
     (work / "mutants/mutmut-stats.json").unlink(missing_ok=True)  # which test reaches what: asked anew

@@ -52,7 +52,7 @@ from thinner.errors import UserError
 
 MUSTS = {"dvc_seconds": 3.0, "run_seconds": 6.0, "share": 0.03}
 SHARED = 0.9  # of what two cores give two trainings, at least by a study or a search of two workers
-PARTS = "stages, nothing, study, search, files, shards"
+PARTS = ("stages", "nothing", "study", "search", "files", "shards")
 STAGES = 5  # in the chain
 PROGRAM = '''"""Nothing, and torch."""
 
@@ -218,10 +218,32 @@ STUDY = {
 }
 
 
-def study(runs: int) -> dict[str, Any]:
+def smoothings(runs: int) -> list[float]:
     """What differs costs nothing: as long a training, another result."""
-    variants = {chr(ord("a") + n): {"set": {"scratch.label_smoothing": round(0.01 * n, 2)}} for n in range(runs)}
-    return {**STUDY, "variants": variants}
+    return [round(0.01 * n, 2) for n in range(runs)]
+
+
+def study(runs: int) -> dict[str, Any]:
+    differing = enumerate(smoothings(runs))
+    return {**STUDY, "variants": {chr(ord("a") + n): {"set": {"scratch.label_smoothing": one}} for n, one in differing}}
+
+
+def search(runs: int) -> dict[str, Any]:
+    """The default is one of them, and needs no training of its own."""
+    return {
+        "title": STUDY["title"],
+        "candidate": STUDY["target"],
+        "space": {"scratch.label_smoothing": smoothings(runs)},
+        "set": STUDY["set"],
+        "against": "params",
+        "trials": runs,
+    }
+
+
+MANY = {
+    "study": ("studies/workers.yaml", study, ["flows.sweep"]),
+    "search": ("searches/workers.yaml", search, ["flows.cli", "search"]),
+}
 
 
 # What each run of the study trains, without any tool: what two processor cores give two of them, whoever starts them.
@@ -258,25 +280,6 @@ def measure_cores(clones: Sequence[Path], rounds: int = 3) -> float:
         return max(float(text.split("seconds")[-1]) for text in said)
 
     return median(seconds(clones[:1]) / seconds(clones) for _ in range(rounds))
-
-
-def search(runs: int) -> dict[str, Any]:
-    """As many trainings of the same length, of which one is the default's."""
-    smoothing = [variant["set"]["scratch.label_smoothing"] for variant in study(runs)["variants"].values()]
-    return {
-        "title": STUDY["title"],
-        "candidate": "scratch",
-        "space": {"scratch.label_smoothing": smoothing},
-        "set": {"run.threads": 1},
-        "against": "params",
-        "trials": runs,
-    }
-
-
-MANY = {
-    "study": ("studies/workers.yaml", study, ["flows.sweep"]),
-    "search": ("searches/workers.yaml", search, ["flows.cli", "search"]),
-}
 
 
 def measure_workers(root: Path, folder: Path, what: str, runs: int) -> dict[str, Any]:
@@ -496,7 +499,7 @@ def render(found: Mapping[str, Any]) -> str:
 
 def main() -> int:
     parser = distillation.parser_of("orchestration", str(__doc__))
-    parser.add_argument("parts", nargs="*", help=f"of {PARTS} (stages nothing)")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (stages nothing)")
     parser.add_argument("--repeats", type=int, default=3, help="of stages and nothing (3)")
     parser.add_argument("--job", type=float, help="seconds that the whole job takes here, for the tools' share of it")
     parser.add_argument("--runs", type=int, default=4, help="in the study, or the search (4)")
@@ -504,8 +507,8 @@ def main() -> int:
     options = parser.parse_args()
     parts = options.parts or ["stages", "nothing"]
     for part in parts:
-        if part not in PARTS.split(", "):
-            parser.error(f"'{part}' is no part. Choose of: {PARTS}")
+        if part not in PARTS:
+            parser.error(f"'{part}' is no part. Choose of: {', '.join(PARTS)}")
     if options.job and "stages" not in parts:
         parser.error("--job is for the share of `stages`. Name that part, too")
     found: dict[str, Any] = {}

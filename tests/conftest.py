@@ -93,9 +93,13 @@ def pytest_configure(config):
 LONGEST = ("test_end_to_end.py", "test_first_hour.py", "test_engines.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-    """The longest files first, then those with most long tests: with a file for a worker, one that comes late would end
-    alone (`make test`)."""
+    """What is long is no fast test either. The longest files first, then those with most long tests: with a file for a
+    worker, one that comes late would end alone (`make test`)."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("integration")
     long = Counter(item.path for item in items if item.get_closest_marker("integration"))
     items.sort(key=lambda item: (item.path.name not in LONGEST, -long[item.path]))
 

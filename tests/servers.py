@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+PATIENCE = 600  # seconds after which what hangs is ended: no claim, for a machine may be busy
+
 
 def free_port() -> int:
     with socket.socket() as free:
@@ -19,9 +21,9 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: Path, seconds: float = 600) -> None:
+def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: Path) -> None:
     """Ask again and again; a server that has ended, or is not ready in time, fails the test with the log's end."""
-    give_up = time.monotonic() + seconds
+    give_up = time.monotonic() + PATIENCE
     while not ready():
         assert server.poll() is None and time.monotonic() < give_up, log.read_text()[-2000:]
         time.sleep(0.2)

@@ -25,6 +25,7 @@ import yaml
 from tasks import forks
 from tests import forked
 from tests.empty import put_dvc, put_stores
+from tests.servers import PATIENCE
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -198,11 +199,11 @@ class Toy:
         return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def eventually(condition: Callable[[], object], seconds: float = 600) -> None:
-    """Wait until `condition()` is true; the bound ends what hangs, and is no claim: a machine may be busy."""
-    give_up = time.monotonic() + seconds
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until `condition()` is true."""
+    give_up = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < give_up, f"not within {seconds} s"
+        assert time.monotonic() < give_up, f"not within {PATIENCE} s"
         time.sleep(0.05)
 
 

@@ -25,11 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, bytes
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("victim", "kind", "at"),
-    [
-        ("stage", "write", "3 after"),
-        ("dvc", "write", "9 after"),
-        ("all", "moment", "9.0 s"),
-    ],
+    [("stage", "write", "3 after"), ("dvc", "write", "9 after"), ("all", "moment", "9.0 s")],
 )
 def test_after_a_kill_the_next_run_ends_the_same(
     made: tuple[Any, dict[str, bytes]], tmp_path: Path, victim: str, kind: str, at: str
