@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -230,6 +231,7 @@ class Job:
     shared: dict[str, threading.Lock] = field(default_factory=dict)
     hopeless: dict[str, str] = field(default_factory=dict)  # hash of a stage's inputs -> why its training was given up
     timing: threading.Lock = field(default_factory=threading.Lock)  # two that are timed would slow each other
+    default_made: Future[bool] = field(default_factory=Future)  # whether it went well, as soon as that is known
     slots: threading.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
@@ -250,6 +252,13 @@ class Job:
         """All of params.yaml for a trial with these values of the space."""
         seed = self.params.run.seed if seed is None else seed
         return with_values(self.root, {**self.search.set, **values, "run.seed": seed})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that params.yaml, with what `set` says, has for the keys of the space."""
+        params = with_values(self.root, self.search.set)
+        found = {key: _value(params, key) for key in self.space}
+        return found | ({CANDIDATE: self.search.candidate} if CANDIDATE in self.space else {})
 
     def default(self, seed: int | None = None) -> dict[str, Any]:
         """params.yaml as it is, but for what `set` says of the machine."""
@@ -285,21 +294,24 @@ def search(job: Job, trees: Worktrees, begin: Begin) -> State:
     with ended_together():
         if (environment := begin()) is None:
             return Failed(message=NOT_BEGUN)
-        first = make_default.with_options(task_run_name=DEFAULT).submit(job, trees, environment)
-        first.wait()
-        if not first.state.is_completed():
-            return verdict({DEFAULT: first.state}, "networks")
+        job.slots.acquire()
+        default = make_default.with_options(task_run_name=DEFAULT).submit(job, trees, environment)
+        if job.search.batches:  # its milliseconds are what all others are counted in: nothing runs beside them
+            default.wait()
         futures: dict[int, Any] = {}
         while True:
             job.slots.acquire()
-            trial = None if cancelled.is_set() else job.trials.next()
+            alone = job.default_made.done() and not job.default_made.result()
+            trial = None if cancelled.is_set() or alone else job.trials.next()
             if trial is None:
                 break
             name = f"trial {trial.number}"
             one = attempt.with_options(name=name, task_run_name=name)
             futures[trial.number] = one.submit(job, trial, trees, environment)
-        for future in futures.values():
+        for future in (default, *futures.values()):
             future.wait()
+        if not default.state.is_completed():
+            return verdict({DEFAULT: default.state}, "networks")
         told = job.trials.others("FAIL")  # they are said, and stop nobody; anything else is a mistake of ours
         if lost := {f"trial {n}": f.state for n, f in futures.items() if not f.state.is_completed() and n not in told}:
             return verdict(lost, "trials")
@@ -314,24 +326,30 @@ def search(job: Job, trees: Worktrees, begin: Begin) -> State:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def make_default(job: Job, trees: Worktrees, environment: dict[str, str]) -> State:
     """The network of params.yaml as it is, kept beside the search, because every trial is timed beside it."""
-    logger, kept = get_run_logger(), job.folder / DEFAULT
-    with trees.borrow(job.params.run.seed) as tree:
-        write_params(tree, job.default())
-        failure = _keep(job, tree, {}, DEFAULT, kept, environment, logger)
-        if failure is None and _read_text(kept / "measured" / "key") != _measuring(job):
-            networks, out = {DEFAULT: _kept(kept)}, kept / "measured"
-            failure = job.bring(tree, "prepare", DEFAULT, environment, logger) or job.measure(
-                tree, out, "validation", networks, job.search.batches, environment, logger
-            )
-    if failure:
-        return Failed(message=f"{DEFAULT}: {failure}")
-    (kept / "measured" / "key").write_text(_measuring(job))
-    row = _measured(kept / "measured")[DEFAULT]
-    # whoever comes first: on a second machine milliseconds are counted in those of the first
-    if DEFAULT not in job.trials.study.user_attrs:
-        job.trials.study.set_user_attr(DEFAULT, row)
-    logger.info(_said(job, row))
-    return Completed(message=DEFAULT)
+    logger, kept, well = get_run_logger(), job.folder / DEFAULT, False
+    try:
+        with trees.borrow(job.params.run.seed) as tree:
+            write_params(tree, job.default())
+            failure = _keep(job, tree, {}, DEFAULT, kept, environment, logger)
+            if failure is None and _read_text(kept / "measured" / "key") != _measuring(job):
+                networks, out = {DEFAULT: _kept(kept)}, kept / "measured"
+                failure = job.bring(tree, "prepare", DEFAULT, environment, logger) or job.measure(
+                    tree, out, "validation", networks, job.search.batches, environment, logger
+                )
+        if failure:
+            return Failed(message=f"{DEFAULT}: {failure}")
+        (kept / "measured" / "key").write_text(_measuring(job))
+        row = _measured(kept / "measured")[DEFAULT]
+        # whoever comes first: on a second machine milliseconds are counted in those of the first
+        if DEFAULT not in job.trials.study.user_attrs:
+            job.trials.study.set_user_attr(DEFAULT, row)
+        job.trials.put(job.given)
+        logger.info(_said(job, row))
+        well = True
+        return Completed(message=DEFAULT)
+    finally:
+        job.default_made.set_result(well)
+        job.slots.release()
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -358,6 +376,8 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
                 networks = {"trial": made, DEFAULT: _kept(job.folder / DEFAULT)}
                 out = job.folder / "measured" / str(trial.number)
                 if failure is None:
+                    if not job.default_made.result():  # so this one is taken up again at the next start
+                        return Cancelled(message=f"{name}: there is no default to measure it beside")
                     failure = job.measure(tree, out, "validation", networks, job.search.batches, environment, logger)
             if cancelled.is_set():  # Optuna keeps it as running, and the next start takes it up
                 return Cancelled(message=f"{name}: cancelled")
@@ -678,9 +698,7 @@ def start(
             study = open_study(address, _name(path, root, search_, space, trees), params.run.seed)
             (folder / "study").write_text(study.study_name)
             trials = Trials(study, search_, space, params.run.seed)
-            given = {key: _value(with_values(root, search_.set), key) for key in space}
-            given |= {CANDIDATE: search_.candidate} if CANDIDATE in space else {}
-            if cut := trials.take_up(given):
+            if cut := trials.take_up():
                 names = ", ".join(f"trial {number}" for number in cut)
                 console.console.print(f"Cut off, and now run again: {names}", markup=False)
             job = Job(path, root, search_, space, trials, params, count, retest, engine)

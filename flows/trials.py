@@ -220,9 +220,9 @@ class Trials:
         self._chance = np.random.default_rng([self.seed, len(self.study.trials)])
         self._guard = threading.Lock()
 
-    def take_up(self, default: Mapping[str, Any]) -> list[int]:
+    def take_up(self) -> list[int]:
         """Before the first trial: those that this worker was at when it was stopped are to be run again, and their
-        numbers returned; of a new study the ``default`` values come first, where they are in the space."""
+        numbers returned."""
         from optuna.trial import TrialState
 
         cut = []
@@ -232,10 +232,14 @@ class Trials:
                 if set(trial.params) == set(self.space):
                     self.study.enqueue_trial(trial.params)
                 cut.append(trial.number)
-        told = {key: self.space[key].tell(value) for key, value in default.items()}
-        if not self.study.trials and None not in told.values():
-            self.study.enqueue_trial(told)
         return cut
+
+    def put(self, values: Mapping[str, Any]) -> None:
+        """These values come next, where they are in the space and nobody has drawn them."""
+        told = {key: self.space[key].tell(value) for key, value in values.items()}
+        with self._guard:
+            if None not in told.values():
+                self.study.enqueue_trial(told, skip_if_exists=True)
 
     def next(self) -> optuna.Trial | None:
         """The next trial, with its values in user attribute `values`; None where the search is over."""

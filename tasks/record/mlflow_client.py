@@ -87,12 +87,13 @@ def continued(run_id: str) -> tuple[MlflowClient, str, str]:
 
 
 def name_and_tags(name: str) -> tuple[str, dict[str, str]]:
-    """A run's name and tags; of a study, or of claims over seeds, they tell variant and seed."""
+    """A run's name and tags; of a study, or of claims over seeds, they tell variant and seed, of a search's trial the
+    variant alone."""
     told = os.environ.get(VARIANT)
     if not told:
         return name, {}
-    variant, _, seed = told.rpartition(" seed ")
-    return f"{name} {told}", {"variant": variant, "seed": seed}
+    variant, between, seed = told.rpartition(" seed ")
+    return f"{name} {told}", {"variant": variant, "seed": seed} if between else {"variant": told}
 
 
 def tag_of(kind: str, stage: str) -> str:

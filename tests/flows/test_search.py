@@ -265,7 +265,7 @@ ROW = {"accuracy": 0.9, "params": 10, "latency_ms_b1": 0.5, "file_bytes": 1000, 
 
 def test_every_combination_is_tried_once_the_default_first(opened: Callable[..., trials.Trials]) -> None:
     tried = opened(trials=20)
-    tried.take_up({"a": 2, "b": None})
+    tried.put({"a": 2, "b": None})
     seen = []
     while (trial := tried.next()) is not None:
         seen.append(trial.user_attrs["values"])
@@ -299,13 +299,13 @@ def test_minutes_that_are_over_end_a_search(opened: Callable[..., trials.Trials]
 
 def test_what_was_cut_off_is_run_again_by_the_worker_that_was_at_it(opened: Callable[..., trials.Trials]) -> None:
     tried = opened()
-    tried.take_up({"a": 3, "b": None})  # which is not in the space
+    tried.put({"a": 3, "b": None})  # which is not in the space
     mine = tried.next()
     assert mine is not None
     other = opened(worker="another machine").next()
     assert other is not None
     again = opened()
-    assert again.take_up({"a": 1, "b": None}) == [mine.number]
+    assert again.take_up() == [mine.number]
     trial = again.next()
     assert trial is not None and trial.user_attrs["values"] == mine.user_attrs["values"]
     values = [mine.user_attrs["values"], other.user_attrs["values"]]
@@ -330,7 +330,7 @@ def test_workers_share_a_database_on_a_server(monkeypatch: pytest.MonkeyPatch) -
         one, two = (
             trials.Trials(trials.open_study(address, "it", 0), search, space, 0, name) for name in ("one", "two")
         )
-        one.take_up({"a": 2, "b": None})
+        one.put({"a": 2, "b": None})
         seen = []
         for number in range(5):
             trial = (one, two)[number % 2].next()
@@ -390,6 +390,14 @@ def stages_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
+def runs_of(root: Path, stage: str) -> list[Any]:
+    """MLflow's, that ended well."""
+    import mlflow
+
+    runs = mlflow.MlflowClient(f"sqlite:///{root / 'mlflow.db'}").search_runs(["1"])
+    return [run for run in runs if run.data.tags.get("stage") == stage and run.info.status == "FINISHED"]
+
+
 @pytest.mark.long
 def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(digits: Path) -> None:
     pytest.importorskip("optuna")
@@ -438,17 +446,16 @@ def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(
     assert [seed for seed, _ in json.loads((work / "retest/tested.json").read_text())] == [1]
     assert (work / "retest/chosen.json").stat().st_mtime <= (work / "retest/tested.json").stat().st_mtime
 
-    import mlflow
-
-    runs = mlflow.MlflowClient(f"sqlite:///{digits / 'mlflow.db'}").search_runs(["1"])
-    prepared = [r for r in runs if r.data.tags.get("stage") == "prepare" and r.info.status == "FINISHED"]
-    assert len(prepared) == 2  # once for all trials, once for the other seed
+    assert len(runs_of(digits, "prepare")) == 2  # once for all trials, once for the other seed
 
     again = subprocess.run(COMMAND, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert (digits / "reports/searches/small.md").read_text() == page  # nothing was measured anew
     assert not re.search(r"^\d\d:\d\d:\d\d trial", again.stdout, re.MULTILINE)
     shutil.rmtree(digits)
+
+
+FIRST = (r"trial 0 +ship.candidate", r"default +accuracy")  # a trial's values, and what the default has come to
 
 
 @pytest.mark.long
@@ -464,8 +471,13 @@ def test_bits_and_resolution_are_searched_as_any_key_is(digits: Path) -> None:
         })
     )  # fmt: skip
     commit_all(digits)
-    done = subprocess.run(COMMAND, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
+    command = [*COMMAND, "--workers", "2"]
+    done = subprocess.run(command, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    # no milliseconds are asked for, so a trial begins beside the default
+    said = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
+    first, default = (next(n for n, line in enumerate(said) if re.match(words, line)) for words in FIRST)
+    assert first < default, done.stdout
     table = pd.read_csv(digits / "reports/searches/small.csv").set_index(["ship.candidate", "student.image_size"])
     floats, ints = table.loc['"scratch"'].sort_index(), table.loc['"scratch_int8"'].sort_index()
     assert len(table) == 4 and list(floats.index) == list(ints.index) == [8, 16]
@@ -476,6 +488,27 @@ def test_bits_and_resolution_are_searched_as_any_key_is(digits: Path) -> None:
     page = (digits / "reports/searches/small.md").read_text()
     assert "Of `scratch` or `scratch_int8`: accuracy" in page and ", as onnx." in page, page
     assert "**Winner: trial" in page and "'ship.candidate=\"scratch_int8\"'" in page, page  # smaller, within 50 points
+    shutil.rmtree(digits)
+
+
+@pytest.mark.long
+def test_a_default_that_fails_ends_the_search(digits: Path) -> None:
+    pytest.importorskip("optuna")
+    set_params(digits, {"student.training.lr": 1e30})
+    (digits / "searches/small.yaml").write_text(
+        yaml.safe_dump({
+            "title": "Which learning rate?", "candidate": "scratch", "space": {"student.training.lr": [0.1, 0.2, 0.3]},
+            "against": "params", "trials": 3,
+        })
+    )  # fmt: skip
+    commit_all(digits)
+    command = [*COMMAND, "--workers", "2"]
+    done = subprocess.run(command, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 of 1 failed:" in done.stdout and "\n  default: scratch: loss is nan" in done.stdout, done.stdout
+    # a trial that had begun ends its training, which is kept; no other begins
+    assert [run.data.tags["variant"] for run in runs_of(digits, "scratch")] == ["trial 0"]
+    assert not (digits / ".thinner/searches/small/measured").exists()
     shutil.rmtree(digits)
 
 

@@ -30,6 +30,22 @@ from thinner.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.mark.parametrize(
+    ("told", "name", "tags"),
+    [
+        ("", "distill", {}),
+        ("kd seed 3", "distill kd seed 3", {"variant": "kd", "seed": "3"}),
+        ("a seed b seed 0", "distill a seed b seed 0", {"variant": "a seed b", "seed": "0"}),
+        ("trial 4", "distill trial 4", {"variant": "trial 4"}),
+    ],
+)
+def test_a_run_says_of_which_variant_and_seed_it_is(
+    monkeypatch: pytest.MonkeyPatch, told: str, name: str, tags: dict[str, str]
+) -> None:
+    monkeypatch.setenv(mlflow_client.VARIANT, told)
+    assert mlflow_client.name_and_tags("distill") == (name, tags)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tracking")
