@@ -14,6 +14,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 import stat
@@ -392,6 +393,8 @@ def _repo(root: Path) -> Iterator[Any]:
     from dvc.repo import Repo
     from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError
 
+    # that a process was killed which held something is no news: mostly it was us
+    logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
     try:
         # The root is named outright: inside `dvc exp run --temp` DVC_ROOT points at another repository.
         with _turn, Repo(str(root), _wait_for_lock=True) as repo:
