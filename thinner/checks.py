@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import json
 import math
 import re
@@ -26,7 +27,7 @@ from thinner.data import views
 from thinner.errors import UserError
 from thinner.evidence import drop
 from thinner.learn import losses, training
-from thinner.measure.profiling import count_macs, count_params
+from thinner.measure.profiling import count_params
 from thinner.networks import checkpoint, models, own
 from thinner.networks import weights as published
 from thinner.networks.spec import NetworkSpec
@@ -57,12 +58,10 @@ def deep(params: Params) -> Iterator[str]:
                 yield from _weights(name, section)
             continue
         yield from _weights(name, section, model)
-        try:
-            count_macs(model, _shape(section))
-        except _NO_WAY_THROUGH as error:
+        if why := _no_way_through(models.describe(section, _CLASSES), _shape(section)):
             yield (
                 f"{name}.image_size: {section.image_size} px does not go through '{section.network}' "
-                f"({str(error).splitlines()[0]}). Choose the size that the network was made for"
+                f"({why}). Choose the size that the network was made for"
             )
             built.pop(name)
             continue
@@ -143,6 +142,19 @@ def layers(params: Params) -> Iterator[str]:
 
 
 _NO_WAY_THROUGH = (RuntimeError, AssertionError, ValueError)  # what networks raise at images that they cannot take
+
+
+@functools.cache  # a search, a study and `thinner init` look at many params.yaml that hardly differ
+def _no_way_through(spec: NetworkSpec, shape: tuple[int, int, int]) -> str | None:
+    """Why images of this shape do not go through the network, or None. A network of the user's own may raise
+    anything."""
+    refusals = (Exception,) if own.is_own(spec.name) else _NO_WAY_THROUGH
+    try:
+        with torch.no_grad():
+            models.skeleton(spec).eval()(torch.empty(1, *shape, device="meta"))
+    except refusals as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)  # a bare assert has no words
+    return None
 
 
 def _shape(section: Network) -> tuple[int, int, int]:

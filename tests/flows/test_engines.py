@@ -125,6 +125,7 @@ def check(toy: Toy, name: str, address: str) -> None:
     engines.check(engines.Choice(name, address), toy.root)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "address", "message"),
     [

@@ -203,6 +203,7 @@ def comments(text: str) -> list[str]:
     return [line.partition("#")[2].strip() for line in text.splitlines()]
 
 
+@pytest.mark.integration
 def test_no_reason_outlives_what_it_was_given_for(two_folders: Path) -> None:
     path = two_folders / "params.yaml"
     shipped = path.read_text()
@@ -256,6 +257,7 @@ def test_of_few_validation_images_a_recipe_asks_no_8_bits_that_they_could_not_ju
     assert proposal.values["quantize.max_drop"] == 10.0 and "quantize.max_drop" not in proposal.shared
 
 
+@pytest.mark.integration
 def test_corrected_labels_stay_with_their_pictures_and_are_left_out_of_others(two_folders: Path) -> None:
     place = two_folders / "corrections.csv"
     place.write_text("file,given,label\n")

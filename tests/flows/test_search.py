@@ -119,6 +119,7 @@ def test_a_mistake_in_a_search_is_one_line(
     assert f"{tmp_path / 'small.yaml'}: " in str(raised.value)
 
 
+@pytest.mark.integration
 def test_a_value_that_is_right_in_some_combination_is_no_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_without_optuna_the_command_that_installs_it_is_said(monkeypatch: pytest
         searching.start(Path("searches/default.yaml"), 1, None)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", sorted((ROOT / "searches").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_searches_are_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

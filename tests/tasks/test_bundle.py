@@ -224,6 +224,7 @@ def compare(root: Path, folder: Path, files: list[Path]) -> None:
         np.testing.assert_allclose(bundled.logits(picture[None]), answer(root / "data/prune", picture), atol=1e-4)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", [(9, 31), (200, 61), (2, 2), (64, 64)])
 def test_the_model_itself_takes_pictures_of_any_size(shared: tuple[Path, Path], size: tuple[int, int]) -> None:
     """PyTorch's own antialiased resizing is the oracle."""

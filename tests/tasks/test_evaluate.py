@@ -133,6 +133,7 @@ def results(finished: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.integration
 @pytest.mark.by_itself
 def test_every_candidate_has_every_number(results: dict[str, dict[str, Any]]) -> None:
     assert set(results) == CANDIDATES
@@ -397,6 +398,7 @@ def test_exports_carry_the_spec_of_their_source(finished: Path) -> None:
         assert open_session(folder / "model.onnx").get_inputs()[0].shape == ["batch", 1, 12, 12]
 
 
+@pytest.mark.integration
 def test_exporting_int8_alone_leaves_no_other_export_and_gives_the_same_bytes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,6 +479,7 @@ def test_all_formats_give_the_same_logits(finished: Path) -> None:
     np.testing.assert_allclose(torch_, program, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_exports_with_preprocessing_in_the_graph_answer_as_those_without(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

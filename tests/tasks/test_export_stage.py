@@ -34,6 +34,7 @@ def exported(project: Path) -> bytes:
     return (project / "data" / "export" / "distill_onnx_int8" / "model.onnx").read_bytes()
 
 
+@pytest.mark.integration
 def test_int8_is_calibrated_on_validation_images_and_no_others(project: Path) -> None:
     path = project / "data" / "prepared" / "images.npy"
     images, validation = np.load(path), np.load(path.with_name("splits.npz"))["validation"]

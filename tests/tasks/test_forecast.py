@@ -51,6 +51,7 @@ def clock() -> forecast.Clock:
     return made
 
 
+@pytest.mark.integration
 def test_every_stage_of_the_graph_has_a_cost(clock: forecast.Clock) -> None:
     costs = forecast.foretell(params_with(prune_also=["finetune"], self_train__networks=["finetune"]), COUNTS, clock)
     stages = set(yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"])
@@ -98,6 +99,7 @@ def test_steps_of_the_head_alone_are_counted_and_cost_less_than_whole_ones(clock
     assert more - none == pytest.approx(3 * (some - none), rel=1e-9)
 
 
+@pytest.mark.integration
 def test_small_is_cut_to_the_size_of_prune_and_not_as_far(clock: forecast.Clock) -> None:
     params = params_with(finetune__width=16, small__source="finetune", prune__target={"macs": 0.5})
     job = forecast._Job(params, COUNTS, clock)

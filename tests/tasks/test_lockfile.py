@@ -192,6 +192,7 @@ def test_an_empty_folder_of_the_run_cache_is_removed(repository: Path) -> None:
     assert lineage.mend(repository) is None and entry.exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("text", ["", '{"write": {}, "re', "[]", '{"read": {"/raw": [1]}}', '{"write": 3}'])
 def test_an_rwlock_that_was_cut_off_is_removed(repository: Path, text: str) -> None:
     path = repository / lockfile.RWLOCK
@@ -204,6 +205,7 @@ def test_an_rwlock_that_was_cut_off_is_removed(repository: Path, text: str) -> N
     assert lineage.mend_rwlock(repository) is None
 
 
+@pytest.mark.integration
 def test_a_process_that_only_has_the_number_of_one_that_was_killed_holds_nothing(repository: Path) -> None:
     path = repository / lockfile.RWLOCK
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as later:

@@ -87,6 +87,7 @@ def test_scores_and_costs_are_those_of_the_network(root: Path, format_: str | No
     assert found["large"]["latency_ms_b4"] == pytest.approx(np.median(times))
 
 
+@pytest.mark.integration
 def test_what_cannot_be_measured_is_one_line(root: Path) -> None:
     done = measure(root, "out", "test", "small=nowhere")
     assert done.returncode == 1

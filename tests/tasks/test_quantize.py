@@ -116,6 +116,7 @@ def logits_of(folder, split="validation"):
     return predict.predict_logits(predict.open_candidate(folder, threads=1), data.images, data.splits[split], 64)
 
 
+@pytest.mark.integration
 def test_it_goes_no_further_than_it_must(project):
     ladder, found = run(source="finetune")
     assert ladder["rung"].tolist() == ["float", "static"]
@@ -125,6 +126,7 @@ def test_it_goes_no_further_than_it_must(project):
     assert not Path("reports/quantize/sensitivity.csv").exists()
 
 
+@pytest.mark.integration
 def test_a_planted_network_falls_on_the_first_rung_and_nothing_calls_it_shippable(project):
     ladder, found = run(rungs=["static"])
     assert ladder["loss_points"][1] > 2.0
@@ -139,6 +141,7 @@ def test_a_planted_network_falls_on_the_first_rung_and_nothing_calls_it_shippabl
     assert Path("data/quantize/prune_int8/model.onnx").is_file()
 
 
+@pytest.mark.integration
 def test_the_layers_that_lose_most_stay_in_float_and_bring_it_back(project):
     ladder, found = run(rungs=["static", "mixed"], max_float=0.5)
     assert found["met"] and found["rung"] == "mixed"
@@ -213,6 +216,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_file(project, monkeypatc
     assert Path("data/quantize/prune_int8/model.onnx").read_bytes() == whole
 
 
+@pytest.mark.integration
 def test_too_few_validation_images_are_said_and_nothing_is_trained_in_vain(project, capsys):
     ladder, found = run(max_drop=1.0)
     assert ladder["rung"].tolist() == ["float", "static"]

@@ -305,6 +305,7 @@ def test_what_was_kept_is_sent_whole(store: Path, kept: pytest.MonkeyPatch) -> N
     assert not any(file.is_file() for file in (store / ".thinner/unsent/artifacts").rglob("*"))
 
 
+@pytest.mark.integration
 def test_sending_that_is_cut_off_goes_on_and_makes_no_run_twice(store: Path, kept: pytest.MonkeyPatch) -> None:
     for number in range(3):
         recorder = stage_run.start("scratch", {}, f"hash-c{number}", {}, "cpu")
@@ -391,6 +392,7 @@ def test_a_server_that_dies_or_hangs_in_the_middle_misses_nothing(
         server.wait()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("late", ["create_run", "set_terminated"])
 def test_a_server_that_goes_away_after_its_first_answer_is_as_one_that_was_never_there(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], late: str
@@ -464,6 +466,7 @@ def test_what_is_recorded_while_the_record_changes_places_is_in_it(
     assert artifacts(client, run_id) == {"curve.csv"}
 
 
+@pytest.mark.integration
 def test_a_server_that_is_down_is_named_within_seconds(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tasks.record.pipeline_run", "hold"],

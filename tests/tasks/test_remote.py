@@ -175,6 +175,7 @@ def test_an_endpoint_is_a_plain_address(url: str) -> None:
 # ------------------------------------------------------------------------------- what is set up
 
 
+@pytest.mark.integration
 def test_a_secret_in_the_file_that_git_keeps_is_refused_and_one_beside_it_is_not(made: Path) -> None:
     dvc(made, "remote", "add", "--quiet", "cloud", "s3://team/x")
     dvc(made, "remote", "modify", "--local", "cloud", "secret_access_key", SECRET)
@@ -273,6 +274,7 @@ def test_init_where_no_folder_can_be_made_writes_nothing(original: Path, tmp_pat
 # ------------------------------------------------------------------------------- there and back
 
 
+@pytest.mark.integration
 def test_a_clone_restores_the_committed_results_and_runs_nothing(made: Path, thinner) -> None:
     travel(made, "push")
     other = clone(made, made.parent / "other")
@@ -307,6 +309,7 @@ def test_what_somebody_made_with_other_params_comes_with_its_numbers_which_dvc_a
         assert (third / name).read_bytes() == (other / name).read_bytes() != (made / name).read_bytes()
 
 
+@pytest.mark.integration
 def test_push_sends_only_what_is_new_and_all_of_the_cache_if_asked(made: Path, thinner) -> None:
     set_seed(made, 5)
     dvc(made, "repro", "--quiet")

@@ -103,6 +103,7 @@ def test_both_networks_start_from_the_plain_one_and_are_kept_with_what_was_decid
     assert "Self-training" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["freematch", "fixmatch"])
 @pytest.mark.parametrize("stopped", ["control", "learner"])
 def test_a_killed_run_goes_on_to_the_same_bits(project, monkeypatch, method, stopped):
@@ -132,6 +133,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(project, monkeypatch, method, sto
     assert weights() == wanted
 
 
+@pytest.mark.integration
 def test_pictures_without_labels_make_this_teacher_better_and_it_teaches(project):
     found = run(params(method="fixmatch", threshold=0.9, training={"steps": 60, "validate_every": 20}))
     assert found["chosen"] == decision.LEARNER, found

@@ -388,6 +388,7 @@ def test_19_bits_are_used_where_they_are_asked_for(precision: str, on: bool) -> 
         torch.set_deterministic_debug_mode(debug)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("code", "without"),
     [

@@ -53,6 +53,7 @@ def test_memory_holds_the_weights_and_the_largest_activations(folders: dict[str,
     assert 2 * 33 * 4 * 32 * 32 * 4 <= grown["slim"][1] < grown["wide"][1] / 10
 
 
+@pytest.mark.integration
 def test_a_candidate_that_cannot_be_opened_is_an_error_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)memory could not be measured.*model\.json: no such file"):
         memory.measure_memory([tmp_path], 1, threads=1, picture=(28, 28, 1))

@@ -68,6 +68,7 @@ def by_hand(model: torch.nn.Module, grey: np.ndarray, temperature: float) -> np.
     return shares
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("folder", "temperature"),
     [
@@ -184,6 +185,7 @@ def test_a_model_that_does_not_fit_its_classes_is_refused(made: tuple[Path, torc
         thinner.load(folder, params=made[0] / "params.yaml").predict(GREY)
 
 
+@pytest.mark.integration
 def test_the_public_names_are_there_and_no_others() -> None:
     assert [getattr(thinner, name).__name__ for name in thinner.__all__] == thinner.__all__
     assert all(getattr(thinner, name).__doc__ for name in thinner.__all__)

@@ -12,7 +12,7 @@ import yaml
 
 from thinner import predict
 from thinner.compress import pruning
-from thinner.config import load_params
+from thinner.config import ParamsError, load_params
 from thinner.data import views
 from thinner.measure import verify
 from thinner.measure.profiling import count_macs
@@ -73,6 +73,7 @@ def kept(network):
     return model
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("here")
 def test_a_network_of_ones_own_is_kept_and_loaded_as_others_are():
     network = models.describe(load_params().student, 10)
@@ -156,6 +157,23 @@ def test_mistakes_in_the_code_are_one_line_with_its_number(here, code, message):
     with pytest.raises(models.NetworkError, match=re.escape(message)) as caught:
         models.create(NetworkSpec(NAME, 10, 1))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("assert x.shape[-1] == 32", "AssertionError"),
+        ("return x + [1]", "unsupported operand"),
+        ("return x.nothing", "has no attribute 'nothing'"),
+    ],
+)
+def test_what_goes_wrong_in_it_is_one_line_of_the_check(here, line, why):
+    code = "from torch import nn\nclass Net(nn.Conv2d):\n  def forward(self, x):\n    " + line
+    Path("nets/mine.py").write_text(f"{code}\ndef make(classes, channels):\n  return Net(channels, classes, 1)\n")
+    with pytest.raises(ParamsError) as caught:
+        load_params("params.yaml", deep=True)
+    (line,) = (line for line in caught.value.lines if line.startswith("student.image_size: "))
+    assert line.startswith(f"student.image_size: 16 px does not go through '{NAME}' (") and why in line
 
 
 @pytest.mark.parametrize(

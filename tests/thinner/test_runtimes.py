@@ -182,6 +182,7 @@ def test_the_hash_of_a_candidate_of_two_files_follows_each_of_them(tmp_path: Pat
     assert len({digest(b"a", b"b"), digest(b"a", b"c"), digest(b"c", b"b"), digest(b"b", b"a")}) == 4
 
 
+@pytest.mark.integration
 def test_an_onnx_file_that_computes_another_thing_stops_every_format_that_is_made_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +223,7 @@ def test_eight_bits_name_mostly_the_same_classes(
     assert 1e-4 < np.abs(got - expected).max() < 1.0  # it does round
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("format_", [here(name) for name in catalogue.FORMATS])
 def test_equal_networks_give_equal_files_and_equal_answers(
     written: Callable[[str, str], tuple[Source, Path]], tmp_path: Path, format_: str
@@ -238,6 +240,7 @@ def test_equal_networks_give_equal_files_and_equal_answers(
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("format_", [here(name) for name in catalogue.FORMATS])
 def test_a_file_that_is_not_whole_is_one_line_and_the_process_lives(
     written: Callable[[str, str], tuple[Source, Path]], tmp_path: Path, format_: str
@@ -364,6 +367,7 @@ def test_openvino_opens_no_graph_that_no_export_of_ours_is(
 # ------------------------------------------------------------------- ExecuTorch
 
 
+@pytest.mark.integration
 @executorch_here
 def test_executorch_keeps_metadata_and_runs_the_network_in_xnnpack(
     written: Callable[[str, str], tuple[Source, Path]],
