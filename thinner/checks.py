@@ -481,14 +481,10 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterat
             "gives any (ReLU, ReLU6, Hardswish): all channels would look alike. Choose for example one of: taylor, "
             "mean_activation, l2"
         )
-    with torch.random.fork_rng(devices=[]):
-        # the dependency graph is read off a real forward pass
-        model = models.create(models.describe(section, _CLASSES))
-    example = torch.zeros(1, *_shape(section))
     asked = prune.asked
     unit = asked.unit
     try:
-        now, fewest = _reach(params, model, example, unit)
+        now, fewest = _reach(params, section, unit)
     except architectures.ArchitectureError as error:
         yield f"{section_name}.network: '{section.network}': {error}"
         return
@@ -512,30 +508,45 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterat
         )
 
 
-def _reach(params: Params, model: nn.Module, example: Tensor, unit: Any) -> tuple[float, float]:
+def _reach(params: Params, section: Network, unit: Any) -> tuple[float, float]:
     """(size now, smallest size) of a fresh network; a latency is measured, here and now."""
-    prune = params.prune
-    if prune.granularity == "channels":
-        return pruning.reachable(
-            unit,
-            model,
-            example,
-            criterion=prune.criterion,
-            scope=prune.scope,
-            round_to=prune.round_to,
-            keep=prune.keep,
-            clock=pruning.Clock(
-                prune.latency_batch, torch.channels_last if params.run.channels_last else torch.contiguous_format
-            ),
-            rounds=pruning.cuts_in_a_row(unit, prune.schedule, prune.rounds),
-        )
+    prune, spec, shape = params.prune, models.describe(section, _CLASSES), _shape(section)
+    if prune.granularity != "channels":
+        return _zeros_reach(spec, prune.granularity, tuple(prune.keep))
+    layout_ = torch.channels_last if params.run.channels_last else torch.contiguous_format
+    clock = pruning.Clock(prune.latency_batch, layout_) if unit == "latency_ms" else None
+    reach = _channels_reach if clock is None else _channels_reach.__wrapped__
+    rounds = pruning.cuts_in_a_row(unit, prune.schedule, prune.rounds)
+    return reach(spec, shape, unit, prune.criterion, prune.scope, prune.round_to, tuple(prune.keep), rounds, clock)
+
+
+def _fresh(spec: NetworkSpec) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        return models.create(spec)
+
+
+@functools.cache
+def _channels_reach(
+    spec: NetworkSpec, shape: tuple[int, int, int], unit: Any, criterion: str, scope: str, round_to: int,
+    keep: tuple[str, ...], rounds: int, clock: pruning.Clock | None,
+) -> tuple[float, float]:  # fmt: skip
+    # the dependency graph is read off a real forward pass
+    return pruning.reachable(
+        unit, _fresh(spec), torch.zeros(1, *shape), criterion=criterion, scope=scope, round_to=round_to, keep=keep,
+        clock=clock, rounds=rounds,
+    )  # fmt: skip
+
+
+@functools.cache
+def _zeros_reach(spec: NetworkSpec, granularity: str, keep: tuple[str, ...]) -> tuple[float, float]:
+    model = _fresh(spec)
     for parameter in model.parameters():  # a fresh network has biases of 0, a trained one has not
         if parameter.ndim == 1:
             nn.init.ones_(parameter)
-    if prune.granularity == "weights":
-        return masks.reachable(model, prune.keep)
-    n, _, m = prune.granularity.partition(":")
-    masks.apply(model, pattern := masks.mask_pattern(model, int(n), int(m), criterion="l2", keep=prune.keep))
+    if granularity == "weights":
+        return masks.reachable(model, keep)
+    n, _, m = granularity.partition(":")
+    masks.apply(model, pattern := masks.mask_pattern(model, int(n), int(m), criterion="l2", keep=keep))
     zeros = sum(int((~mask).sum()) for mask in pattern.values())
     return count_params(model), count_params(model) - zeros
 

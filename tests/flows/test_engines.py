@@ -145,6 +145,7 @@ def test_a_cluster_that_cannot_be_used_is_refused(original: Toy, name: str, addr
         check(original, name, address)
 
 
+@pytest.mark.integration
 def test_without_a_remote_that_workers_know_nothing_runs(tmp_path: Path) -> None:
     toy = Toy(tmp_path / "toy")
     with pytest.raises(UserError, match="none is set up: thinner remote init s3://BUCKET/FOLDER, then git commit"):

@@ -164,6 +164,7 @@ def test_top_5_is_measured_where_there_are_more_than_five_classes(classes: int, 
         assert 0 < expected < 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("threads", [1, 2])
 def test_while_latencies_are_measured_threads_are_as_many_as_asked(
     finished: Path, monkeypatch: pytest.MonkeyPatch, threads: int
@@ -208,6 +209,7 @@ def test_the_docs_explain_every_number(results: dict[str, dict[str, Any]]) -> No
         assert f"`{key.replace('_b4', '_b1')}`" in text
 
 
+@pytest.mark.integration
 def test_accuracy_is_that_of_the_test_split_and_an_odd_last_batch_counts(
     finished: Path, results: dict[str, dict[str, Any]]
 ) -> None:
@@ -230,6 +232,7 @@ def test_the_teacher_agrees_with_itself_and_the_onnx_export_with_its_source(
     assert results["distill"]["agreement"] != results["prune"]["agreement"]  # else the above would show nothing
 
 
+@pytest.mark.integration
 def test_sizes_are_those_of_the_files(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     assert results["prune"]["file_bytes"] == (finished / "data/prune/model.safetensors").stat().st_size
     assert results["prune_onnx"]["file_bytes"] == (finished / "data/export/prune_onnx/model.onnx").stat().st_size
@@ -237,6 +240,7 @@ def test_sizes_are_those_of_the_files(finished: Path, results: dict[str, dict[st
     assert results["prune"]["params"] < results["finetune"]["params"]
 
 
+@pytest.mark.integration
 def test_predictions_of_every_candidate_are_kept_image_by_image(
     finished: Path, results: dict[str, dict[str, Any]]
 ) -> None:
@@ -252,6 +256,7 @@ def test_predictions_of_every_candidate_are_kept_image_by_image(
             np.testing.assert_allclose(arrays[f"confidences.{name}"], expected, rtol=1e-12)
 
 
+@pytest.mark.integration
 def test_every_latency_sample_is_kept_for_later_tests(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     rows = read_csv(finished / "data" / "evaluate" / "latency.csv")
     assert len(rows) == len(CANDIDATES) * 2 * REPEATS
@@ -267,6 +272,7 @@ def test_no_table_holds_a_formula(tmp_path: Path) -> None:
     assert read[0]["n"] == "-1.5"
 
 
+@pytest.mark.integration
 def test_tables_for_dvc_plots(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     folder = finished / "reports" / "evaluate"
     confusion = read_csv(folder / "confusion.csv")
@@ -288,6 +294,7 @@ def test_tables_for_dvc_plots(finished: Path, results: dict[str, dict[str, Any]]
     assert any(pareto[name]["front_macs"] == "1" for name in equals)
 
 
+@pytest.mark.integration
 def test_temperatures_are_fitted_on_the_validation_split(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     store = open_store(finished / "data" / "prepared")
     loaded = checkpoint.load(finished / "data" / "scratch")
@@ -313,6 +320,7 @@ def test_throughput_and_interval_belong_to_the_median(results: dict[str, dict[st
         assert row["latency_ms_b4_low"] <= row["latency_ms_b4"] <= row["latency_ms_b4_high"]
 
 
+@pytest.mark.integration
 def test_tables_of_confidence(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     folder = finished / "reports" / "evaluate"
     for scaled, key in (("0", "ece"), ("1", "ece_scaled")):
@@ -329,6 +337,7 @@ def test_tables_of_confidence(finished: Path, results: dict[str, dict[str, Any]]
     )
 
 
+@pytest.mark.integration
 def test_classes_are_listed_by_what_they_lost_against_the_teacher(
     finished: Path, results: dict[str, dict[str, Any]]
 ) -> None:
@@ -340,6 +349,7 @@ def test_classes_are_listed_by_what_they_lost_against_the_teacher(
     assert overall == pytest.approx(results["scratch"]["accuracy"] - results["finetune"]["accuracy"])
 
 
+@pytest.mark.integration
 def test_corrupted_accuracy_is_that_of_corrupted_pictures(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     rows = read_csv(finished / "reports" / "evaluate" / "corruptions.csv")
     assert len(rows) == len(CANDIDATES) * 4 * 3
@@ -384,6 +394,7 @@ def test_labels_outside_the_validation_and_test_splits_change_nothing(
     assert (tmp_path / "copy" / predictions).read_bytes() == (finished / predictions).read_bytes()
 
 
+@pytest.mark.integration
 def test_exports_carry_the_spec_of_their_source(finished: Path) -> None:
     for format_ in ("onnx", "onnx_int8"):
         folder = finished / "data" / "export" / f"prune_{format_}"
@@ -412,6 +423,7 @@ def test_exporting_int8_alone_leaves_no_other_export_and_gives_the_same_bytes(
         assert (tmp_path / file.relative_to(finished)).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.integration
 def test_report_holds_the_numbers_of_evaluate(finished: Path, results: dict[str, dict[str, Any]]) -> None:
     page = (finished / "reports" / "report.html").read_text()
     table = (finished / "reports" / "results.md").read_text()
@@ -424,6 +436,7 @@ def test_report_holds_the_numbers_of_evaluate(finished: Path, results: dict[str,
     assert len(lines) == 2 + len(CANDIDATES) - 1
 
 
+@pytest.mark.integration
 def test_each_claim_has_a_verdict_from_what_evaluate_measured(
     finished: Path, results: dict[str, dict[str, Any]]
 ) -> None:
@@ -447,6 +460,7 @@ def test_each_claim_has_a_verdict_from_what_evaluate_measured(
     assert CLAIMS[0] in page
 
 
+@pytest.mark.integration
 def test_reporting_again_gives_the_same_bytes(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = finished / "reports" / "report.html"
     before = page.read_bytes()
@@ -455,6 +469,7 @@ def test_reporting_again_gives_the_same_bytes(finished: Path, monkeypatch: pytes
     assert page.read_bytes() == before
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("folder", ["data/prune", "data/export/prune_onnx", "data/export/prune_pt2"])
 def test_predict_names_the_class_of_images_of_any_size(finished: Path, folder: str) -> None:
     images = [np.full((side, side, 1), 200, dtype=np.uint8) for side in (10, 31)]
@@ -468,6 +483,7 @@ def test_predict_names_the_class_of_images_of_any_size(finished: Path, folder: s
     assert predictions[0].confidence == pytest.approx(predictions[1].confidence, abs=1e-5)
 
 
+@pytest.mark.integration
 def test_all_formats_give_the_same_logits(finished: Path) -> None:
     store = open_store(finished / "data" / "prepared")
     index = np.arange(30, 60)
@@ -499,6 +515,7 @@ def test_exports_with_preprocessing_in_the_graph_answer_as_those_without(
         assert predict(folder, [np.full((31, 31, 1), 200, dtype=np.uint8)])[0].label in CLASSES
 
 
+@pytest.mark.integration
 def test_the_command_names_pictures_of_a_folder_with_an_onnx_candidate(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -538,6 +555,7 @@ def test_the_command_names_pictures_of_a_folder_with_an_onnx_candidate(
         assert answers[str(path)]["confidence"] == pytest.approx(share, abs=1e-4)
 
 
+@pytest.mark.integration
 def test_programs_alone_need_no_onnx(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(finished / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
@@ -556,6 +574,7 @@ def test_a_folder_without_weights_names_what_is_missing(tmp_path: Path) -> None:
         open_candidate(tmp_path)
 
 
+@pytest.mark.integration
 def test_every_candidate_has_its_operating_points_and_the_weights_they_are_of(finished: Path) -> None:
     points = operating.read_points(finished / operating.FILE)
     assert set(points) == CANDIDATES
@@ -570,6 +589,7 @@ def test_every_candidate_has_its_operating_points_and_the_weights_they_are_of(fi
         assert environment["weights_sha256"][name] in digests
 
 
+@pytest.mark.integration
 def test_nothing_is_claimed_of_8_bits_that_do_not_hold(finished: Path, tmp_path: Path) -> None:
     """Whatever the test images say: the ladder was asked on validation."""
     for name in ("reports", "data/evaluate"):

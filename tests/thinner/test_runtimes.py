@@ -40,9 +40,10 @@ OPTIONAL = [name for name, runtime in catalogue.OF.items() if runtime.optional]
 
 
 def here(format_: str) -> Any:
-    """The format as a parameter of a test that converts with it."""
+    """The format as a parameter of a test that converts with it; to load ExecuTorch alone takes ten seconds."""
     line = catalogue.missing([format_])
-    return pytest.param(format_, marks=pytest.mark.skipif(line is not None, reason=str(line)))
+    slow = [pytest.mark.integration] if format_ == "executorch" else []
+    return pytest.param(format_, marks=[pytest.mark.skipif(line is not None, reason=str(line)), *slow])
 
 
 def source_of(kind: str, scratch: Path) -> Source:
