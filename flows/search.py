@@ -231,11 +231,16 @@ class Job:
     shared: dict[str, threading.Lock] = field(default_factory=dict)
     hopeless: dict[str, str] = field(default_factory=dict)  # hash of a stage's inputs -> why its training was given up
     timing: threading.Lock = field(default_factory=threading.Lock)  # two that are timed would slow each other
-    default_made: Future[bool] = field(default_factory=Future)  # whether it went well, as soon as that is known
+    default_is_well: bool = False
+    default_made: Future[bool] = field(default_factory=Future)  # whether it is well, as soon as it has ended
     slots: threading.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = threading.Semaphore(self.workers)
+
+    def default_ended(self) -> None:
+        self.default_made.set_result(self.default_is_well)
+        self.slots.release()
 
     @property
     def folder(self) -> Path:
@@ -296,18 +301,20 @@ def search(job: Job, trees: Worktrees, begin: Begin) -> State:
             return Failed(message=NOT_BEGUN)
         job.slots.acquire()
         default = make_default.with_options(task_run_name=DEFAULT).submit(job, trees, environment)
+        default.add_done_callback(lambda _: job.default_ended())
         if job.search.batches:  # its milliseconds are what all others are counted in: nothing runs beside them
             default.wait()
         futures: dict[int, Any] = {}
         while True:
             job.slots.acquire()
-            alone = job.default_made.done() and not job.default_made.result()
-            trial = None if cancelled.is_set() or alone else job.trials.next()
+            no_default = job.default_made.done() and not job.default_made.result()
+            trial = None if cancelled.is_set() or no_default else job.trials.next()
             if trial is None:
                 break
             name = f"trial {trial.number}"
             one = attempt.with_options(name=name, task_run_name=name)
             futures[trial.number] = one.submit(job, trial, trees, environment)
+            futures[trial.number].add_done_callback(lambda _: job.slots.release())  # even if it did not begin
         for future in (default, *futures.values()):
             future.wait()
         if not default.state.is_completed():
@@ -326,30 +333,26 @@ def search(job: Job, trees: Worktrees, begin: Begin) -> State:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def make_default(job: Job, trees: Worktrees, environment: dict[str, str]) -> State:
     """The network of params.yaml as it is, kept beside the search, because every trial is timed beside it."""
-    logger, kept, well = get_run_logger(), job.folder / DEFAULT, False
-    try:
-        with trees.borrow(job.params.run.seed) as tree:
-            write_params(tree, job.default())
-            failure = _keep(job, tree, {}, DEFAULT, kept, environment, logger)
-            if failure is None and _read_text(kept / "measured" / "key") != _measuring(job):
-                networks, out = {DEFAULT: _kept(kept)}, kept / "measured"
-                failure = job.bring(tree, "prepare", DEFAULT, environment, logger) or job.measure(
-                    tree, out, "validation", networks, job.search.batches, environment, logger
-                )
-        if failure:
-            return Failed(message=f"{DEFAULT}: {failure}")
-        (kept / "measured" / "key").write_text(_measuring(job))
-        row = _measured(kept / "measured")[DEFAULT]
-        # whoever comes first: on a second machine milliseconds are counted in those of the first
-        if DEFAULT not in job.trials.study.user_attrs:
-            job.trials.study.set_user_attr(DEFAULT, row)
-        job.trials.put(job.given)
-        logger.info(_said(job, row))
-        well = True
-        return Completed(message=DEFAULT)
-    finally:
-        job.default_made.set_result(well)
-        job.slots.release()
+    logger, kept = get_run_logger(), job.folder / DEFAULT
+    with trees.borrow(job.params.run.seed) as tree:
+        write_params(tree, job.default())
+        failure = _keep(job, tree, {}, DEFAULT, kept, environment, logger)
+        if failure is None and _read_text(kept / "measured" / "key") != _measuring(job):
+            networks, out = {DEFAULT: _kept(kept)}, kept / "measured"
+            failure = job.bring(tree, "prepare", DEFAULT, environment, logger) or job.measure(
+                tree, out, "validation", networks, job.search.batches, environment, logger
+            )
+    if failure:
+        return Failed(message=f"{DEFAULT}: {failure}")
+    (kept / "measured" / "key").write_text(_measuring(job))
+    row = _measured(kept / "measured")[DEFAULT]
+    # whoever comes first: on a second machine milliseconds are counted in those of the first
+    if DEFAULT not in job.trials.study.user_attrs:
+        job.trials.study.set_user_attr(DEFAULT, row)
+    job.trials.put(job.given)
+    logger.info(_said(job, row))
+    job.default_is_well = True
+    return Completed(message=DEFAULT)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -401,8 +404,6 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
     except UserError as error:
         job.trials.fail(trial, str(error))
         return Failed(message=f"{name}: {error}")
-    finally:
-        job.slots.release()
 
 
 def beside(measured: Mapping[str, Mapping[str, Any]], default: Mapping[str, Any]) -> dict[str, Any]:
