@@ -153,7 +153,8 @@ def _no_way_through(spec: NetworkSpec, shape: tuple[int, int, int]) -> str | Non
         with torch.no_grad():
             models.skeleton(spec).eval()(torch.empty(1, *shape, device="meta"))
     except refusals as error:
-        return next(iter(str(error).splitlines()), type(error).__name__)  # a bare assert has no words
+        lines = (line for line in str(error).splitlines() if line.strip())
+        return next(lines, type(error).__name__)  # a bare assert has no words
     return None
 
 

@@ -165,6 +165,7 @@ def test_mistakes_in_the_code_are_one_line_with_its_number(here, code, message):
         ("assert x.shape[-1] == 32", "AssertionError"),
         ("return x + [1]", "unsupported operand"),
         ("return x.nothing", "has no attribute 'nothing'"),
+        ("raise ValueError('\\n\\ntoo small')", "(too small)"),
     ],
 )
 def test_what_goes_wrong_in_it_is_one_line_of_the_check(here, line, why):
