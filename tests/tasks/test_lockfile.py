@@ -231,15 +231,16 @@ def test_who_really_works_keeps_what_it_holds(
     repository: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     graph = (repository / "dvc.yaml").read_text()
-    (repository / "dvc.yaml").write_text(graph.replace("cp raw", "sleep 600; cp raw"))
+    (repository / "dvc.yaml").write_text(graph.replace("cp raw", "touch begun; sleep 600; cp raw"))
     worker = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "copy"], cwd=repository, start_new_session=True)
     path = repository / lockfile.RWLOCK
     try:
         give_up = time.monotonic() + 600
-        while not (path.exists() and str(worker.pid) in path.read_text()):
+        while not (repository / "begun").exists():  # before that DVC writes the file again and again
             assert time.monotonic() < give_up
             time.sleep(0.05)
         before = path.read_text()
+        assert str(worker.pid) in before
         assert lineage.mend_rwlock(repository) is None
         assert path.read_text() == before
         with pytest.raises(lineage.BusyError):
