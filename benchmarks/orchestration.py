@@ -4,6 +4,7 @@
     python -m benchmarks.orchestration stages nothing files --files 10000 100000
     python -m benchmarks.orchestration shards --files 10000  # small pictures as files, and in tar shards
     python -m benchmarks.orchestration study search          # each with one worker and with two
+    python -m benchmarks.orchestration search --file searches/default.yaml --runs 18  # of it, hours
     python -m benchmarks.orchestration --job 495             # the seconds of the whole job, for its share
     python -m benchmarks.orchestration --json FILE --check   # exits with 1 where a must falls short
 
@@ -46,6 +47,7 @@ from benchmarks.clones import clone_environment, make_clone
 from tasks import lineage
 from tasks.environment import child_environment, repository_root
 from tasks.git import git
+from tasks.record.mlflow_client import first_line
 from tasks.stage import params_digest
 from thinner.data import packing, sources
 from thinner.errors import UserError
@@ -282,24 +284,38 @@ def measure_cores(clones: Sequence[Path], rounds: int = 3) -> float:
     return median(seconds(clones[:1]) / seconds(clones) for _ in range(rounds))
 
 
-def measure_workers(root: Path, folder: Path, what: str, runs: int) -> dict[str, Any]:
-    """A study or search of ``runs`` trainings of `scratch` that share only `prepare`, with one worker and with two."""
+def search_of(path: Path, runs: int) -> dict[str, Any]:
+    """The search in ``path``, which ends by its number of trials: in as many minutes one worker has fewer of them."""
+    try:
+        words = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--file {path}: {first_line(error)}") from None
+    if not isinstance(words, dict):
+        raise UserError(f"--file {path}: is no search. docs/search.md says how to write one")
+    return {**{key: value for key, value in words.items() if key != "minutes"}, "trials": runs}
+
+
+def measure_workers(root: Path, folder: Path, what: str, runs: int, path: Path | None = None) -> dict[str, Any]:
+    """A study or search of ``runs`` trainings of `scratch` that share only `prepare`, with two workers and with one; or
+    as many trials of the search in ``path``, with all that it makes besides."""
     if (os.cpu_count() or 1) < 2:
         raise UserError(f"{what}: two workers need two processor cores, and this machine has one")
     file, made, program = MANY[what]
+    words = search_of(path, runs) if path else made(runs)
     seconds = {}
-    for workers in (1, 2):
+    for workers in (2, 1):  # the shorter one first: it says how long the other will take
         clone = folder / f"workers{workers}"
         make_clone(root, clone)
         source = yaml.safe_load((root / "params.yaml").read_text())["data"]
-        if (root / source["root"]).is_dir() and not (clone / source["root"]).exists():
-            shutil.copytree(root / source["root"], clone / source["root"], symlinks=True)
-        (clone / file).write_text(yaml.safe_dump(made(runs)))
+        if (root / source["root"]).is_dir():
+            shutil.copytree(root / source["root"], clone / source["root"], symlinks=True, dirs_exist_ok=True)
+        (clone / file).write_text(yaml.safe_dump(words, sort_keys=False))
         _commit(clone)
         environment = clone_environment(clone)
         timed([sys.executable, "-m", "dvc", "repro", "--quiet", "prepare"], clone, environment)
         command = [sys.executable, "-m", *program, file, "--workers", str(workers)]
         seconds[workers] = timed(command, clone, environment).wall
+        print(f"{what} with {workers} worker(s): {seconds[workers]:.0f} s", flush=True)
     efficiency, cores = seconds[1] / (2 * seconds[2]), measure_cores([folder / "workers1", folder / "workers2"])
     return {"runs": runs, "one": seconds[1], "two": seconds[2], "efficiency": efficiency, "cores": cores}
 
@@ -503,6 +519,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="of stages and nothing (3)")
     parser.add_argument("--job", type=float, help="seconds that the whole job takes here, for the tools' share of it")
     parser.add_argument("--runs", type=int, default=4, help="in the study, or the search (4)")
+    parser.add_argument("--file", type=Path, help="a search, of which --runs trials are measured instead")
     parser.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000], help="how many (10000 100000)")
     options = parser.parse_args()
     parts = options.parts or ["stages", "nothing"]
@@ -511,6 +528,8 @@ def main() -> int:
             parser.error(f"'{part}' is no part. Choose of: {', '.join(PARTS)}")
     if options.job and "stages" not in parts:
         parser.error("--job is for the share of `stages`. Name that part, too")
+    if options.file and "search" not in parts:
+        parser.error("--file is the search of the part `search`. Name that part, too")
     found: dict[str, Any] = {}
     try:
         root = repository_root()
@@ -526,7 +545,9 @@ def main() -> int:
                 found["nothing"] = measure_nothing(root, options.repeats)
             for what in MANY:
                 if what in parts:
-                    found[what] = measure_workers(root, folder / what, what, options.runs)
+                    found[what] = measure_workers(
+                        root, folder / what, what, options.runs, options.file if what == "search" else None
+                    )
             if "files" in parts:
                 found["files"] = measure_files(folder / "files", options.files)
             if "shards" in parts:

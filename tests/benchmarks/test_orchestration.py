@@ -1,6 +1,7 @@
 """benchmarks/orchestration.py: its sums, and one small round of what it measures."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,21 @@ def test_the_study_is_one_and_so_is_the_search(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "workers.yaml").write_text(yaml.safe_dump(orchestration.search(3)))
     wanted, _ = search.load_search(tmp_path / "workers.yaml", ROOT)
     assert wanted.trials == 3 and wanted.space == {"scratch.label_smoothing": [0.0, 0.01, 0.02]}
+    own = ROOT / "searches/default.yaml"
+    (tmp_path / "workers.yaml").write_text(yaml.safe_dump(orchestration.search_of(own, 18)))
+    counted, _ = search.load_search(tmp_path / "workers.yaml", ROOT)
+    wanted, _ = search.load_search(own, ROOT)
+    assert wanted.minutes and counted == wanted.model_copy(update={"minutes": None, "trials": 18})
+
+
+@pytest.mark.parametrize("text", [None, "- 1\n", "{", "\x00"])
+def test_a_file_that_is_no_search_is_one_line(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "own.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"--file {path}: ")) as told:
+        orchestration.search_of(path, 3)
+    assert len(str(told.value).splitlines()) == 1
 
 
 def test_a_must_that_is_missed_is_named_and_what_was_not_measured_is_not() -> None:
