@@ -243,6 +243,11 @@ class Job:
         self.slots.release()
 
     @property
+    def retest_seeds(self) -> list[int]:
+        """That this machine makes the best with, once more."""
+        return self.search.retest.seeds if self.search.retest is not None and self.retest else []
+
+    @property
     def folder(self) -> Path:
         return self.root / WORK / self.path.stem
 
@@ -299,35 +304,58 @@ def search(job: Job, trees: Worktrees, begin: Begin) -> State:
     with ended_together():
         if (environment := begin()) is None:
             return Failed(message=NOT_BEGUN)
-        job.slots.acquire()
-        default = make_default.with_options(task_run_name=DEFAULT).submit(job, trees, environment)
-        default.add_done_callback(lambda _: job.default_ended())
-        if job.search.batches:  # its milliseconds are what all others are counted in: nothing runs beside them
-            default.wait()
-        futures: dict[int, Any] = {}
-        while True:
-            job.slots.acquire()
-            no_default = job.default_made.done() and not job.default_made.result()
-            trial = None if cancelled.is_set() or no_default else job.trials.next()
-            if trial is None:
-                break
-            name = f"trial {trial.number}"
-            one = attempt.with_options(name=name, task_run_name=name)
-            futures[trial.number] = one.submit(job, trial, trees, environment)
-            futures[trial.number].add_done_callback(lambda _: job.slots.release())  # even if it did not begin
-        for future in (default, *futures.values()):
+        early: dict[int, Any] = {}  # by seed
+        state = _default_and_trials(job, trees, environment, early)
+        if state.is_completed() and job.retest_seeds:
+            state = again(job, trees, environment, early)
+        for future in early.values():
             future.wait()
-        if not default.state.is_completed():
-            return verdict({DEFAULT: default.state}, "networks")
-        told = job.trials.others("FAIL")  # they are said, and stop nobody; anything else is a mistake of ours
-        if lost := {f"trial {n}": f.state for n, f in futures.items() if not f.state.is_completed() and n not in told}:
-            return verdict(lost, "trials")
-        if not job.trials.rows():
-            whys = [f"  trial {number}: {why}" for number, why in told.items()]
-            return Failed(message="\n".join(["no trial was finished", *whys]))
-        if job.search.retest is None or not job.retest:
-            return verdict({}, "trials")
-        return again(job, trees, environment)
+        return state
+
+
+def _default_and_trials(job: Job, trees: Worktrees, environment: dict[str, str], early: dict[int, Any]) -> State:
+    """The default and the trials. Where a worker would only wait, for the default's teacher at the beginning or for the
+    last trial at the end, it begins with what the re-test needs of all: ``early``, the default with its seeds."""
+
+    def begin(seed: int) -> Any:
+        early[seed] = _submit_again(job, seed, DEFAULT, {}, trees, environment)
+        return early[seed]
+
+    job.slots.acquire()
+    default = make_default.with_options(task_run_name=DEFAULT).submit(job, trees, environment)
+    default.add_done_callback(lambda _: job.default_ended())
+    if job.search.batches:  # its milliseconds are what all others are counted in: nothing runs beside them
+        default.wait()
+    else:
+        for seed in job.retest_seeds[: job.workers - 1]:
+            job.slots.acquire()
+            begin(seed).add_done_callback(lambda _: job.slots.release())
+    futures: dict[int, Any] = {}
+    while True:
+        job.slots.acquire()
+        no_default = job.default_made.done() and not job.default_made.result()
+        trial = None if cancelled.is_set() or no_default else job.trials.next()
+        if trial is None:
+            break
+        name = f"trial {trial.number}"
+        one = attempt.with_options(name=name, task_run_name=name)
+        futures[trial.number] = one.submit(job, trial, trees, environment)
+        futures[trial.number].add_done_callback(lambda _: job.slots.release())  # even if it did not begin
+    if job.default_is_well and not cancelled.is_set() and finalists(job):  # so there will be a re-test
+        for seed in job.retest_seeds:
+            if seed not in early:
+                begin(seed)
+    for future in (default, *futures.values()):
+        future.wait()
+    if not default.state.is_completed():
+        return verdict({DEFAULT: default.state}, "networks")
+    told = job.trials.others("FAIL")  # they are said, and stop nobody; anything else is a mistake of ours
+    if lost := {f"trial {n}": f.state for n, f in futures.items() if not f.state.is_completed() and n not in told}:
+        return verdict(lost, "trials")
+    if not job.trials.rows():
+        whys = [f"  trial {number}: {why}" for number, why in told.items()]
+        return Failed(message="\n".join(["no trial was finished", *whys]))
+    return verdict({}, "trials")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -376,11 +404,11 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
                     lambda stage: _listener(job, tree, stage),
                 )  # fmt: skip
                 made = Made(tree / goal.network, None if goal.counted is None else tree / goal.counted)
-                networks = {"trial": made, DEFAULT: _kept(job.folder / DEFAULT)}
                 out = job.folder / "measured" / str(trial.number)
                 if failure is None:
                     if not job.default_made.result():  # so this one is taken up again at the next start
                         return Cancelled(message=f"{name}: there is no default to measure it beside")
+                    networks = {"trial": made, DEFAULT: _kept(job.folder / DEFAULT)}
                     failure = job.measure(tree, out, "validation", networks, job.search.batches, environment, logger)
             if cancelled.is_set():  # Optuna keeps it as running, and the next start takes it up
                 return Cancelled(message=f"{name}: cancelled")
@@ -538,21 +566,23 @@ def _said(job: Job, row: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------- once more
 
 
-def again(job: Job, trees: Worktrees, environment: dict[str, str]) -> State:
-    """The best of the front and the default with other seeds; chosen from on validation, then tested."""
+def again(job: Job, trees: Worktrees, environment: dict[str, str], early: Mapping[int, Any]) -> State:
+    """The best of the front and the default with other seeds; chosen from on validation, then tested. ``early``: the
+    defaults that were begun before, by their seeds."""
     retest = job.search.retest
     assert retest is not None
     chosen = {name_of(row): row["values"] for row in finalists(job)}
     if not chosen:
         return verdict({}, "trials")  # none keeps to the limits, which the page says
     states: dict[str, State] = {}
-    futures = {}
-    for seed in retest.seeds:
-        for name, values in {DEFAULT: {}, **chosen}.items():
-            what = f"{name} seed {seed}"
-            futures[what] = make_again.with_options(name=what, task_run_name=what).submit(
-                job, seed, name, values, trees, environment
-            )
+    # network by network, so that of two workers none waits for the teacher that the other one trains
+    futures = {
+        f"{name} seed {seed}": early[seed]
+        if name == DEFAULT and seed in early
+        else _submit_again(job, seed, name, values, trees, environment)
+        for name, values in {DEFAULT: {}, **chosen}.items()
+        for seed in retest.seeds
+    }
     for what, future in futures.items():
         future.wait()
         states[what] = future.state
@@ -567,6 +597,14 @@ def again(job: Job, trees: Worktrees, environment: dict[str, str]) -> State:
         if split == "validation" and all(state.is_completed() for state in states.values()):
             _write_json(job.folder / "retest" / "chosen.json", _choose(job, chosen))
     return verdict(states, "parts of the re-test")
+
+
+def _submit_again(
+    job: Job, seed: int, name: str, values: dict[str, Any], trees: Worktrees, environment: dict[str, str]
+) -> Any:
+    what = f"{name} seed {seed}"
+    one = make_again.with_options(name=what, task_run_name=what)
+    return one.submit(job, seed, name, values, trees, environment)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

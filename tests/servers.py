@@ -21,12 +21,12 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: Path) -> None:
-    """Ask again and again; a server that has ended, or is not ready in time, fails the test with the log's end."""
+def wait_until(ready: Callable[[], object], server: subprocess.Popen[bytes], log: Path) -> None:
+    """Ask again and again; a process that has ended, or is not ready in time, fails the test with the log's end."""
     give_up = time.monotonic() + PATIENCE
     while not ready():
         assert server.poll() is None and time.monotonic() < give_up, log.read_text()[-2000:]
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def answers(url: str) -> bool:

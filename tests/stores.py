@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,14 +217,15 @@ def postgres(*databases: str) -> Iterator[Store]:
             where, passes = f"thinner@127.0.0.1:{port}", folder / "pgpass"
             passes.write_text(f"127.0.0.1:{port}:*:thinner:{password}\n")
             passes.chmod(0o600)
-            give_up = time.monotonic() + 600
-            while True:
-                try:
-                    connection = psycopg2.connect(f"postgresql://{where}/postgres", passfile=str(passes))
-                    break
-                except psycopg2.OperationalError:
-                    assert server.poll() is None and time.monotonic() < give_up, (folder / "log").read_text()[-2000:]
-                    time.sleep(0.2)
+            connections = []
+
+            def connected() -> bool:
+                with contextlib.suppress(psycopg2.OperationalError):
+                    connections.append(psycopg2.connect(f"postgresql://{where}/postgres", passfile=str(passes)))
+                return bool(connections)
+
+            wait_until(connected, server, folder / "log")
+            (connection,) = connections
             connection.autocommit = True
             with contextlib.closing(connection), connection.cursor() as cursor:
                 for database in databases:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tasks import lineage, lockfile
+from tests.toy import eventually
 
 PROJECT = Path(__file__).parents[2]
 TEXT = (PROJECT / "dvc.lock").read_text(encoding="utf-8")
@@ -235,10 +236,7 @@ def test_who_really_works_keeps_what_it_holds(
     worker = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "copy"], cwd=repository, start_new_session=True)
     path = repository / lockfile.RWLOCK
     try:
-        give_up = time.monotonic() + 600
-        while not (repository / "begun").exists():  # before that DVC writes the file again and again
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
+        eventually((repository / "begun").exists)  # before that DVC writes the file again and again
         before = path.read_text()
         assert str(worker.pid) in before
         assert lineage.mend_rwlock(repository) is None

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -27,7 +26,7 @@ from tasks import lineage
 from tasks.evaluate import evaluate
 from tasks.record import candidates, mlflow_client, registry, stage_run
 from tasks.stage import Stage
-from tests.servers import free_port
+from tests.servers import answers, free_port, wait_until
 from tests.tasks.test_evaluate import CLASSES, PREPROCESSING, SMALL, write_store
 from tests.toy import PROJECT
 from thinner.config import load_params
@@ -428,15 +427,7 @@ def test_mlflow_serves_the_champion_over_http_and_it_answers_with_a_class(projec
         server = subprocess.Popen(command, cwd=elsewhere, env=env, stdout=out, stderr=out, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
-        give_up = time.monotonic() + 300
-        while True:
-            assert server.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < give_up, log.read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"{url}/ping", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
+        wait_until(lambda: answers(f"{url}/ping"), server, log)
         image = np.asarray(np.load(project / "data/prepared/images.npy")[42])
         text = base64.b64encode(png(Image.fromarray(image[..., 0]))).decode()
         (answer,) = ask(url, {"dataframe_records": [{"image": text}]})["predictions"]

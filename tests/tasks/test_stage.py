@@ -199,9 +199,7 @@ def test_a_stage_ends_when_the_flow_that_started_it_is_gone(stage: Stage) -> Non
         assert child.poll() is None
         gone.kill()
         gone.wait()
-        began = time.monotonic()
-        assert child.wait(timeout=600) == -signal.SIGTERM
-    assert time.monotonic() - began < 10
+        assert child.wait(timeout=600) == -signal.SIGTERM  # by itself it would sleep for 900 s
 
 
 def _run(name: str, body: Any) -> int:
