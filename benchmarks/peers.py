@@ -1,6 +1,6 @@
 """Known networks beside peers: pruning and distillation on copies of CIFAR-10, at equal steps, in one run.
 
-    python -m benchmarks.peers --data data/raw/cifar10       # budget small: an hour on two cores
+    python -m benchmarks.peers --data data/cifar10           # budget small: an hour on two cores
     python -m benchmarks.peers --budget full                 # for a GPU
     python -m benchmarks.peers --json FILE                   # and the numbers
     python -m benchmarks.peers --check                       # exits with 1 where a must falls short
@@ -889,7 +889,7 @@ The networks and the images that papers on pruning and distillation use, and two
 images and views, in as many steps of as many images.
 
 ```sh
-python -m benchmarks.peers --data data/raw/cifar10    # budget small: an hour on two cores
+python -m benchmarks.peers --data data/cifar10        # budget small: an hour on two cores
 python -m benchmarks.peers --budget full              # for a GPU
 python -m benchmarks.peers --check                    # and exit code 1 where a must falls short
 ```
@@ -1036,7 +1036,7 @@ def record(found: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = distillation.parser_of("peers", str(__doc__))
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", type=Path, default=Path("data/raw/cifar10"), help="folder of the pictures")
+    parser.add_argument("--data", type=Path, default=Path("data/cifar10"), help="folder of the pictures")
     parser.add_argument(
         "--budget", choices=list(BUDGETS), default="small",
         help="; ".join(f"{name}: {budget.minutes}" for name, budget in BUDGETS.items()),

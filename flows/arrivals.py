@@ -93,9 +93,23 @@ def news(root: Path, seen: Look, settle_seconds: float) -> str | None:
         return f"first look: {count}. The next change to them starts a run"
     if before == seen.digest:
         return f"nothing new: {count}, as last time"
-    if (since := time.time() - seen.changed) < settle_seconds:
-        return f"still coming in: last changed {max(since, 0):.0f} s ago, and a run waits for {settle_seconds:g} s"
+    since = time.time() - seen.changed
+    if since < 0:  # this clock was set since then, or a server's runs ahead: what counts is how long we see the same
+        since = _seconds_alike(root, seen)
+    if since < settle_seconds:
+        return f"still coming in: last changed {since:.0f} s ago, and a run waits for {settle_seconds:g} s"
     return None
+
+
+def _seconds_alike(root: Path, seen: Look) -> float:
+    """Since a look first found all as it is now."""
+    path, now = root / ".thinner" / "coming.json", time.time()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_bytes())
+        if kept["digest"] == seen.digest and kept["first"] <= now:
+            return float(now - kept["first"])
+    write_whole(path, {"digest": seen.digest, "first": now})
+    return 0.0
 
 
 def remember(root: Path, seen: Look) -> None:

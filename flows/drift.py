@@ -113,6 +113,7 @@ def watch(
             drift_page.frequencies(network.classes, usual.argmax(axis=1), shares.argmax(axis=1)),
         ]
         sections = _sections(rows, images, pictures, found, store, shares, network.classes, params.run.seed)
+        _check_place(out)  # once more: somebody may have written labels meanwhile
         _write(out, rows, drift_page.page(f"{conclusion}.", found, figures, sections))
     confidence = (float(usual.max(axis=1).mean()), float(shares.max(axis=1).mean()))
     return Watched(

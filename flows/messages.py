@@ -30,6 +30,7 @@ from thinner.words import duration, with_thousands
 
 VARIABLE, BLOCK = "THINNER_NOTIFY", "thinner-notify"
 WHEN = ("always", "changes", "failure", "never")
+_TOLD = Path(".thinner") / "told.json"
 _KINDS = {True: "success", False: "failure"}  # apprise's
 _NONE = f"{VARIABLE} or the block {BLOCK} holds one that apprise does not know. docs/deploy.md has examples"
 
@@ -141,30 +142,39 @@ def command(*words: str) -> str:
 
 
 def is_worth_it(root: Path, night: Night, when: str) -> bool:
-    """Whether it is told; ``when`` is one of WHEN. `changes`: its outcome is another than the last one's of this name:
-    verdict, network, claims, targets, or the stage that failed."""
+    """Whether it is told; ``when`` is one of WHEN. `changes`: its outcome is another than the last one's of this name
+    that was remembered."""
+    if when == "changes":
+        return bool(_told(root).get(night.name) != _outcome(night))
+    return when == "always" or (when == "failure" and not night.went_well)
+
+
+def _outcome(night: Night) -> str:
+    """A hash of verdict, network, claims, targets, and the stage that failed."""
     end = night.end
     what = [end["verdict"], end["ship"], [(c["claim"], c["outcome"]) for c in end["claims"]]]
     what += [[(t["candidate"], t["met"]) for t in end["target"]], night.failed_stage]
     if not night.went_well and night.failed_stage is None:
         what.append(end["message"])
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-    file = root / ".thinner" / "told.json"
-    before: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(file.read_bytes())
-        before = found if isinstance(found, dict) else {}
-    write_whole(file, before | {night.name: digest})
-    if when == "changes":
-        return bool(before.get(night.name) != digest)
-    return when == "always" or (when == "failure" and not night.went_well)
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
-def forget(root: Path, name: str) -> None:
-    """The last message of this name reached nobody: the next run tells again."""
-    file = root / ".thinner" / "told.json"
+def remember(root: Path, night: Night, told: bool = True) -> list[str]:
+    """How this one ended, for the next `changes`; what went wrong, in lines. Not ``told``: it reached nobody, so the
+    next one is news whatever it is."""
+    kept = {name: digest for name, digest in _told(root).items() if name != night.name}
+    try:
+        write_whole(root / _TOLD, kept | ({night.name: _outcome(night)} if told else {}))
+    except OSError as error:
+        return [f"{_TOLD}: cannot be written ({error.strerror}), so the next run may tell this again"]
+    return []
+
+
+def _told(root: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        write_whole(file, {key: digest for key, digest in json.loads(file.read_bytes()).items() if key != name})
+        found = json.loads((root / _TOLD).read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def addresses(block: Any = None) -> list[str]:

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,9 +95,15 @@ def nightly(
     except UserError as error:
         state = Failed(message=str(error))
         night = _refused(root, name, str(error), _retry(root, stages, jobs, set or {}, ref, commit_to))
+    wrong = []
     if seen is not None and night.end["verdict"] != "refused":  # refused: a remote was down, say; they are new still
-        arrivals.remember(root, seen)
-    for line in [*_publish(night), *tell(root, night, notify)]:
+        try:
+            arrivals.remember(root, seen)
+        except OSError as error:  # a full disk; whoever waits for the message has to hear of it
+            wrong.append(
+                f"what was looked at is not remembered ({error.strerror}): the next look starts this run again"
+            )
+    for line in [*wrong, *_publish(night), *tell(root, night, notify)]:
         logger.warning("%s", line)
     return server.decided(state)
 
@@ -106,8 +113,9 @@ def _publish(night: messages.Night) -> list[str]:
     if server.has_gone():
         return []
     try:
-        create_markdown_artifact(messages.markdown(night), f"thinner-{night.name}", messages.title(night))
-    except (httpx.HTTPError, PrefectException) as error:
+        key = "-".join(re.findall("[a-z0-9]+", f"thinner-{night.name}".lower()))  # what Prefect takes
+        create_markdown_artifact(messages.markdown(night), key, messages.title(night))
+    except (httpx.HTTPError, PrefectException, ValueError) as error:
         return [f"no page in Prefect: {one_line(error)}"]
     return []
 
@@ -261,7 +269,10 @@ def _commit_in_words(folder: Path, values: dict[str, Any]) -> str:
 
 def _refused(root: Path, name: str, message: str, retry: str) -> messages.Night:
     end = ending.as_json(root, "refused", message, [], whole=False)
-    return messages.Night(name, root, end, head(root)[:12], retry, page=_page())
+    commit = "unknown"
+    with contextlib.suppress(UserError):  # it may be git that has refused
+        commit = head(root)[:12]
+    return messages.Night(name, root, end, commit, retry, page=_page())
 
 
 def _page() -> str | None:
@@ -291,12 +302,12 @@ def _retry(
 def tell(root: Path, night: messages.Night, when: str) -> list[str]:
     """Send the message, if it is one to send; what went wrong, in lines."""
     if not messages.is_worth_it(root, night, when):
-        return []
+        return messages.remember(root, night)
     to = messages.addresses(_of_block)
     wrong = messages.send(to, messages.title(night), messages.text(night), night.went_well) if to else []
-    if len(wrong) == len(to):
-        messages.forget(root, night.name)
-    return [f"{line}. The run stands as it ended" for line in wrong]
+    lines = [f"{line}. The run stands as it ended" for line in wrong]
+    # what reached nobody is told by the next run
+    return [*lines, *messages.remember(root, night, told=len(wrong) < len(to))]
 
 
 def _of_block() -> str | None:

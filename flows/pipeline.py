@@ -166,7 +166,13 @@ def _travel(root: Path, say: Callable[[str], None]) -> remote.Travel:
     travel = remote.travel(root)
     if travel.pull:
         remote.bring_data(root, say)
+    if root not in _noted:  # the command asks before the flow, and the flow where no command has
+        _noted.add(root)
+        remote.note_other_data(root, say)
     return travel
+
+
+_noted: set[Path] = set()
 
 
 def _later(before: Mapping[str, State], now: dict[str, State]) -> dict[str, State]:
@@ -219,23 +225,14 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
     process = start_dvc(command, root, environment)
     with _guard:
         _processes[node.name] = process
-    timed_out = threading.Event()
-    timer = None
-    if node.timeout_seconds is not None:
-        # Prefect's timeout_seconds cannot interrupt a thread: DVC went on and committed while Prefect said
-        # TimedOut.
-        timer = threading.Timer(node.timeout_seconds, _end_late, (process, timed_out))
-        timer.daemon = True
-        timer.start()
     said: list[str] = []
     try:
         assert process.stdout is not None
-        for line in process.stdout:
-            _pass_on(line.rstrip(), said, logger)
-        code = process.wait()
+        with ended_after(node.timeout_seconds, process) as timed_out:
+            for line in process.stdout:
+                _pass_on(line.rstrip(), said, logger)
+            code = process.wait()
     finally:
-        if timer is not None:
-            timer.cancel()
         seconds = time.monotonic() - began
         with _guard:
             _processes.pop(node.name, None)
@@ -261,9 +258,25 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
     return Failed(message=message)
 
 
-def _end_late(process: subprocess.Popen[str], timed_out: threading.Event) -> None:
-    timed_out.set()
-    kill_group(process)
+@contextlib.contextmanager
+def ended_after(seconds: float | None, process: subprocess.Popen[str]) -> Iterator[threading.Event]:
+    """End the process and its group if this takes longer, and set the event. Prefect's timeout_seconds cannot interrupt
+    a thread: DVC went on and committed while Prefect said TimedOut."""
+    timed_out = threading.Event()
+
+    def end() -> None:
+        timed_out.set()
+        kill_group(process)
+
+    timer = None if seconds is None else threading.Timer(seconds, end)
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield timed_out
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def _pass_on(line: str, said: list[str], logger: Any) -> None:

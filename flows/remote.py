@@ -129,7 +129,8 @@ def push(
     if away:
         console.print(f"not here, so not sent: {', '.join(away)}", style="yellow", markup=False)
     console.print(
-        "\nNext     git add dvc.lock reports && git commit    results are found by their inputs, which git has"
+        "\nNext     git add dvc.lock params.yaml reports && git commit    "
+        "results are found by their inputs, which git has"
     )
 
 
@@ -144,6 +145,7 @@ def pull() -> None:
         if said := lineage.mend(root):
             console.print(said, style="yellow", markup=False)
         remote.bring_data(root, lambda line: console.print(line, markup=False))
+        remote.note_other_data(root, lambda line: console.print(line, style="yellow", markup=False))
         data = load_params().data
         lineage.check_data(data.root, data.source)
         restored, missing = _restore(root)

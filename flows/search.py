@@ -18,7 +18,6 @@ import shlex
 import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ from flows.trials import (
     open_study,
     read_space,
     require_optuna,
+    worker_id,
 )
 from flows.worktrees import (
     NOT_BEGUN,
@@ -67,7 +67,7 @@ from thinner import layout
 from thinner.config import load_params
 from thinner.errors import UserError, did_you_mean
 from thinner.evidence import search as evidence
-from thinner.files import json_files, whole
+from thinner.files import json_files, whole, yaml_files
 from thinner.measure.scores import METRICS
 from thinner.params import Params
 from thinner.runtimes import catalogue
@@ -80,8 +80,12 @@ FOLDER = "reports/searches"  # pages, figures and numbers
 WORK = Path(".thinner/searches")
 STORAGE = "THINNER_SEARCH_STORAGE"  # the address of Optuna's storage, where several machines share a search
 _ASKED = 6  # combinations that a value must be wrong in before it is refused
+_GIVEN, _FILE = "given", "file"  # attributes of Optuna's study: the default's values, and what was asked for
 DEFAULT = "default"  # params.yaml as it is, beside which every trial is measured
 CANDIDATE = "ship.candidate"  # in the space: whose network a trial is, in 32 bits or in 8
+_MEASURE = ("evaluate", "export")  # sections of params.yaml by which networks are measured
+_ASKED_FOR = ("candidate", "space", "against", "measure", "constraints", "format", "set")  # by whoever reads a page
+_FAILURES = 5  # in a row that say more of the machines than of the values
 _LATE = 0.5  # of a training's steps: before that nobody can tell which of two will be the better
 
 
@@ -153,7 +157,12 @@ def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
                 if line not in told:
                     told.add(line)
                     yield f"space.{key}, {as_json(value)}: {line}"
-    if search.retest is not None and load_params(root / "params.yaml").data.test is not None:
+    if search.retest is not None and own.run.seed in search.retest.seeds:
+        yield (
+            f"retest.seeds: {own.run.seed} is run.seed, by which the networks are chosen, so they would not be new to "
+            "it. Give others"
+        )
+    if search.retest is not None and own.data.test is not None:
         yield (
             "retest: with data.test each seed draws other test images, so nothing can be paired. Give the data a test "
             "split of their own and set data.test: null, or leave retest out"
@@ -229,7 +238,11 @@ class Job:
     retest: bool
     engine: engines.Engine | None = None
     shared: dict[str, threading.Lock] = field(default_factory=dict)
+    measured_by: str = ""  # hash of all that measures
     hopeless: dict[str, str] = field(default_factory=dict)  # hash of a stage's inputs -> why its training was given up
+    failures: dict[int, tuple[Any, str]] = field(default_factory=dict)  # trials since the last that went well, and why
+    broken: bool = False  # so many failed in a row that no more are begun
+    judging: threading.Lock = field(default_factory=threading.Lock)
     timing: threading.Lock = field(default_factory=threading.Lock)  # two that are timed would slow each other
     default_is_well: bool = False
     default_made: Future[bool] = field(default_factory=Future)  # whether it is well, as soon as it has ended
@@ -241,6 +254,26 @@ class Job:
     def default_ended(self) -> None:
         self.default_made.set_result(self.default_is_well)
         self.slots.release()
+
+    def failed(self, trial: optuna.Trial, why: str) -> None:
+        """Something went wrong with it. Whether that tells of its values is known once another one has gone well."""
+        with self.judging:
+            self.failures[trial.number] = trial, why
+            self.broken |= len(self.failures) >= _FAILURES
+
+    def judge(self) -> None:
+        """Those that failed are told so: as one goes well, or as the search ends and they are few. Else Optuna keeps
+        them as running, and the next start takes them up."""
+        with self.judging:
+            if not self.broken:
+                for trial, why in self.failures.values():
+                    self.trials.fail(trial, why)
+                self.failures.clear()
+
+    @property
+    def retest_folder(self) -> Path:
+        """Of these trials alone: another search of the same name has others, with the same numbers."""
+        return self.folder / "retest" / self.trials.study.study_name
 
     @property
     def retest_seeds(self) -> list[int]:
@@ -271,10 +304,10 @@ class Job:
         return found | ({CANDIDATE: self.search.candidate} if CANDIDATE in self.space else {})
 
     def default(self, seed: int | None = None) -> dict[str, Any]:
-        """params.yaml as it is, but for what `set` says of the machine."""
+        """params.yaml as it is, but for what `set` says of the machine and of how networks are measured."""
         seed = self.params.run.seed if seed is None else seed
-        machine = {key: value for key, value in self.search.set.items() if key.startswith("run.")}
-        return with_values(self.root, {**machine, "run.seed": seed})
+        alike = {key: value for key, value in self.search.set.items() if key.split(".")[0] in ("run", *_MEASURE)}
+        return with_values(self.root, {**alike, "run.seed": seed})
 
     def bring(
         self, tree: Path, target: str, name: str, environment: Mapping[str, str], logger: Any,
@@ -307,10 +340,22 @@ def search(job: Job, trees: Worktrees, begin: Begin) -> State:
         early: dict[int, Any] = {}  # by seed
         state = _default_and_trials(job, trees, environment, early)
         if state.is_completed() and job.retest_seeds:
+            _wait_for_others(job)
             state = again(job, trees, environment, early)
         for future in early.values():
             future.wait()
         return state
+
+
+def _wait_for_others(job: Job) -> None:
+    """While other machines are at trials of this search: what they find belongs to what is tested again, once."""
+    told: list[int] = []
+    while (busy := job.trials.elsewhere()) and not cancelled.is_set():
+        if busy != told:
+            said = ", ".join(f"trial {number}" for number in busy)
+            get_run_logger().info("waits for other machines, which are at %s; then the re-test", said)
+            told = busy
+        cancelled.wait(5)
 
 
 def _default_and_trials(job: Job, trees: Worktrees, environment: dict[str, str], early: dict[int, Any]) -> State:
@@ -334,7 +379,7 @@ def _default_and_trials(job: Job, trees: Worktrees, environment: dict[str, str],
     while True:
         job.slots.acquire()
         no_default = job.default_made.done() and not job.default_made.result()
-        trial = None if cancelled.is_set() or no_default else job.trials.next()
+        trial = None if cancelled.is_set() or no_default or job.broken else job.trials.next()
         if trial is None:
             break
         name = f"trial {trial.number}"
@@ -349,6 +394,11 @@ def _default_and_trials(job: Job, trees: Worktrees, environment: dict[str, str],
         future.wait()
     if not default.state.is_completed():
         return verdict({DEFAULT: default.state}, "networks")
+    if job.broken:
+        whys = [f"  trial {number}: {why}" for number, (_, why) in job.failures.items()]
+        said = f"{len(whys)} trials in a row failed, which says more of this machine than of their values:"
+        return Failed(message="\n".join([said, *whys]))
+    job.judge()
     told = job.trials.others("FAIL")  # they are said, and stop nobody; anything else is a mistake of ours
     if lost := {f"trial {n}": f.state for n, f in futures.items() if not f.state.is_completed() and n not in told}:
         return verdict(lost, "trials")
@@ -413,7 +463,7 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
             if cancelled.is_set():  # Optuna keeps it as running, and the next start takes it up
                 return Cancelled(message=f"{name}: cancelled")
             if failure:
-                job.trials.fail(trial, failure)
+                job.failed(trial, failure)
                 return Failed(message=f"{name}: {failure}")
             row = beside(_measured(out), job.trials.study.user_attrs[DEFAULT])
             row |= {
@@ -423,10 +473,12 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
                 "commit": trees.commit[:12],
             }
             job.trials.finish(trial, row)
+            job.judge()
             logger.info(_said(job, row))
             return Completed(message=name)
     except GivenUpError as error:
         job.trials.fail(trial, str(error), given_up=True)
+        job.judge()
         logger.info("given up: %s", error)
         return Completed(name="GivenUp", message=str(error))
     except UserError as error:
@@ -540,7 +592,7 @@ def _kept(folder: Path) -> Made:
 
 def _measuring(job: Job) -> str:
     """What the numbers of the default rest on, beside its weights."""
-    return as_json([job.search.format, job.search.batches])
+    return as_json([job.search.format, job.search.batches, job.measured_by])
 
 
 def _measured(out: Path) -> dict[str, dict[str, Any]]:
@@ -595,7 +647,7 @@ def again(job: Job, trees: Worktrees, environment: dict[str, str], early: Mappin
                 future.wait()
                 states[what] = future.state
         if split == "validation" and all(state.is_completed() for state in states.values()):
-            _write_json(job.folder / "retest" / "chosen.json", _choose(job, chosen))
+            _write_json(job.retest_folder / "chosen.json", {"of": chosen, "order": _choose(job, chosen)})
     return verdict(states, "parts of the re-test")
 
 
@@ -615,7 +667,7 @@ def make_again(
         if cancelled.is_set():
             return Cancelled(message=f"{name} seed {seed}: cancelled before it started")
         write_params(tree, job.default(seed) if name == DEFAULT else job.values(values, seed))
-        kept = job.folder / "retest" / str(seed) / name
+        kept = job.retest_folder / str(seed) / name
         failure = _keep(job, tree, values, f"{name} seed {seed}", kept, environment, get_run_logger())
     return Failed(message=f"{name} seed {seed}: {failure}") if failure else Completed(message=name)
 
@@ -625,10 +677,10 @@ def measure_again(
     job: Job, seed: int, split: str, names: list[str], trees: Worktrees, environment: dict[str, str]
 ) -> State:
     """All of a seed in turn, with nothing beside them; once, as long as the networks are the same."""
-    logger, place = get_run_logger(), job.folder / "retest" / str(seed)
+    logger, place = get_run_logger(), job.retest_folder / str(seed)
     batches = sorted({*job.search.batches, *job.params.evaluate.latency_batches}) if split == "validation" else []
-    keys = as_json([job.search.format, batches, {name: (place / name / "key").read_text() for name in names}])
-    key = hashlib.sha256(keys.encode()).hexdigest()
+    made = {name: (place / name / "key").read_text() for name in names}
+    key = hashlib.sha256(as_json([job.search.format, batches, job.measured_by, made]).encode()).hexdigest()
     if _read_text(place / split / "key") == key:
         return Completed(name="Cached", message="up to date")
     with trees.borrow(seed) as tree:
@@ -636,7 +688,7 @@ def measure_again(
         failure = job.bring(tree, "prepare", f"seed {seed}", environment, logger)
         if failure is None:
             if split == "test":
-                _note_test(job, seed, key)
+                _note_test(job, names)
             networks = {name: _kept(place / name) for name in names}
             failure = job.measure(tree, place / split, split, networks, batches, environment, logger)
     if failure:
@@ -645,17 +697,27 @@ def measure_again(
     return Completed(message=split)
 
 
-def _note_test(job: Job, seed: int, key: str) -> None:
+def _note_test(job: Job, names: Sequence[str]) -> None:
     """Of what the test split was asked: the page counts it, for a second look is not as good as a first."""
-    path = job.folder / "retest" / "tested.json"
+    made = {
+        f"{name} seed {seed}": (job.retest_folder / str(seed) / name / "key").read_text()
+        for seed in job.retest_seeds
+        for name in names
+    }
+    asked = hashlib.sha256(as_json([made, job.search.format, job.measured_by]).encode()).hexdigest()
     before = _looks(job)
-    if [seed, key] not in before:
-        _write_json(path, [*before, [seed, key]])
+    if asked not in before:
+        _write_json(_tested_file(job), [*before, asked])
 
 
-def _looks(job: Job) -> list[list[Any]]:
-    path = job.folder / "retest" / "tested.json"
+def _looks(job: Job) -> list[Any]:
+    """A hash for each re-test, of all the networks that it asked the test split about."""
+    path = _tested_file(job)
     return json_files.read(path, "Delete it") if path.is_file() else []
+
+
+def _tested_file(job: Job) -> Path:
+    return job.folder / "retest" / "tested.json"  # of all searches of this name: it is the same test split
 
 
 def name_of(row: Mapping[str, Any]) -> str:
@@ -667,7 +729,10 @@ def finalists(job: Job) -> list[dict[str, Any]]:
     search, default = job.search, job.trials.study.user_attrs[DEFAULT]
     margin, most = (search.retest.margin_points / 100, search.retest.networks) if search.retest else (0.0, 3)
     ranked = evidence.rank(job.trials.rows(), default, search.measure, search.against, search.constraints, margin)
-    return ranked[:most]
+    alike: dict[str, dict[str, Any]] = {}  # one network may be what several trials came to
+    for row in ranked:
+        alike.setdefault(row.get("weights_sha256", row["name"]), row)
+    return list(alike.values())[:most]
 
 
 def _choose(job: Job, chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -683,7 +748,7 @@ def _choose(job: Job, chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def mean_rows(job: Job, names: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Over the seeds: the mean of the score, and of each cost the largest, which is what has to keep to a limit."""
-    measured = [_measured(job.folder / "retest" / str(seed) / "validation") for seed in seeds]
+    measured = [_measured(job.retest_folder / str(seed) / "validation") for seed in seeds]
     costs = [key for key in measured[0][DEFAULT] if evidence.is_cost(key)]
     return [
         {
@@ -714,7 +779,9 @@ def start(
     params = load_params(root / "params.yaml")
     folder = root / WORK / path.stem
     folder.mkdir(parents=True, exist_ok=True)
-    address = storage or os.environ.get(STORAGE) or f"sqlite:///{folder / 'optuna.db'}"
+    own = f"sqlite:///{folder / 'optuna.db'}"
+    address = storage or os.environ.get(STORAGE) or own
+    file = json.loads(as_json(search_.model_dump(include=set(_ASKED_FOR))))
     if not report:
         refuse_changes(root, "A search is of a commit")
         if choice is not None:
@@ -726,6 +793,11 @@ def start(
             if not name:
                 raise UserError(f"{path}: has not run here yet. Run it: thinner search {path}")
             study = open_study(address, name, params.run.seed)
+            if study.user_attrs.get(_FILE, file) != file:
+                raise UserError(
+                    f"{path}: asks for something else than what was run: candidate, space, against, measure, "
+                    f"constraints, format or set has changed since then. Run it: thinner search {path}"
+                )
             job = Job(path, root, search_, space, Trials(study, search_, space, params.run.seed), params, 1, False)
             if not job.trials.rows():
                 raise UserError(f"{path}: no trial was finished yet. Go on with it: thinner search {path}")
@@ -734,13 +806,19 @@ def start(
         with engines.connected(choice, root) as engine:
             count = engines.side_by_side(engine, workers)
             trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)])
-            study = open_study(address, _name(path, root, search_, space, trees), params.run.seed)
+            name, measured_by = _name(path, root, search_, space, trees)
+            worker = worker_id(folder)
+            # alone it draws the same at each beginning; beside others it must not draw what they do
+            study = open_study(address, name, params.run.seed, worker if address != own else "")
             (folder / "study").write_text(study.study_name)
-            trials = Trials(study, search_, space, params.run.seed)
+            trials = Trials(study, search_, space, params.run.seed, worker)
             if cut := trials.take_up():
                 names = ", ".join(f"trial {number}" for number in cut)
                 console.console.print(f"Cut off, and now run again: {names}", markup=False)
-            job = Job(path, root, search_, space, trials, params, count, retest, engine)
+            job = Job(path, root, search_, space, trials, params, count, retest, engine, measured_by=measured_by)
+            for key, value in ((_FILE, file), (_GIVEN, job.given)):
+                if key not in study.user_attrs:
+                    study.set_user_attr(key, value)
             state = conduct(root, f"search {path.stem}", count, trees, search, job)
         for number, why in trials.others("FAIL").items():
             console.console.print(f"trial {number} failed: {why}", style="yellow", markup=False)
@@ -752,9 +830,9 @@ def start(
     return 0 if state.is_completed() else 1
 
 
-def _name(path: Path, root: Path, search_: Search, space: Space, trees: Worktrees) -> str:
-    """The name of Optuna's study: another one as soon as results would rest on something else. Raises UserError for a
-    key of the space that changes nothing."""
+def _name(path: Path, root: Path, search_: Search, space: Space, trees: Worktrees) -> tuple[str, str]:
+    """The name of Optuna's study: another one as soon as results would rest on something else; and the hash of what
+    measures. Raises UserError for a key of the space that changes nothing."""
     tree, stages = trees.paths[0], [stage_of(name) for name in candidates_of(search_, space)]
 
     def keys(values: Mapping[str, Any]) -> list[str]:
@@ -767,9 +845,19 @@ def _name(path: Path, root: Path, search_: Search, space: Space, trees: Worktree
             raise UserError(f"{path}: space.{name}: nothing that {made} is made of depends on it. Take it out")
     asked = search_.model_dump(include={"candidate", "space", "against", "measure", "constraints", "format"})
     rests_on = [*keys({}), asked]
+    measured_by = _what_measures(tree)
     write_params(tree, with_values(root, {}))
-    digest = hashlib.sha256(as_json([*rests_on, lineage.key(tree, stages[0])]).encode()).hexdigest()
-    return f"{path.stem}-{digest[:12]}"
+    digest = hashlib.sha256(as_json([*rests_on, measured_by, lineage.key(tree, stages[0])]).encode()).hexdigest()
+    return f"{path.stem}-{digest[:12]}", measured_by
+
+
+def _what_measures(tree: Path) -> str:
+    """A hash of the code and the parameters by which networks are measured there: in no key of what is trained."""
+    stages, params = yaml_files.read(tree / "dvc.yaml")["stages"], yaml_files.read(tree / "params.yaml")
+    deps = {dep for name in _MEASURE for dep in stages.get(name, {}).get("deps", [])}
+    code = sorted({"tasks/measure.py", *(dep for dep in deps if dep.endswith(".py"))})
+    digests = [(name, hashlib.sha256((tree / name).read_bytes()).hexdigest()) for name in code]
+    return hashlib.sha256(as_json([digests, {name: params[name] for name in _MEASURE}]).encode()).hexdigest()
 
 
 def _value(params: Any, key: str) -> Any:
@@ -792,12 +880,12 @@ def write_report(job: Job) -> None:
          "seconds": row["seconds"], "commit": row["commit"]}
         for row in rows
     ]  # fmt: skip
-    pd.DataFrame(flat).to_csv(place.with_suffix(".csv"), index=False)
+    pd.DataFrame(flat).to_csv(f"{place}.csv", index=False)
     evidence.draw(
-        rows, default, search_.measure, search_.against, search_.constraints, search_.title, place.with_suffix(".svg")
+        rows, default, search_.measure, search_.against, search_.constraints, search_.title, Path(f"{place}.svg")
     )
     page, winner = render(job)
-    place.with_suffix(".md").write_text(page, encoding="utf-8")
+    Path(f"{place}.md").write_text(page, encoding="utf-8")
     console.console.print(f"Trials   {len(rows)} finished. {winner.replace('**', '').replace('`', '')}\n", markup=False)
     console.console.print(f"Page     {FOLDER}/{job.path.stem}.md\nFigure   {FOLDER}/{job.path.stem}.svg", markup=False)
 
@@ -855,8 +943,9 @@ _TIMED = (
 
 
 def _defaults(job: Job) -> dict[str, str]:
-    params = with_values(job.root, {CANDIDATE: job.search.candidate})
-    return {key: f"`{as_json(_value(params, key))}`" for key in job.search.space}
+    """As they were when the search began: params.yaml may have been set to the winner since then."""
+    given = job.trials.study.user_attrs.get(_GIVEN) or job.given
+    return {key: f"`{as_json(given[key])}`" for key in job.search.space}
 
 
 def _note(job: Job, row: Mapping[str, Any], on_front: bool) -> str:
@@ -870,10 +959,10 @@ def _retested(job: Job) -> tuple[str, list[str]]:
     ranked = finalists(job)
     if not ranked:
         return "**None found: no trial keeps to all limits.**", []
-    place = job.folder / "retest" / "chosen.json"
+    place = job.retest_folder / "chosen.json"
     names = [DEFAULT, *map(name_of, ranked)]
     seeds = [] if search_.retest is None else search_.retest.seeds
-    done = [(job.folder / "retest" / str(seed) / "test" / "key").is_file() for seed in seeds]
+    done = [(job.retest_folder / str(seed) / "test" / "key").is_file() for seed in seeds]
     if search_.retest is None or not all(done) or not place.is_file():
         best = ranked[0]
         return (
@@ -881,11 +970,12 @@ def _retested(job: Job) -> tuple[str, list[str]]:
             f"To take it: `{_command(job, best['values'])}`",
             [],
         )
-    order: list[str] = json_files.read(place, "Delete it, and search again")
-    measured = _measured(job.folder / "retest" / str(seeds[0]) / "test")
-    if set(measured) != set(names):
+    chosen = json_files.read_object(place, "Delete it, and search again")
+    measured = [set(_measured(job.retest_folder / str(seed) / "test")) for seed in seeds]
+    now = as_json({name_of(row): row["values"] for row in ranked})
+    if as_json(chosen["of"]) != now or any(of != set(names) for of in measured):
         return "**The front has changed since the re-test.** Run it again: `thinner search " + str(job.path) + "`", []
-    return _tested(job, ranked, order, names, seeds)
+    return _tested(job, ranked, chosen["order"], names, seeds)
 
 
 def _tested(
@@ -900,7 +990,7 @@ def _tested(
     runs = []
     rows = []
     for seed in seeds:
-        folder = job.folder / "retest" / str(seed)
+        folder = job.retest_folder / str(seed)
         shutil.copy(folder / "validation" / "latency.csv", folder / "test")
         found = _measured(folder / "test")
         runs.append(gather(folder / "test", found))
@@ -915,8 +1005,8 @@ def _tested(
     summary = study.summarise(pd.DataFrame(rows), DEFAULT)
     means = {row["name"]: row for row in mean_rows(job, names, seeds)}
     values = {name_of(row): row["values"] for row in ranked}
-    looks = max(Counter(seed for seed, _ in _looks(job)).values())
-    costs = list(dict.fromkeys([*search_.costs, *(f"latency_ms_b{b}" for b in job.params.evaluate.latency_batches)]))
+    looks = len(_looks(job))
+    costs = [*search_.costs, *(cost for cost in means[DEFAULT] if evidence.batch_of(cost) is not None)]
     table = [
         {**means[name], "name": f"`{name}`", "values": {}, "note": _note(job, means[name], False)} for name in names
     ]
@@ -927,7 +1017,7 @@ def _tested(
         f"{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: other splits, teacher, first weights, order of "
         "images. The mean score on the validation splits, by which the winner was chosen; of each cost the largest:",
         "",
-        evidence.table(table, [], search_.measure, costs),
+        evidence.table(table, [], search_.measure, list(dict.fromkeys(costs))),
         "Then, with all chosen, the test split"
         + (f", which this search has asked {looks} times, of other networks" if looks > 1 else ", once")
         + ":",

@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
 from flows import console, engines, worktrees
-from flows.pipeline import only_run
+from flows.pipeline import only_run, select
 from flows.worktrees import (
     Worktrees,
     cancelled,
@@ -202,7 +202,7 @@ def _bring(
     began = time.monotonic()
     with console.stage_shown(name):
         if engine is None:
-            failure = reproduce(folder, stages, name, environment, logger)
+            failure = reproduce(folder, select(lineage.graph(folder), stages), name, environment, logger)
         else:
             each = (worktrees.bring_up_to_date(folder, s, name, environment, logger, {}, engine=engine) for s in stages)
             failure = next(filter(None, each), None)

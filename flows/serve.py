@@ -22,7 +22,7 @@ import psutil
 
 from tasks import processes
 from tasks.environment import child_environment, repository_root, set_environment
-from tasks.record.mlflow_client import tracking_uri
+from tasks.record.mlflow_client import tracking_uri, without_passwords
 from thinner.errors import UserError
 
 HOST = "127.0.0.1"
@@ -37,7 +37,11 @@ def ui() -> int:
     with _Servers(root) as servers:
         mlflow_url = servers.mlflow()
         prefect_url = servers.prefect()
-        print(f"\n  MLflow    {mlflow_url}\n  Prefect   {prefect_url}{_login()}\n\nCtrl-C ends both.", flush=True)
+        print(
+            f"\n  MLflow    {without_passwords(mlflow_url)}\n  Prefect   {without_passwords(prefect_url)}{_login()}"
+            "\n\nCtrl-C ends both.",
+            flush=True,
+        )
         return servers.wait()
 
 
@@ -47,6 +51,8 @@ def serve() -> int:
     with _Servers(root) as servers:
         url = servers.prefect()
         env = child_environment(PREFECT_API_URL=f"{url}/api", THINNER_ROOT=str(root))
+        if servers.note is not None:
+            _free_slots(env)
         _once(env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _once(env, "deploy", "--all")
         servers.start(
@@ -64,7 +70,8 @@ def serve() -> int:
             "thinner-worker",
         )
         print(
-            f"\n  Prefect   {url}{_login()}\n\nBy the schedule in prefect.yaml: thinner/nightly, thinner/on-new-data. "
+            f"\n  Prefect   {without_passwords(url)}{_login()}\n\n"
+            "By the schedule in prefect.yaml: thinner/nightly, thinner/on-new-data. "
             f"At once:\n  {_client(url)}.venv/bin/prefect deployment run thinner/nightly\n"
             "Ctrl-C ends the server and the worker.",
             flush=True,
@@ -125,15 +132,14 @@ class _Servers:
             return uri  # somebody else's server: there is nothing to start
         port = _free_port(MLFLOW_PORT)
         # With its default four workers and job queue it takes 3.2 GB and 20 s; like this 0.5 GB and 8 s.
-        env = child_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        # The address by the environment: in an argument everybody on this machine could read its password.
+        env = child_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_BACKEND_STORE_URI=uri)
         child = self.start(
             "MLflow",
             env,
             "-m",
             "mlflow",
             "server",
-            "--backend-store-uri",
-            uri,
             "--host",
             HOST,
             "--port",
@@ -200,19 +206,46 @@ class _Servers:
 def _login() -> str:
     """What the browser asks for the first time, or nothing where the server is somebody's own."""
     secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
-    return f"\n            asks once for {secret}" if secret else ""
+    if not secret:
+        return ""
+    asked = secret if sys.stdout.isatty() else "what .thinner/prefect-secret holds"  # others may read a log
+    return f"\n            asks once for {asked}"
 
 
 def _client(url: str) -> str:
     """The variables that a command of Prefect's needs to reach the server."""
     secret = "PREFECT_API_AUTH_STRING=$(cat .thinner/prefect-secret) " if _login() else ""
-    return f"PREFECT_API_URL={url}/api {secret}"
+    return f"PREFECT_API_URL={without_passwords(url)}/api {secret}"
 
 
 def _prepare() -> Path:
     root = repository_root()
     set_environment(root)
     return root
+
+
+# Our server has just started, and its worker has not: what its database says is at work was killed with the one before
+# (a power cut), and holds the one slot that its deployment has.
+_FREE = """
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import StateType
+from prefect.states import Crashed
+
+BUSY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+OF_A_DEPLOYMENT = {"deployment_id": {"is_null_": False}, "state": {"type": {"any_": BUSY}}}
+with get_client(sync_client=True) as client:
+    for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(OF_A_DEPLOYMENT)):
+        client.set_flow_run_state(run.id, Crashed(message="its machine or its server was stopped"), force=True)
+        print(f"{run.name} was cut off: its server was killed, or the machine went down")
+"""
+
+
+def _free_slots(env: Mapping[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-c", _FREE], env=dict(env), text=True, capture_output=True, check=False)
+    print(done.stdout, end="", flush=True)
+    if done.returncode:
+        raise UserError(f"Prefect's server did not say what it holds for running:\n{done.stderr.strip()[-2000:]}")
 
 
 def _interrupt(number: int, frame: object) -> None:

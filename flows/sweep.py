@@ -335,12 +335,12 @@ def write_report(path: Path, root: Path) -> None:
 
     study = load_study(path, root)
     place = root / FOLDER / path.stem
-    rows = Results(place.with_suffix(".csv"), study).frame()
+    rows = Results(Path(f"{place}.csv"), study).frame()
     if rows.empty:
-        raise UserError(f"{place.with_suffix('.csv')} has no finished run. Run it: python -m flows.sweep {path}")
+        raise UserError(f"{place}.csv has no finished run. Run it: python -m flows.sweep {path}")
     summary = studies.summarise(rows, study.baseline)
-    studies.draw(rows, summary, study.title, "accuracy on the validation split", place.with_suffix(".svg"))
-    place.with_suffix(".md").write_text(render(study, path, rows, summary), encoding="utf-8")
+    studies.draw(rows, summary, study.title, "accuracy on the validation split", Path(f"{place}.svg"))
+    Path(f"{place}.md").write_text(render(study, path, rows, summary), encoding="utf-8")
     console.console.print(console.study_table(_records(summary), study.title, study.baseline))
     console.console.print(
         f"\nTable    {place.relative_to(root)}.md\nFigure   {place.relative_to(root)}.svg\n"

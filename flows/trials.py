@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import json
 import math
+import secrets
 import socket
 import threading
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ from pydantic import Field, model_validator
 from tasks.record.mlflow_client import without_passwords
 from thinner.errors import UserError, did_you_mean, one_line
 from thinner.evidence import search as evidence
+from thinner.files import whole
 from thinner.params import Section
 from thinner.runtimes import catalogue
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _STARTUP = 8  # trials that are drawn by chance before the sampler believes that it knows something
 _COUNTED = 100_000  # combinations of values that are listed, so that none is tried twice
+_DRAWS = 20  # of which one may be new, where it is not known what is
 _RANGE = {"low", "high", "step", "log"}
 
 
@@ -135,22 +138,29 @@ class Range:
 
     @property
     def listed(self) -> tuple[Any, ...] | None:
-        if not self.whole or (self.high - self.low) / (self.step or 1) > _COUNTED:
+        step = self.step or (1 if self.whole else None)
+        if step is None or (self.high - self.low) / step > _COUNTED:
             return None
-        return tuple(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        if self.whole:
+            return tuple(range(int(self.low), int(self.high) + 1, int(step)))
+        return tuple(float(f"{self.low + n * step:.12g}") for n in range(int((self.high - self.low) / step + 1e-9) + 1))
 
     def ask(self, trial: optuna.Trial, key: str) -> Any:
+        high = self.high if self.listed is None else self.listed[-1]  # which the steps may not reach
         if self.whole:
-            return trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
-        value = trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
+            return trial.suggest_int(key, int(self.low), int(high), step=int(self.step or 1), log=self.log)
+        value = trial.suggest_float(key, self.low, high, step=self.step, log=self.log)
+        if self.listed is not None:
+            return min(self.listed, key=lambda known: abs(known - value))
         # digits that a person wants to read: the sampler does not miss the others
         return min(max(float(f"{value:.3g}"), self.low), self.high)
 
     def tell(self, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        inside = self.low <= value <= self.high
-        return value if inside and (self.listed is None or value in self.listed) else None
+        if self.listed is not None:
+            return next((known for known in self.listed if math.isclose(known, value)), None)
+        return value if self.low <= value <= self.high else None
 
 
 Space = Mapping[str, Choices | Range]
@@ -251,6 +261,11 @@ class Trials:
                 return None
             tried = {as_json(trial.user_attrs["values"]) for trial in known}
             trial, values = self._ask()
+            for _ in range(_DRAWS):  # of a range there may be no list of what is left
+                if as_json(values) not in tried or self._all is not None:
+                    break
+                self._forget(trial)
+                trial, values = self._ask()
             if as_json(values) in tried and self._all is not None:
                 self._forget(trial)
                 left = [values for text, values in self._all.items() if text not in tried]
@@ -298,6 +313,18 @@ class Trials:
         trials = self.study.trials
         return {t.number: str(t.user_attrs["why"]) for t in trials if t.state.name == state and "why" in t.user_attrs}
 
+    def elsewhere(self, now: datetime | None = None) -> list[int]:
+        """Trials that other workers are at. One that takes more than twice as long as any that was finished is taken
+        for lost with its machine."""
+        trials = self.study.trials
+        took = [t.datetime_complete - t.datetime_start for t in trials if t.state.name == "COMPLETE"]
+        return [
+            t.number
+            for t in trials
+            if t.state.name == "RUNNING" and t.user_attrs.get("worker") not in (None, self.worker)
+            and (not took or (now or datetime.now()) - t.datetime_start < 2 * max(took))
+        ]  # fmt: skip
+
     def _counted(self) -> list[Any]:
         """All trials but those that were cut off, or had been tried before."""
         return [
@@ -326,8 +353,18 @@ def require_optuna() -> None:
         )
 
 
-def open_study(storage: str, name: str, seed: int) -> optuna.Study:
-    """Optuna's study of that name in the database at the address. Raises UserError where that cannot be had."""
+def worker_id(folder: Path) -> str:
+    """Of whoever works in ``folder``, for as long as that is there: a container has another host's name each time, and
+    two machines may have the same."""
+    path = folder / "worker"
+    if not path.is_file():
+        whole.write_text(path, f"{socket.gethostname()}:{secrets.token_hex(8)}")
+    return path.read_text(encoding="utf-8")
+
+
+def open_study(storage: str, name: str, seed: int, worker: str = "") -> optuna.Study:
+    """Optuna's study of that name in the database at the address. ``worker``: who draws, where others draw as well.
+    Raises UserError where that cannot be had."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -346,6 +383,7 @@ def open_study(storage: str, name: str, seed: int) -> optuna.Study:
             f"--storage: {place} cannot be opened ({why}). Look at the address, and at the server"
         ) from None
     # each start draws on, and does not draw the same again
-    chance = int(np.random.SeedSequence([seed, len(study.trials)]).generate_state(1)[0])
+    entropy = [seed, len(study.trials), *worker.encode()]
+    chance = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     study.sampler = optuna.samplers.TPESampler(seed=chance, n_startup_trials=_STARTUP)
     return study

@@ -26,7 +26,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.pipeline import select
-from flows.worktrees import end_processes_of, hear, perform
+from flows.worktrees import end_processes_of, hear, perform, quoted
 from tasks import forks, lineage, processes, remote
 from tasks.environment import HOME, child_environment
 from tasks.git import git
@@ -101,7 +101,7 @@ def _bring(clone: Path, order: Order, ran: list[str]) -> str | None:
     for node in select(lineage.graph(clone), [order.stage]):
         if lineage.reasons(clone, node.name):
             ran.append(node.name)
-            if failure := perform(remote.command("repro", node.name), clone, order.name, environment, logger):
+            if failure := perform([node], remote.command("repro", node.name), clone, order.name, environment, logger):
                 return failure
     said, code = hear(remote.command("push"), clone, order.name, environment, logger)
     return None if code == 0 else f"{order.stage}: its result was not sent: {said[-1] if said else code}"
@@ -163,7 +163,7 @@ def _check_out(parcel: Parcel, clone: Path, cache: Path) -> None:
         bundle.flush()
         git(clone, "fetch", "--quiet", "--no-tags", bundle.name, "HEAD")
     git(clone, "checkout", "--quiet", "--force", "--detach", parcel.commit)
-    (clone / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
+    (clone / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {quoted(cache)}\n")
     if added := [name for name in git(clone, "ls-files", "*.dvc").splitlines() if (clone / name).is_file()]:
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "pull", "--quiet", *added]
         said, code = hear(command, clone, "raw data", {}, get_run_logger())

@@ -26,7 +26,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console, server, slots
-from flows.pipeline import kill_group, select, start_dvc, stoppable
+from flows.pipeline import ended_after, kill_group, select, start_dvc, stoppable
 from flows.record import Record
 from tasks import forks, lineage, processes
 from tasks.environment import CHECKED, FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
@@ -65,7 +65,7 @@ class Worktrees:
             sources = [(data.root, data.source)]
         for place, source in sources if linked else ():
             lineage.check_data(str(root / place), source)  # or DVC would hang at a FIFO, in each of them
-        self._raw = [place for place, _ in sources]
+        self._raw = [place for place, _ in sources if not os.path.isabs(place)]  # that leads there from a copy, too
         places = dict.fromkeys([*(self._raw if linked else ()), *OUTSIDE])
         self._root, self._free = root, threading.Condition()
         self.commit = commit or head(root)
@@ -86,7 +86,14 @@ class Worktrees:
             shutil.rmtree(path, ignore_errors=True)
             git(self._root, "worktree", "add", "--quiet", "--force", "--detach", str(path), self.commit)
         for place in self._outside:
-            shutil.rmtree(path / place, ignore_errors=True)
+            if Path(os.path.normpath(place)).parts[0] != "..":  # what lies outside of the copy is not ours to remove
+                shutil.rmtree(path / place, ignore_errors=True)
+            elif (path / place).exists():
+                raise UserError(
+                    f"data.root: '{place}' leads out of this repository, and in a copy of it to "
+                    f"{os.path.normpath(path / place)}, where something else lies. Give the absolute path: "
+                    f"thinner set data.root={os.path.normpath(self._root / place)}"
+                )
             (path / place).parent.mkdir(parents=True, exist_ok=True)
             (path / place).symlink_to(self._root / place)
         _share_cache(self._root / _LOCAL, path / _LOCAL, cache)
@@ -110,7 +117,7 @@ class Worktrees:
     def remove(self) -> None:
         for path in self.paths:
             for place in self._outside:
-                (path / place).unlink()
+                (path / place).unlink(missing_ok=True)  # what leads out of two copies is one link
             git(self._root, "worktree", "remove", "--force", str(path))
 
 
@@ -122,10 +129,15 @@ def _share_cache(theirs: Path, mine: Path, cache: Path) -> None:
         config.read(theirs)
     if not config.has_section("cache"):
         config.add_section("cache")
-    config["cache"]["dir"] = str(cache)
+    config["cache"]["dir"] = quoted(cache)
     mine.unlink(missing_ok=True)
     with open(mine, "w", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="utf-8") as file:
         config.write(file)
+
+
+def quoted(path: Path) -> str:
+    """As DVC's configuration wants it, where a comma makes a list and # a comment."""
+    return f"'{path}'" if '"' in str(path) else f'"{path}"'
 
 
 def head(root: Path) -> str:
@@ -336,24 +348,26 @@ Heard = Callable[[Mapping[str, Any]], None]
 
 
 def reproduce(
-    folder: Path, stages: Sequence[str], name: str, environment: Mapping[str, str], logger: Any,
+    folder: Path, nodes: Sequence[lineage.Node], name: str, environment: Mapping[str, str], logger: Any,
     heard: Heard | None = None,
 ) -> str | None:  # fmt: skip
     """Bring the stages up to date there; what went wrong, or None. MLflow's runs are tagged by ``name``, such as
     `kd seed 3`."""
     if wrong := check_params(folder, environment):
         return wrong
-    return perform(lineage.reproduce_command(*stages), folder, name, environment, logger, heard)
+    return perform(nodes, lineage.reproduce_command(*(n.name for n in nodes)), folder, name, environment, logger, heard)
 
 
 def perform(
-    command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str], logger: Any,
-    heard: Heard | None = None,
+    nodes: Sequence[lineage.Node], command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str],
+    logger: Any, heard: Heard | None = None,
 ) -> str | None:  # fmt: skip
-    """Have a command of DVC's run stages of the params.yaml there, which has been checked; as `reproduce`."""
+    """Have a command of DVC's run these stages of the params.yaml there, which has been checked; as `reproduce`."""
     checked = {**environment, VARIANT: name, CHECKED: params_digest(folder)}
+    limits = [node.timeout_seconds for node in nodes]
+    seconds = None if None in limits else sum(limit for limit in limits if limit is not None)
     with slots.held(folder, logger, cancelled.is_set):
-        said, code = hear(command, folder, name, checked, logger, heard)
+        said, code = hear(command, folder, name, checked, logger, heard, seconds)
     if code == 0:
         return None
     told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
@@ -370,16 +384,16 @@ def bring_up_to_date(
     ``after`` is called with each stage's name once that is up to date; what it raises ends the run. ``engine``: what
     makes the stages, if not this machine; else ``heard`` names who is told of a stage's bars."""
 
-    def make(stage: str) -> str | None:
+    def make(node: lineage.Node) -> str | None:
         if engine is not None:
-            return engine.make(folder, stage, name, environment, logger)
-        return reproduce(folder, [stage], name, environment, logger, heard(stage))
+            return engine.make(folder, node.name, name, environment, logger)
+        return reproduce(folder, [node], name, environment, logger, heard(node.name))
 
     for node in select(lineage.graph(folder), [target]):
         with shared.setdefault(lineage.key(folder, node.name), threading.Lock()):
             if cancelled.is_set():
                 return "cancelled"
-            if lineage.reasons(folder, node.name) and (failure := make(node.name)):
+            if lineage.reasons(folder, node.name) and (failure := make(node)):
                 return failure
         after(node.name)
     return None
@@ -395,24 +409,28 @@ def run_program(
 
 def hear(
     command: Sequence[str], folder: Path, name: str, environment: Mapping[str, str], logger: Any,
-    heard: Heard | None = None,
+    heard: Heard | None = None, seconds: float | None = None,
 ) -> tuple[list[str], int]:  # fmt: skip
-    """(what the command said but for its progress, its exit code)."""
+    """(what the command said but for its progress, its exit code). It is ended, and that is said last, if it takes
+    longer than so many ``seconds``."""
     process = start_dvc(list(command), folder, environment)
     _processes[process] = threading.get_ident()
     said: list[str] = []
     assert process.stdout is not None
     try:
-        for line in process.stdout:
-            if line.startswith(PROGRESS):
-                with contextlib.suppress(json.JSONDecodeError, KeyError):
-                    event = json.loads(line.removeprefix(PROGRESS))
-                    console.show_progress(event | {"stage": name}, logger)
-                    if heard is not None:
-                        heard(event)
-            elif line.strip():
-                said.append(line.rstrip())
-        code = process.wait()
+        with ended_after(seconds, process) as timed_out:
+            for line in process.stdout:
+                if line.startswith(PROGRESS):
+                    with contextlib.suppress(json.JSONDecodeError, KeyError):
+                        event = json.loads(line.removeprefix(PROGRESS))
+                        console.show_progress(event | {"stage": name}, logger)
+                        if heard is not None:
+                            heard(event)
+                elif line.strip():
+                    said.append(line.rstrip())
+            code = process.wait()
+        if timed_out.is_set():
+            said.append(f"{name}: took longer than {(seconds or 0) / 60:g} minutes (dvc.yaml, meta.timeout_minutes)")
     except BaseException:  # ``heard`` ends it; Ray cancels a task so, and nothing else would end the process then
         kill_group(process)
         raise

@@ -93,6 +93,8 @@ def commit(folder: Path, branch: str, message: str, names: Sequence[str]) -> str
     parents = [before] if before else []
     if not before or ask(folder, "merge-base", "--is-ancestor", head, before).returncode:
         parents.append(head)
+    if before:
+        _check_only_results(folder, branch, before, head, names)
     if len(parents) == 1 and git(folder, "rev-parse", f"{parents[0]}^{{tree}}") == tree:
         return None
     of = [word for parent in parents for word in ("-p", parent)]
@@ -102,6 +104,18 @@ def commit(folder: Path, branch: str, message: str, names: Sequence[str]) -> str
     else:
         git(folder, "update-ref", "-m", "thinner: results", reference, made, before or _NEW)
     return made
+
+
+def _check_only_results(folder: Path, branch: str, before: str, head: str, names: Sequence[str]) -> None:
+    """Raise UserError where ``branch``, at ``before``, has other changes than results since it and ``head`` parted:
+    upon it would be laid what ``head`` is, and whoever merges the branch would lose them without a word."""
+    parted = ask(folder, "merge-base", before, head).stdout.strip()
+    but = [f":(exclude,top){name}" for name in names]
+    if not parted or ask(folder, "diff", "--quiet", parted, before, "--", ":/", *but).returncode:
+        raise UserError(
+            f"commit_to: '{one_line(branch, 60)}' has changes that {head[:12]} does not build upon, and merging it "
+            "would take them back. Run a commit that has them, or name another branch"
+        )
 
 
 def _identity(folder: Path) -> dict[str, str]:

@@ -37,7 +37,7 @@ def keep(root: Path) -> None:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         text = (root / LOCK).read_text(encoding="utf-8")
         now, before = _stages(text), _read(root / KEPT)
-        if now is None or now == before or _is_cut(now, before):
+        if now is None or now == before or (_is_cut(now, before) and text != _committed(root)):
             return
         partial = root / KEPT.with_suffix(".partial")
         partial.parent.mkdir(exist_ok=True)
@@ -54,6 +54,9 @@ def mend(root: Path) -> str | None:
         now = _read(path)
         best = _last_whole(root)
         if best is None or not (now is None or _is_cut(now, _stages(best[1]))):
+            return None
+        if now is not None and path.read_text(encoding="utf-8") == _committed(root):  # a person took back what was new
+            keep(root)
             return None
         if look:
             time.sleep(_PATIENCE[1])
@@ -145,6 +148,12 @@ def _last_whole(root: Path) -> tuple[str, str] | None:
     """(where from, text) of our copy, or where there is none, of the last commit's."""
     if _read(root / KEPT) is not None:
         return str(KEPT), (root / KEPT).read_text(encoding="utf-8")
+    text = _committed(root)
+    return ("the last commit", text) if text is not None and _stages(text) is not None else None
+
+
+def _committed(root: Path) -> str | None:
+    """What the last commit's holds."""
     shown = subprocess.run(
         ["git", "show", f"HEAD:./{LOCK}"],
         cwd=root,
@@ -153,7 +162,7 @@ def _last_whole(root: Path) -> tuple[str, str] | None:
         stdin=subprocess.DEVNULL,
         check=False,
     )
-    return ("the last commit", shown.stdout) if shown.returncode == 0 and _stages(shown.stdout) is not None else None
+    return shown.stdout if shown.returncode == 0 else None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

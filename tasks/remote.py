@@ -39,6 +39,7 @@ from urllib.parse import urlsplit
 
 from tasks import lineage, processes
 from tasks.environment import child_environment, set_environment
+from tasks.git import git
 from thinner.errors import UserError, did_you_mean, one_line
 
 NAME = "results"  # of the remote in .dvc/config
@@ -364,8 +365,24 @@ def _fetch_objects(root: Path, md5s: list[str]) -> None:
 def missing_data(root: Path) -> list[str]:
     """What .dvc files name and what is not here."""
     with _repo(root) as repo:
-        outs = [out for stage in repo.index.stages if not stage.cmd for out in stage.outs]
-        return [out.def_path if out.is_in_repo else str(out) for out in outs if not out.exists]
+        return [_shown(out) for out in _added(repo) if not out.exists]
+
+
+def other_data(root: Path) -> list[str]:
+    """What .dvc files name and what lies here in another version: older than a commit that was pulled, or edited."""
+    if not git(root, "ls-files", "--cached", "--others", "--exclude-standard", "*.dvc"):  # DVC takes its time
+        return []
+    with _repo(root) as repo:
+        return [_shown(out) for out in _added(repo) if out.exists and out.changed_checksum()]
+
+
+def _added(repo: Any) -> list[Any]:
+    """DVC's outputs of `dvc add`."""
+    return [out for stage in repo.index.stages if not stage.cmd for out in stage.outs]
+
+
+def _shown(out: Any) -> str:
+    return str(out.def_path if out.is_in_repo else out)
 
 
 # ------------------------------------------------------------------------------- states of trainings
@@ -611,6 +628,15 @@ def _without_secrets(text: str) -> str:
 def command(verb: str, *more: str) -> list[str]:
     """The command of a process that does it. Transfers are processes of their own: one can be ended."""
     return [sys.executable, "-m", "tasks.remote", verb, *more]
+
+
+def note_other_data(root: Path, say: Callable[[str], None]) -> None:
+    """DVC hashes what lies here, whatever a pointer says: results are of that, and a person is to know."""
+    for path in other_data(root):
+        say(
+            f"note: {path} is not what {path}.dvc names, and this takes it as it lies here. To have that instead: "
+            f"dvc pull {path}.dvc; if you edited it: dvc add {path}"
+        )
 
 
 def bring_data(root: Path, say: Callable[[str], None]) -> None:

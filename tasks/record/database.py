@@ -40,9 +40,14 @@ def prepare(uri: str) -> None:
     os.replace(partial, path)
 
 
+def read_only(path: Path) -> contextlib.closing[sqlite3.Connection]:
+    """SQLite's file, which is neither made nor changed by being looked at."""
+    return contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
+
+
 def is_half_made(path: Path) -> bool:
     """Whether MLflow died while it made the file: there is no word on which version the tables are of, and no run."""
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+    with read_only(path) as database:
         try:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             count = {

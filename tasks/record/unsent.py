@@ -7,9 +7,7 @@ A run that had begun on the server goes on here as one with the tag `thinner.con
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -42,8 +40,8 @@ def is_any() -> bool:
     path = folder() / "mlflow.db"
     if not path.is_file():
         return False
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        return bool(database.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()[0])
+    with database.read_only(path) as opened:
+        return bool(opened.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()[0])
 
 
 def open_store() -> tuple[MlflowClient, str]:

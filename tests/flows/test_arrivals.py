@@ -111,3 +111,20 @@ def test_a_link_that_leads_to_itself_is_named(root: Path) -> None:
         UserError, match=r"data/raw/loop: cannot be looked at \(Too many levels .*\)\. Make it readable"
     ):
         digest(root)
+
+
+def test_dates_in_the_future_settle_by_how_long_they_are_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was set back, or a file server's runs ahead."""
+    arrivals.remember(root, arrivals.look(root, "data/raw"))
+    now = time.time()
+
+    def news(later: float) -> str | None:
+        monkeypatch.setattr(arrivals.time, "time", lambda: now - 10**6 + later)
+        return arrivals.news(root, arrivals.look(root, "data/raw"), 100)
+
+    (root / "data/raw/cat/2.png").write_bytes(b"first half")
+    assert news(0) == "still coming in: last changed 0 s ago, and a run waits for 100 s"
+    assert news(60) == "still coming in: last changed 60 s ago, and a run waits for 100 s"
+    (root / "data/raw/cat/2.png").write_bytes(b"first half, second half")
+    assert news(110) == "still coming in: last changed 0 s ago, and a run waits for 100 s"
+    assert news(211) is None

@@ -145,11 +145,30 @@ def test_when_it_is_told(tmp_path: Path) -> None:
     other = replace(GOOD, end=END | {"claims": [CLAIMS[0], CLAIMS[1] | {"outcome": "proven"}]})
     longer = replace(GOOD, end=END | {"stages": [], "message": "in other words"})
     later = replace(FAILED, end=FAILED.end | {"message": "prune failed after 4 s: no disk"})
-    told = [messages.is_worth_it(tmp_path, n, "changes") for n in (GOOD, longer, other, FAILED, later, GOOD)]
+
+    def ask(night: messages.Night, when: str) -> bool:
+        worth = messages.is_worth_it(tmp_path, night, when)
+        assert (
+            messages.is_worth_it(tmp_path, night, when) is worth
+        )  # asking changes nothing: it may die before it tells
+        assert messages.remember(tmp_path, night) == []
+        return worth
+
+    told = [ask(n, "changes") for n in (GOOD, longer, other, FAILED, later, GOOD)]
     assert told == [True, False, True, True, False, True]
-    assert messages.is_worth_it(tmp_path, replace(GOOD, name="on-new-data"), "changes")  # another one's memory
-    assert [messages.is_worth_it(tmp_path, n, "failure") for n in (GOOD, FAILED)] == [False, True]
-    assert [messages.is_worth_it(tmp_path, n, "always") for n in (GOOD, GOOD)] == [True, True]
-    assert not messages.is_worth_it(tmp_path, FAILED, "never")
+    assert ask(replace(GOOD, name="on-new-data"), "changes")  # another one's memory
+    assert [ask(n, "failure") for n in (GOOD, FAILED)] == [False, True]
+    assert [ask(n, "always") for n in (GOOD, GOOD)] == [True, True]
+    assert not ask(FAILED, "never")
     (tmp_path / ".thinner" / "told.json").write_text("[cut off")
-    assert messages.is_worth_it(tmp_path, GOOD, "changes")
+    assert ask(GOOD, "changes")
+    # what reached nobody is told by the next run, whatever that is
+    assert messages.remember(tmp_path, FAILED, told=False) == []
+    assert messages.is_worth_it(tmp_path, GOOD, "changes") and messages.is_worth_it(tmp_path, FAILED, "changes")
+
+
+def test_a_disk_that_takes_nothing_ends_no_message(tmp_path: Path) -> None:
+    (tmp_path / ".thinner").write_text("a file where a folder should be")
+    assert messages.is_worth_it(tmp_path, FAILED, "changes")
+    (line,) = messages.remember(tmp_path, FAILED)
+    assert re.match(r"\.thinner/told\.json: cannot be written \(.+\), so the next run may tell this again", line)

@@ -168,6 +168,28 @@ def test_a_message_that_is_not_taken_is_one_line_and_no_failure(
     assert nightly.tell(tmp_path, other, "changes") == [] and len(hook.got) == 4
 
 
+def test_a_page_has_a_name_that_prefect_takes_and_without_one_the_message_still_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = {"verdict": "refused", "exit_code": 2, "message": "m", "ship": None, "target": [], "claims": [], "stages": []}
+    night = nightly.messages.Night("Nightly_GPU 2", tmp_path, end | {"places": {}}, "0123", "make run")
+    seen = []
+    monkeypatch.setattr(nightly, "create_markdown_artifact", lambda text, key, title: seen.append(key))
+    assert nightly._publish(night) == [] and seen == ["thinner-nightly-gpu-2"]
+
+    def refuse(*_: object) -> None:
+        raise ValueError("Artifact key must only contain lowercase letters, numbers, and dashes")
+
+    monkeypatch.setattr(nightly, "create_markdown_artifact", refuse)
+    (line,) = nightly._publish(night)
+    assert line.startswith("no page in Prefect: Artifact key must")
+
+
+def test_where_git_refuses_there_is_still_somebody_to_tell(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    assert nightly._refused(tmp_path, "nightly", "dubious ownership", "make run").commit == "unknown"
+
+
 def test_a_worktree_has_what_lets_one_in_to_the_remote_and_shows_it_to_nobody(tmp_path: Path) -> None:
     theirs, mine = tmp_path / "theirs", tmp_path / "mine"
     text = "[cache]\n    dir = /old\n    type = copy\n['remote \"results\"']\n    secret_access_key = a%b=c\n"

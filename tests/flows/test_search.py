@@ -108,6 +108,7 @@ def test_a_search_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             "set.quantize.source: it says whose 8 bits",
         ),
         ({"retest": {"seeds": [1, 1]}}, r"retest.seeds: \[1, 1\] has one twice"),
+        ({"retest": {"seeds": [1, 0, 2]}}, "retest.seeds: 0 is run.seed, by which the networks are chosen"),
         ({"colour": "red"}, "colour: 'red': extra inputs"),
     ],
 )
@@ -155,6 +156,9 @@ def test_combinations_are_all_of_them_or_none_where_they_cannot_be_counted() -> 
     space = trials.read_space({"a": [1, None], "b": {"low": 2, "high": 6, "step": 2}})
     assert trials.combinations(space) == [{"a": a, "b": b} for a in (1, None) for b in (2, 4, 6)]
     assert trials.combinations(trials.read_space({"a": [1, 2], "b": {"low": 0.5, "high": 1}})) is None
+    steps = trials.read_space({"a": {"low": 0.1, "high": 0.75, "step": 0.2}})
+    assert trials.combinations(steps) == [{"a": 0.1}, {"a": 0.3}, {"a": 0.5}, {"a": 0.7}]
+    assert steps["a"].tell(0.1 + 0.2) == 0.3 and steps["a"].tell(0.4) is None
 
 
 def test_time_side_by_side_counts_once_and_pauses_do_not() -> None:
@@ -288,6 +292,113 @@ def test_a_search_ends_after_its_trials_and_those_that_failed_count(opened: Call
     assert opened(trials=3, space={"a": {"low": 0.1, "high": 1.0}}).next() is None
     assert tried.others("FAIL") == {1: "out of memory at step 3"} and tried.others("PRUNED") == {2: "far behind"}
     assert [row["name"] for row in tried.rows()] == ["trial 0"]
+
+
+def test_no_value_of_a_range_in_steps_comes_twice_and_of_another_one_hardly(
+    opened: Callable[..., trials.Trials],
+) -> None:
+    def drawn(tried: trials.Trials) -> list[float]:
+        seen = []
+        while (trial := tried.next()) is not None:
+            seen.append(trial.user_attrs["values"]["a"])
+            tried.finish(trial, ROW)
+        return seen
+
+    assert sorted(drawn(opened(trials=9, space={"a": {"low": 0.1, "high": 0.75, "step": 0.2}}))) == [0.1, 0.3, 0.5, 0.7]
+
+
+def test_a_range_that_is_rounded_is_drawn_again_where_that_was_tried(opened: Callable[..., trials.Trials]) -> None:
+    tried = opened(trials=10, space={"a": {"low": 0.99, "high": 0.9999}})  # of three digits: 0.99 to 1, eleven values
+    seen = []
+    while (trial := tried.next()) is not None:
+        seen.append(trial.user_attrs["values"]["a"])
+        tried.finish(trial, ROW)
+    assert len(seen) == 10 and len(set(seen)) >= 9
+
+
+def test_a_worker_is_a_folder_and_those_that_share_a_search_draw_each_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    one, two = map(trials.worker_id, folders)
+    assert one != two and trials.worker_id(folders[0]) == one
+    search = trials.Search.model_validate({**SEARCH, "space": {"a": {"low": 0.0, "high": 1.0}}, "constraints": {}})
+
+    def draws(number: int, worker: str) -> list[Any]:
+        study = trials.open_study(f"sqlite:///{tmp_path / f'{number}.db'}", "it", 0, worker)
+        tried = trials.Trials(study, search, trials.read_space(search.space), 0, worker)
+        return [trial.user_attrs["values"]["a"] for _ in range(4) if (trial := tried.next()) is not None]
+
+    first = draws(1, one)
+    assert draws(2, one) == first and not set(draws(3, two)) & set(first) and draws(4, "") == draws(5, "")
+
+
+def test_trials_of_others_are_waited_for_unless_they_take_far_too_long(opened: Callable[..., trials.Trials]) -> None:
+    mine, other = opened(), opened(worker="another machine")
+    assert mine.elsewhere() == []
+    trial, theirs = mine.next(), other.next()
+    assert trial is not None and theirs is not None
+    assert mine.elsewhere() == [theirs.number] and other.elsewhere() == [trial.number]
+    mine.finish(trial, ROW)
+    took = mine.study.trials[trial.number]
+    began = mine.study.trials[theirs.number].datetime_start
+    assert took.datetime_complete and took.datetime_start and began
+    length = took.datetime_complete - took.datetime_start
+    assert mine.elsewhere(began + length) == [theirs.number] and mine.elsewhere(began + 3 * length) == []
+    other.finish(theirs, ROW)
+    assert mine.elsewhere() == other.elsewhere() == []
+
+
+def job_of(tried: trials.Trials, folder: Path) -> Any:
+    params = SimpleNamespace(run=SimpleNamespace(seed=0))
+    return searching.Job(folder / "it.yaml", folder, tried.search, tried.space, tried, params, 1, True)  # type: ignore[arg-type]
+
+
+def test_failures_in_a_row_are_of_the_machines_and_count_as_nothing_tried(
+    opened: Callable[..., trials.Trials], tmp_path: Path
+) -> None:
+    tried = opened(trials=40, space={"a": {"low": 1, "high": 40}})
+    job = job_of(tried, tmp_path)
+
+    def drawn() -> Any:
+        trial = tried.next()
+        assert trial is not None
+        return trial
+
+    for _ in range(searching._FAILURES - 1):
+        job.failed(drawn(), "no room is left")
+    assert not job.broken and tried.others("FAIL") == {}
+    tried.finish(drawn(), ROW)
+    job.judge()  # so it was their values
+    assert len(tried.others("FAIL")) == searching._FAILURES - 1
+    lost = [drawn() for _ in range(searching._FAILURES)]
+    for trial in lost:
+        job.failed(trial, "the cluster is gone")
+    job.judge()
+    assert job.broken and len(tried.others("FAIL")) == searching._FAILURES - 1
+    again = opened(trials=40, space={"a": {"low": 1, "high": 40}})
+    assert again.take_up() == [trial.number for trial in lost]
+    values = [trial.user_attrs["values"] for _ in lost if (trial := again.next()) is not None]
+    assert values == [trial.user_attrs["values"] for trial in lost]
+    last = again.next()
+    assert last is not None
+    later = job_of(again, tmp_path)
+    later.failed(last, "a value that is none")
+    later.judge()  # the search has ended, and it is the only one
+    assert tried.others("FAIL")[last.number] == "a value that is none"
+
+
+def test_a_network_that_several_trials_came_to_is_tested_once(
+    opened: Callable[..., trials.Trials], tmp_path: Path
+) -> None:
+    tried = opened(trials=4, retest={"seeds": [1], "networks": 2})
+    tried.study.set_user_attr(searching.DEFAULT, {**ROW, "params": 20})
+    for number, digest in enumerate(("same", "same", "other", "third")):
+        trial = tried.next()
+        assert trial is not None
+        tried.finish(trial, {**ROW, "accuracy": 0.9 - number / 1000, "params": 10 - number, "weights_sha256": digest})
+    assert [row["weights_sha256"] for row in searching.finalists(job_of(tried, tmp_path))] == ["same", "other"]
 
 
 def test_minutes_that_are_over_end_a_search(opened: Callable[..., trials.Trials]) -> None:
@@ -445,8 +556,9 @@ def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(
         == 1
     )
     # the test split was asked once, and not before a network was chosen
-    assert [seed for seed, _ in json.loads((work / "retest/tested.json").read_text())] == [1]
-    assert (work / "retest/chosen.json").stat().st_mtime <= (work / "retest/tested.json").stat().st_mtime
+    tested, (chosen,) = work / "retest/tested.json", work.glob("retest/*/chosen.json")
+    assert len(json.loads(tested.read_text())) == 1
+    assert chosen.stat().st_mtime <= tested.stat().st_mtime
 
     assert len(runs_of(digits, "prepare")) == 2  # once for all trials, once for the other seed
 
@@ -454,6 +566,25 @@ def test_a_search_that_is_stopped_or_killed_goes_on_and_ends_with_a_tested_page(
     assert again.returncode == 0, again.stdout + again.stderr
     assert (digits / "reports/searches/small.md").read_text() == page  # nothing was measured anew
     assert not re.search(r"^\d\d:\d\d:\d\d trial", again.stdout, re.MULTILINE)
+
+    def report() -> "subprocess.CompletedProcess[str]":
+        command = [*COMMAND, "--report"]
+        return subprocess.run(command, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
+
+    # the page is of what was run: neither of the params.yaml nor of the question of another day
+    set_params(digits, {"student.width": 24})
+    assert report().returncode == 0
+    rows = [(digits / "reports/searches/small.md").read_text(), page]
+    assert len({next(line for line in text.splitlines() if line.startswith("| `default`")) for text in rows}) == 1
+    # nor is what was tested that of trials with other values
+    of = json.loads(chosen.read_text())
+    chosen.write_text(json.dumps({**of, "of": {name: {"student.width": 23} for name in of["of"]}}))
+    assert report().returncode == 0
+    assert "**The front has changed since the re-test.**" in (digits / "reports/searches/small.md").read_text()
+    text = (digits / "searches/small.yaml").read_text()
+    (digits / "searches/small.yaml").write_text(text.replace("latency_ms_b1", "latency_ms_b64"))
+    other = report()
+    assert other.returncode != 0 and "asks for something else than what was run" in other.stdout + other.stderr
     shutil.rmtree(digits)
 
 
@@ -473,7 +604,7 @@ def test_bits_and_resolution_are_searched_as_any_key_is(digits: Path) -> None:
         })
     )  # fmt: skip
     commit_all(digits)
-    command = [*COMMAND, "--workers", "2"]
+    command = [*COMMAND, "--workers", "3"]  # the second makes the default with the new seed
     done = subprocess.run(command, cwd=digits, env=environment(digits), text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     # no milliseconds are asked for, so a trial begins beside the default

@@ -237,6 +237,54 @@ def test_a_study_of_a_recipe_has_its_values_and_its_data(toy: Toy) -> None:
     trees.remove()
 
 
+@pytest.mark.integration
+def test_pictures_outside_of_the_repository_stay_where_they_are(toy: Toy) -> None:
+    photos = toy.root.parent / "photos"
+    (photos / "cat").mkdir(parents=True)
+    (photos / "cat/1.png").write_bytes(b"mine")
+    folder = toy.root / ".thinner/small"
+    for place in (str(photos), "../photos"):
+        paths = [folder / f"worker-{number}" for number in range(2)]
+        for _ in range(2):  # made, and found again
+            trees = worktrees.Worktrees(toy.root, paths, [(place, f"folder:{place}")])
+            assert [(tree / place / "cat/1.png").read_bytes() for tree in trees.paths] == [b"mine", b"mine"]
+        trees.remove()
+        assert (photos / "cat/1.png").read_bytes() == b"mine" and not photos.is_symlink()
+    (folder / "photos").mkdir()
+    (folder / "photos/other.txt").write_text("of another study")
+    with pytest.raises(UserError, match=rf"data.root: '../photos' leads out .* thinner set data.root={photos}$"):
+        worktrees.Worktrees(toy.root, paths, [("../photos", "folder:../photos")])
+    assert (folder / "photos/other.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["plain", "Photos, 2024", "C#", 'say "cheese"'])
+def test_dvc_reads_where_the_cache_lies_as_it_is_called(tmp_path: Path, name: str) -> None:
+    from dvc.config import Config
+
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config.local").write_text("[core]\n    autostage = true\n")
+    worktrees._share_cache(tmp_path / ".dvc/config.local", tmp_path / "theirs", tmp_path / name)
+    (tmp_path / "theirs").replace(tmp_path / ".dvc/config.local")
+    found = Config(tmp_path / ".dvc")
+    assert found["cache"]["dir"] == str(tmp_path / name) and found["core"]["autostage"] is True
+
+
+def test_a_stage_that_takes_longer_than_its_minutes_is_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print('at it', flush=True); import time; time.sleep(900)"]
+    said, code = worktrees.hear(command, tmp_path, "kd seed 3", {}, None, seconds=1.5)
+    assert code != 0 and said[-1] == "kd seed 3: took longer than 0.025 minutes (dvc.yaml, meta.timeout_minutes)"
+    assert not worktrees._processes
+
+
+def test_a_study_with_a_dot_in_its_name_writes_its_own_page(toy: Toy) -> None:
+    (toy.root / "docs/studies").mkdir(parents=True, exist_ok=True)
+    path = toy.root / "studies" / "small.v2.yaml"
+    path.write_text((toy.root / "studies/small.yaml").read_text())
+    (toy.root / "docs/studies/small.csv").write_text("another study's\n")
+    with pytest.raises(UserError, match=r"small\.v2\.csv has no finished run"):
+        sweep.write_report(path, toy.root)
+
+
 def load(toy: Toy, **changes: object) -> sweep.Study:
     path = toy.root / "studies" / "small.yaml"
     path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))

@@ -187,6 +187,22 @@ def test_labels_that_somebody_wrote_are_not_overwritten(at: Path) -> None:
     assert len(rows("elsewhere/to_label.csv")) == 50
 
 
+def test_labels_that_somebody_writes_meanwhile_are_not_overwritten(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from thinner.evidence import drift as evidence
+
+    assert watch("data/raw/new").exit_code == 0
+    compare = evidence.compare
+
+    def label_then_compare(*given: Any) -> Any:
+        fill(Path("reports/watch/to_label.csv"), lambda row: "red" if row["rank"] == "2" else "")
+        return compare(*given)
+
+    monkeypatch.setattr(evidence, "compare", label_then_compare)
+    done = watch("data/raw/new")
+    assert done.exit_code == 1 and "reports/watch/to_label.csv: holds labels that somebody wrote" in done.output
+    assert [row["label"] for row in rows()].count("red") == 1
+
+
 @pytest.mark.parametrize("part", ["logits", "features"])
 def test_numbers_that_are_none_are_refused_and_not_compared(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     given = {"logits": np.zeros((3, 2)), "features": np.zeros((3, 4))}

@@ -72,6 +72,23 @@ def test_later_results_come_upon_earlier_ones_and_upon_the_commit_that_made_them
     assert (root / "dvc.lock").read_text() == "third"
 
 
+def test_the_results_of_an_older_commit_do_not_take_back_what_came_since(root: Path) -> None:
+    start = git(root, "rev-parse", "HEAD")
+    (root / "code.py").write_text("2")
+    git(root, "commit", "--quiet", "--all", "-m", "newer code")
+    (root / "dvc.lock").write_text("of the newer")
+    kept = branches.commit(root, "nights", "a night", NAMES)
+    (root / "dvc.lock").unlink()
+    git(root, "checkout", "--quiet", "--detach", start)
+    (root / "dvc.lock").write_text("of the older")
+    with pytest.raises(UserError, match=f"commit_to: 'nights' has changes that {start[:12]} does not build upon"):
+        branches.commit(root, "nights", "another night", NAMES)
+    git(root, "commit", "--quiet", "--allow-empty", "-m", "on a branch of its own")
+    with pytest.raises(UserError, match="commit_to: 'nights' has changes"):
+        branches.commit(root, "nights", "another night", NAMES)
+    assert git(root, "rev-parse", "nights") == kept
+
+
 def test_where_git_does_not_know_who_commits_it_is_thinner(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for who in ("AUTHOR", "COMMITTER"):
         monkeypatch.delenv(f"GIT_{who}_NAME")

@@ -69,3 +69,18 @@ def test_a_whole_file_and_what_is_no_database_are_left_alone(tmp_path: Path) -> 
     mlflow_file.prepare(f"sqlite:///{path}")
     mlflow_file.prepare("http://127.0.0.1:1")
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["My%20Project", "C#", "what?", "a b"])
+def test_a_database_is_looked_at_where_it_lies_whatever_its_folder_is_called(tmp_path: Path, name: str) -> None:
+    root = tmp_path / name
+    root.mkdir()
+    with sqlite3.connect(root / "mlflow.db") as database:
+        for table in ("alembic_version", "runs"):
+            database.execute(f"CREATE TABLE {table} (word TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('a')")
+    database.close()
+    assert not mlflow_file.is_half_made(root / "mlflow.db")
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # no other file was made
+    with mlflow_file.read_only(root / "mlflow.db") as opened, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        opened.execute("INSERT INTO runs VALUES ('b')")

@@ -130,6 +130,25 @@ def test_what_a_person_did_is_left_alone(root: Path, change: str) -> None:
         assert not (root / "dvc.lock").exists()
 
 
+def test_what_a_checkout_took_back_is_not_cut_off(root: Path) -> None:
+    fewer = load(TEXT)
+    for name in list(WHOLE)[-2:]:
+        del fewer["stages"][name]
+    text = yaml.safe_dump(fewer, sort_keys=False)
+    lock(root, text)
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    assert lockfile.mend(root) is None and (root / "dvc.lock").read_text() == text
+    # nor is what runs then: it is what there is to come back to
+    first = next(iter(fewer["stages"]))
+    fewer["stages"][first]["cmd"] += " --again"
+    lock(root, yaml.safe_dump(fewer, sort_keys=False))
+    assert lockfile.mend(root) is None
+    lockfile.keep(root)
+    lock(root, yaml.safe_dump(fewer, sort_keys=False)[:-9])
+    assert "whole again" in (lockfile.mend(root) or "") and stages(root) == fewer["stages"]
+
+
 def test_with_nothing_to_go_by_it_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockfile, "_PATIENCE", (2, 0.0))
     lock(tmp_path, TEXT[:100])

@@ -334,6 +334,14 @@ def test_what_dvc_add_keeps_travels_as_well(made: Path, thinner) -> None:
     code, said = thinner(other, "pull")
     assert code == 0 and said == f"raw: came from {made.parent / 'store'} restored: first, second"
     assert (other / "raw").read_text() == "raw\n" and ran(other) == []
+    # what lies here in another version is used as it is, and that is said: it may be an edit, or what a pull left
+    assert remote.other_data(other) == []
+    (other / "raw").unlink()
+    (other / "raw").write_text("older\n")
+    assert remote.missing_data(other) == [] and remote.other_data(other) == ["raw"]
+    code, said = thinner(other, "pull")
+    assert code == 0 and "note: raw is not what raw.dvc names, and this takes it as it lies here" in said
+    assert (other / "raw").read_text() == "older\n"
 
 
 def _objects(store: Path) -> Iterator[Path]:
