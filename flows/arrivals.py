@@ -108,7 +108,8 @@ def _seconds_alike(root: Path, seen: Look) -> float:
         kept = json.loads(path.read_bytes())
         if kept["digest"] == seen.digest and kept["first"] <= now:
             return float(now - kept["first"])
-    write_whole(path, {"digest": seen.digest, "first": now})
+    with contextlib.suppress(OSError):
+        write_whole(path, {"digest": seen.digest, "first": now})
     return 0.0
 
 

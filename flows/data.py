@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -180,6 +181,7 @@ def suspects(
     """Find labels that are probably wrong, of the labelled and the validation split: reports/suspects.csv and .html."""
     root = repository_root()
     params = load_params()
+    check_unlabelled(SUSPECTS, f"Bring them in (thinner data apply {SUSPECTS}) and move it away")
     import numpy as np
 
     from thinner.data.store import open_store
@@ -208,6 +210,7 @@ def suspects(
             caption = [f"{given} \N{RIGHTWARDS ARROW} {suggested}?", f"{names[row]}, {home[row]}"]
             cards.append(Card([(store.images[row], caption)], f"rank {place}, score {score}"))
     header = ("rank", "file", "split", "given", "suggested", "label", "score")
+    check_unlabelled(SUSPECTS, "Move it away, and look again")  # somebody may have edited it meanwhile
     _write_csv(root / SUSPECTS, header, table)
     said = (
         f"{len(first):,} of {len(rows):,} labels, the most suspect first; cleanlab estimates that "
@@ -222,6 +225,23 @@ def suspects(
         f"\nNext     look, then edit {SUSPECTS}: write the right class into column `label`; where it stays "
         f"empty nothing changes\n         thinner data apply {SUSPECTS}"
     )
+
+
+def check_unlabelled(path: Path, mend: str, otherwise: str = "") -> None:
+    """Raise UserError where the list holds labels that somebody wrote, or may: nothing is to be written over them."""
+    if not path.exists():
+        return
+    from thinner.data.cleaning import table
+    from thinner.data.sources import DataError
+
+    try:
+        rows = table(path, ("label",))
+    except DataError as error:  # a spreadsheet saves it with semicolons, or tabs
+        raise UserError(
+            f"{error}. It may hold labels: save it as UTF-8 with commas, or move it away{otherwise}"
+        ) from error
+    if any((row["label"] or "").strip() for _, row in rows):
+        raise UserError(f"{path}: holds labels that somebody wrote. {mend}{otherwise}")
 
 
 def pretrained(params: Params, classes: int) -> tuple[nn.Module, Preprocessing]:
@@ -385,7 +405,8 @@ def pack(
         folder.rename(dest)
     _print_shards(dest, made)
     shown = Path(os.path.relpath(dest)).as_posix()
-    console.print(f"\nNext     thinner set data.source=shards:{shown} data.root={shown}", markup=False)
+    pairs = shlex.join([f"data.source=shards:{shown}", f"data.root={shown}"])
+    console.print(f"\nNext     thinner set {pairs}", markup=False)
     console.print(f"         and then {place} is read no more, nor watched by DVC", markup=False)
 
 
@@ -537,9 +558,13 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from thinner.data.cleaning import safe
+    from thinner.files import whole
+
+    def table(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8") as text:
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows([safe(cell) for cell in row] for row in rows)
 
     path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as text:
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([safe(cell) for cell in row] for row in rows)
+    whole.write(path, table)

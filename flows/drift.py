@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.console import busy, console
+from flows.data import check_unlabelled
 from thinner.errors import UserError, one_line
 from thinner.params import Params
 from thinner.words import percent
@@ -127,22 +128,8 @@ def _check_place(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {one_line(out)} cannot be made ({error.strerror}). Name another folder") from error
-    if not (out / CSV).exists():
-        return
-    from thinner.data.cleaning import table
-    from thinner.data.sources import DataError
-
-    try:
-        rows = table(out / CSV, ("label",))
-    except DataError as error:  # a spreadsheet saves it with semicolons, or tabs
-        raise UserError(
-            f"{error}. It may hold labels: save it as UTF-8 with commas, move it away, or write elsewhere: --out FOLDER"
-        ) from error
-    if any((row["label"] or "").strip() for _, row in rows):
-        raise UserError(
-            f"{out / CSV}: holds labels that somebody wrote. Bring them in (thinner data add {out / CSV}) and "
-            "move it away, or write elsewhere: --out FOLDER"
-        )
+    mend = f"Bring them in (thinner data add {out / CSV}) and move it away"
+    check_unlabelled(out / CSV, mend, ", or write elsewhere: --out FOLDER")
 
 
 def _check_store(store: Store, network: Network, params: Params) -> None:

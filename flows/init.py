@@ -94,6 +94,7 @@ class Proposal:
     why: dict[str, str] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)  # keys that the terminal shows, too: the others are for who reads on
     shared: set[str] = field(default_factory=set)  # keys that a recipe has decided
+    teacher_params: int | None = None  # of the teacher, where the target counts parameters
 
     def set(self, key: str, value: Any, why: str = "", *, told: bool = True) -> None:
         self.values[key] = value
@@ -171,6 +172,11 @@ def _source(photos: str) -> tuple[str, str]:
         )
     inside = path.resolve().is_relative_to(Path.cwd())
     shown = path.resolve().relative_to(Path.cwd()) if inside and not path.is_symlink() else path
+    if path.is_file() and shown.parent == Path("."):
+        raise UserError(
+            f"{photos}: lies in this repository itself, all of which would be watched. Move it and its pictures into a "
+            "folder, such as data/raw"
+        )
     if path.is_file():
         return f"{'shards' if sharded else 'csv'}:{shown.as_posix()}", shown.parent.as_posix()
     if shown == Path("."):
@@ -220,14 +226,17 @@ def _choose_data(proposal: Proposal, pictures: Pictures, side: int) -> tuple[int
             say(f"data.{name}", share[name], f"{int(share[name] * train):,} of {train:,} pictures with a label")
     rest = round(1.0 - sum(share.values()), 2)
     labelled = int(rest * train)
-    say("data.labelled", rest if rest < 1.0 else train, f"the other {labelled:,}: those are learned from")
+    say("data.labelled", rest, f"the other {labelled:,}: those are learned from")  # a share, for pictures come and go
     without = pictures.count(Part.UNLABELLED, labelled=False) + pictures.count(Part.TRAIN, labelled=False)
     say("data.unlabelled", "rest", f"{without:,} pictures without a label: the teacher looks at them")
     if pictures.source.startswith("torchvision:"):
         say("data.max_unreadable", 0.0, "a published set is whole", told=False)
     else:
         seen = f"{pictures.unreadable} of {pictures.looked_at} looked at could not be read"
-        say("data.max_unreadable", 0.05 if pictures.unreadable else 0.02, f"{seen}; prepare names each")
+        bad = pictures.unreadable / pictures.looked_at
+        # twice the share that was seen, for those that were not looked at may be worse
+        most = max(0.05 if bad else 0.02, min(1.0, math.ceil(200 * bad) / 100))
+        say("data.max_unreadable", most, f"{seen}; prepare names each")
     say("data.corrections", pictures.corrections)
     return labelled, labelled + without
 
@@ -363,6 +372,7 @@ def _target(proposal: Proposal, pictures: Pictures, wishes: Wishes) -> tuple[dic
     if wishes.size_bytes is not None:
         params = max(1, (wishes.size_bytes - _FILE_BYTES) // _FLOAT_BYTES)
         whole, why = count_params(models.skeleton(teacher)), f"as asked: --size, {_FLOAT_BYTES} bytes each"
+        proposal.teacher_params = whole
         if params >= whole:
             return (
                 _QUARTER,
@@ -454,8 +464,13 @@ def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -
     if "macs" in target and isinstance(target["macs"], float):
         share = f"{100 * target['macs']:g}"
         claims.append((f"prune has at most {share} % of the MACs of {source}", "counted"))
+    elif "params" in target and proposal.teacher_params:
+        times = min(
+            2.0, math.floor(100 * proposal.teacher_params / target["params"]) / 100
+        )  # what the target itself asks
+        claims.append((f"prune is smaller than finetune by {times:g}x in parameters", "counted"))
     else:
-        claims.append(("prune is smaller than finetune by 2x in parameters", "counted"))
+        claims.append(("prune is smaller than finetune in parameters", "counted"))
     margin = next((points for points in _MARGINS if points >= least), None)
     if margin is not None:
         said = f"{test:,} test images show {least:.1f} points at the least"
@@ -514,7 +529,10 @@ def as_params(root: Path, values: Mapping[str, Any]) -> Params:
         place = raw
         for section in sections:
             if not isinstance(place, dict) or not isinstance(place.get(section), dict):
-                raise UserError(f"params.yaml: has no section '{key.rpartition('.')[0]}'. git checkout params.yaml")
+                raise UserError(
+                    f"'{key}': params.yaml has no section '{key.rpartition('.')[0]}'. If a recipe says it, mend that; "
+                    "else bring params.yaml back: git checkout params.yaml"
+                )
             place = place[section]
         place[last] = value
     try:
@@ -522,7 +540,9 @@ def as_params(root: Path, values: Mapping[str, Any]) -> Params:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {first['msg']}. Bring params.yaml back: git checkout params.yaml") from None
+        given = any(where == key or where.startswith(f"{key}.") for key in values)
+        mend = "A recipe says it: mend that" if given else "Bring params.yaml back: git checkout params.yaml"
+        raise UserError(f"{where}: {first['msg']}. {mend}") from None
 
 
 @dataclass(frozen=True)

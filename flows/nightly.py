@@ -176,6 +176,8 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
     if commit_to:
         branches.check(root, commit_to)
     commit = branches.commit_of(root, ref) if ref else head(root)
+    if commit_to:
+        branches.check_merge(root, commit_to, commit, RESULTS)
     params = root / PLACE / "params.yaml"
     params.write_text(branches.file_of(root, commit, "params.yaml"), encoding="utf-8")
     _put_in(params, values)

@@ -168,6 +168,8 @@ def _travel(root: Path, say: Callable[[str], None]) -> remote.Travel:
         remote.bring_data(root, say)
     if root not in _noted:  # the command asks before the flow, and the flow where no command has
         _noted.add(root)
+        data = load_params(root / "params.yaml").data
+        lineage.check_data(str(root / data.root), data.source)  # or DVC would hang at a FIFO
         remote.note_other_data(root, say)
     return travel
 

@@ -109,7 +109,8 @@ def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, s
         if not isinstance(place, dict):
             raise UserError(f"{whose}: '{key}' lies in a list. Give the whole list: {key.rpartition('.')[0]}=[...]")
         before = place.get(last)
-        if before != value or isinstance(before, bool) != isinstance(value, bool):
+        # 1 is one image and 1.0 are all; a key that is not there is no null
+        if before != value or isinstance(before, float) != isinstance(value, float) or _is_new(place, last, value):
             changed.append(f"{key}: {flat(before)} -> {flat(value)}")
             place[last] = _styled(value)
             made = place[last]
@@ -130,6 +131,10 @@ def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, s
     finally:
         partial.unlink(missing_ok=True)
     return changed
+
+
+def _is_new(place: Mapping[str, Any], key: str, value: Any) -> bool:
+    return key not in place or isinstance(place[key], bool) != isinstance(value, bool)
 
 
 def _comment(place: Any, key: str | int) -> str:
@@ -206,4 +211,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_plain(part) for part in value]
+    if isinstance(value, str):  # with the quotes that it had
+        return str(value)
     return value.real if isinstance(value, float | int) and not isinstance(value, bool) else value

@@ -145,9 +145,9 @@ def pull() -> None:
         if said := lineage.mend(root):
             console.print(said, style="yellow", markup=False)
         remote.bring_data(root, lambda line: console.print(line, markup=False))
-        remote.note_other_data(root, lambda line: console.print(line, style="yellow", markup=False))
         data = load_params().data
         lineage.check_data(data.root, data.source)
+        remote.note_other_data(root, lambda line: console.print(line, style="yellow", markup=False))
         restored, missing = _restore(root)
     if restored:
         console.print(f"restored: {', '.join(restored)}", markup=False)

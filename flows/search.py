@@ -53,6 +53,7 @@ from flows.worktrees import (
     bring_up_to_date,
     cancelled,
     conduct,
+    end_all,
     ended_together,
     mistakes,
     refuse_changes,
@@ -241,7 +242,6 @@ class Job:
     measured_by: str = ""  # hash of all that measures
     hopeless: dict[str, str] = field(default_factory=dict)  # hash of a stage's inputs -> why its training was given up
     failures: dict[int, tuple[Any, str]] = field(default_factory=dict)  # trials since the last that went well, and why
-    broken: bool = False  # so many failed in a row that no more are begun
     judging: threading.Lock = field(default_factory=threading.Lock)
     timing: threading.Lock = field(default_factory=threading.Lock)  # two that are timed would slow each other
     default_is_well: bool = False
@@ -256,19 +256,27 @@ class Job:
         self.slots.release()
 
     def failed(self, trial: optuna.Trial, why: str) -> None:
-        """Something went wrong with it. Whether that tells of its values is known once another one has gone well."""
+        """Something went wrong with it. Whether that tells of its values is known once another one has gone well; or
+        at once, where it was run again because of that doubt."""
         with self.judging:
+            if self.trials.was_doubted(trial):
+                self.trials.fail(trial, why)
+                return
+            self.trials.doubt(trial)
             self.failures[trial.number] = trial, why
-            self.broken |= len(self.failures) >= _FAILURES
+
+    @property
+    def broken(self) -> bool:
+        """So many have failed in a row that none is to begin."""
+        return len(self.failures) >= _FAILURES
 
     def judge(self) -> None:
         """Those that failed are told so: as one goes well, or as the search ends and they are few. Else Optuna keeps
         them as running, and the next start takes them up."""
         with self.judging:
-            if not self.broken:
-                for trial, why in self.failures.values():
-                    self.trials.fail(trial, why)
-                self.failures.clear()
+            for trial, why in self.failures.values():
+                self.trials.fail(trial, why)
+            self.failures.clear()
 
     @property
     def retest_folder(self) -> Path:
@@ -342,6 +350,8 @@ def search(job: Job, trees: Worktrees, begin: Begin) -> State:
         if state.is_completed() and job.retest_seeds:
             _wait_for_others(job)
             state = again(job, trees, environment, early)
+        if not state.is_completed():
+            end_all()  # what was begun for a re-test that there will not be
         for future in early.values():
             future.wait()
         return state
@@ -379,6 +389,9 @@ def _default_and_trials(job: Job, trees: Worktrees, environment: dict[str, str],
     while True:
         job.slots.acquire()
         no_default = job.default_made.done() and not job.default_made.result()
+        if job.broken:  # one that is at work may go well
+            for future in futures.values():
+                future.wait()
         trial = None if cancelled.is_set() or no_default or job.broken else job.trials.next()
         if trial is None:
             break
@@ -386,7 +399,7 @@ def _default_and_trials(job: Job, trees: Worktrees, environment: dict[str, str],
         one = attempt.with_options(name=name, task_run_name=name)
         futures[trial.number] = one.submit(job, trial, trees, environment)
         futures[trial.number].add_done_callback(lambda _: job.slots.release())  # even if it did not begin
-    if job.default_is_well and not cancelled.is_set() and finalists(job):  # so there will be a re-test
+    if job.default_is_well and not cancelled.is_set() and not job.broken and finalists(job):  # there will be a re-test
         for seed in job.retest_seeds:
             if seed not in early:
                 begin(seed)
@@ -816,9 +829,9 @@ def start(
                 names = ", ".join(f"trial {number}" for number in cut)
                 console.console.print(f"Cut off, and now run again: {names}", markup=False)
             job = Job(path, root, search_, space, trials, params, count, retest, engine, measured_by=measured_by)
-            for key, value in ((_FILE, file), (_GIVEN, job.given)):
-                if key not in study.user_attrs:
-                    study.set_user_attr(key, value)
+            study.set_user_attr(_FILE, file)
+            if _GIVEN not in study.user_attrs:
+                study.set_user_attr(_GIVEN, job.given)
             state = conduct(root, f"search {path.stem}", count, trees, search, job)
         for number, why in trials.others("FAIL").items():
             console.console.print(f"trial {number} failed: {why}", style="yellow", markup=False)

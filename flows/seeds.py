@@ -202,7 +202,7 @@ def _bring(
     began = time.monotonic()
     with console.stage_shown(name):
         if engine is None:
-            failure = reproduce(folder, select(lineage.graph(folder), stages), name, environment, logger)
+            failure = reproduce(folder, select(lineage.graph(folder), list(stages)), name, environment, logger)
         else:
             each = (worktrees.bring_up_to_date(folder, s, name, environment, logger, {}, engine=engine) for s in stages)
             failure = next(filter(None, each), None)

@@ -12,6 +12,7 @@ import math
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _STARTUP = 8  # trials that are drawn by chance before the sampler believes that it knows something
 _COUNTED = 100_000  # combinations of values that are listed, so that none is tried twice
+_DOUBTED = "doubted"  # a user attribute
 _DRAWS = 20  # of which one may be new, where it is not known what is
 _RANGE = {"low", "high", "step", "log"}
 
@@ -240,9 +242,17 @@ class Trials:
             if trial.user_attrs.get("worker") == self.worker:
                 self.study.tell(trial.number, state=TrialState.FAIL)
                 if set(trial.params) == set(self.space):
-                    self.study.enqueue_trial(trial.params)
+                    doubted = {_DOUBTED: True} if _DOUBTED in trial.user_attrs else {}
+                    self.study.enqueue_trial(trial.params, user_attrs=doubted)
                 cut.append(trial.number)
         return cut
+
+    def was_doubted(self, trial: optuna.Trial) -> bool:
+        """Whether it is run again because it was not clear that its values made it fail."""
+        return _DOUBTED in trial.user_attrs
+
+    def doubt(self, trial: optuna.Trial) -> None:
+        trial.set_user_attr(_DOUBTED, True)
 
     def put(self, values: Mapping[str, Any]) -> None:
         """These values come next, where they are in the space and nobody has drawn them."""
@@ -280,6 +290,7 @@ class Trials:
     def _ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
         trial = self.study.ask()
         trial.set_user_attr("worker", self.worker)
+        trial.set_user_attr("began", time.time())  # Optuna's own times are of the machine's zone
         return trial, {key: domain.ask(trial, key) for key, domain in self.space.items()}
 
     def _forget(self, trial: optuna.Trial) -> None:
@@ -313,16 +324,16 @@ class Trials:
         trials = self.study.trials
         return {t.number: str(t.user_attrs["why"]) for t in trials if t.state.name == state and "why" in t.user_attrs}
 
-    def elsewhere(self, now: datetime | None = None) -> list[int]:
+    def elsewhere(self, now: float | None = None) -> list[int]:
         """Trials that other workers are at. One that takes more than twice as long as any that was finished is taken
         for lost with its machine."""
-        trials = self.study.trials
-        took = [t.datetime_complete - t.datetime_start for t in trials if t.state.name == "COMPLETE"]
+        trials, now = self.study.trials, time.time() if now is None else now
+        took = [t.duration.total_seconds() for t in trials if t.state.name == "COMPLETE" and t.duration]
         return [
             t.number
             for t in trials
             if t.state.name == "RUNNING" and t.user_attrs.get("worker") not in (None, self.worker)
-            and (not took or (now or datetime.now()) - t.datetime_start < 2 * max(took))
+            and (not took or now - t.user_attrs.get("began", now) < 2 * max(took))
         ]  # fmt: skip
 
     def _counted(self) -> list[Any]:

@@ -86,7 +86,9 @@ class Worktrees:
             shutil.rmtree(path, ignore_errors=True)
             git(self._root, "worktree", "add", "--quiet", "--force", "--detach", str(path), self.commit)
         for place in self._outside:
-            if Path(os.path.normpath(place)).parts[0] != "..":  # what lies outside of the copy is not ours to remove
+            if (path / place).is_symlink():  # what leads out of two copies is one link
+                (path / place).unlink()
+            elif Path(os.path.normpath(place)).parts[0] != "..":  # what lies outside of the copy is not ours to remove
                 shutil.rmtree(path / place, ignore_errors=True)
             elif (path / place).exists():
                 raise UserError(
@@ -117,7 +119,7 @@ class Worktrees:
     def remove(self) -> None:
         for path in self.paths:
             for place in self._outside:
-                (path / place).unlink(missing_ok=True)  # what leads out of two copies is one link
+                (path / place).unlink(missing_ok=True)
             git(self._root, "worktree", "remove", "--force", str(path))
 
 
@@ -290,12 +292,17 @@ def ended_together() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        cancelled.set()
-        for process in list(_processes):
-            kill_group(process)
+        end_all()
         raise
     finally:
         console.stop_bars()
+
+
+def end_all() -> None:
+    """Begin nothing more, and end what runs."""
+    cancelled.set()
+    for process in list(_processes):
+        kill_group(process)
 
 
 def end_processes_of(thread: int) -> None:
@@ -370,6 +377,8 @@ def perform(
         said, code = hear(command, folder, name, checked, logger, heard, seconds)
     if code == 0:
         return None
+    if said and said[-1] == TOO_LONG:
+        return f"{', '.join(node.name for node in nodes)}: {TOO_LONG}, {(seconds or 0) / 60:g} minutes"
     told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
     return told[-1] if told else f"dvc ended with {code}"
 
@@ -397,6 +406,9 @@ def bring_up_to_date(
                 return failure
         after(node.name)
     return None
+
+
+TOO_LONG = "took longer than meta.timeout_minutes in dvc.yaml allows"
 
 
 def run_program(
@@ -430,7 +442,7 @@ def hear(
                     said.append(line.rstrip())
             code = process.wait()
         if timed_out.is_set():
-            said.append(f"{name}: took longer than {(seconds or 0) / 60:g} minutes (dvc.yaml, meta.timeout_minutes)")
+            said.append(TOO_LONG)
     except BaseException:  # ``heard`` ends it; Ray cancels a task so, and nothing else would end the process then
         kill_group(process)
         raise

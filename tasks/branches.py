@@ -77,12 +77,7 @@ def commit(folder: Path, branch: str, message: str, names: Sequence[str]) -> str
     check(folder, branch)
     away, head = _of_remote(folder, branch), git(folder, "rev-parse", "HEAD")
     reference = f"refs/heads/{away[1] if away else branch}"
-    if away:
-        before = git(folder, "ls-remote", away[0], reference).partition("\t")[0]
-        if before:
-            git(folder, "fetch", "--quiet", "--no-tags", away[0], reference)
-    else:
-        before = ask(folder, "rev-parse", "--verify", "--quiet", reference).stdout.strip()
+    before = _tip(folder, away, reference)
     with tempfile.TemporaryDirectory() as place:
         own = {"GIT_INDEX_FILE": f"{place}/index"}
         git(folder, "read-tree", head, env=own)
@@ -106,12 +101,31 @@ def commit(folder: Path, branch: str, message: str, names: Sequence[str]) -> str
     return made
 
 
+def _tip(folder: Path, away: tuple[str, str] | None, reference: str) -> str:
+    """The commit that a branch is at, which is here then; nothing where there is none."""
+    if away is None:
+        return ask(folder, "rev-parse", "--verify", "--quiet", reference).stdout.strip()
+    tip = git(folder, "ls-remote", away[0], reference).partition("\t")[0]
+    if tip:
+        git(folder, "fetch", "--quiet", "--no-tags", away[0], reference)
+    return tip
+
+
+def check_merge(root: Path, branch: str, head: str, names: Sequence[str]) -> None:
+    """Raise UserError where results of the commit ``head`` could not be laid upon ``branch``, before anything runs."""
+    away = _of_remote(root, branch)
+    if before := _tip(root, away, f"refs/heads/{away[1] if away else branch}"):
+        _check_only_results(root, branch, before, head, names)
+
+
 def _check_only_results(folder: Path, branch: str, before: str, head: str, names: Sequence[str]) -> None:
     """Raise UserError where ``branch``, at ``before``, has other changes than results since it and ``head`` parted:
     upon it would be laid what ``head`` is, and whoever merges the branch would lose them without a word."""
     parted = ask(folder, "merge-base", before, head).stdout.strip()
     but = [f":(exclude,top){name}" for name in names]
-    if not parted or ask(folder, "diff", "--quiet", parted, before, "--", ":/", *but).returncode:
+    changed = git(folder, "diff", "--name-only", "-z", parted, before, "--", ":/", *but) if parted else ""
+    paths = [f":(top,literal){path}" for path in changed.split("\0") if path]
+    if not parted or (paths and ask(folder, "diff", "--quiet", before, head, "--", *paths).returncode):
         raise UserError(
             f"commit_to: '{one_line(branch, 60)}' has changes that {head[:12]} does not build upon, and merging it "
             "would take them back. Run a commit that has them, or name another branch"

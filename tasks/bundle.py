@@ -17,6 +17,7 @@ from thinner.errors import UserError
 from thinner.evidence import shipping
 from thinner.files import json_files, whole
 from thinner.measure import operating
+from thinner.network import is_measured
 from thinner.params import Params
 from thinner.ship import bundle as bundling
 from thinner.ship.model_card import Facts, render
@@ -57,8 +58,11 @@ def make_bundle(
     source, out = made[candidate], out or Path("bundles", candidate)
     store = open_store(root / "data" / "prepared")
     channels = int(store.images.shape[3])
-    known = operating.read_points(root / operating.FILE).get(candidate, [])
-    temperature = shipping.find_temperature(root, candidate)
+    measured = is_measured(root, candidate, source)
+    known = operating.read_points(root / operating.FILE).get(candidate, []) if measured else []
+    temperature = shipping.find_temperature(root, candidate) if measured else None
+    if not measured:
+        say(f"{candidate}: evaluate has measured other weights of it. Measure these: thinner stage evaluate")
     if temperature is None:
         say(f"{candidate}: evaluate has not measured it, so its probabilities are not calibrated and its card is short")
     with bundling.new_folder(out, replace) as folder:
@@ -70,7 +74,7 @@ def make_bundle(
         )
         picture = {
             "image_size": int(store.images.shape[1]),
-            "fit": params.data.fit,
+            "fit": store.info["fit"],
             "max_pixels": params.data.max_pixels,
         }
         bundling.write_labels(

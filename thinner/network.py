@@ -29,9 +29,10 @@ from thinner.data import sources, store
 from thinner.errors import UserError, one_line
 from thinner.evidence import decision
 from thinner.evidence.shipping import find_temperature
+from thinner.files import json_files
 from thinner.measure import operating
 from thinner.networks import checkpoint
-from thinner.predict import Candidate, open_candidate
+from thinner.predict import Candidate, open_candidate, weights_sha256
 
 # an array: [height, width] or [height, width, 3], uint8, 0 is black
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -147,9 +148,21 @@ def load(
     )
     candidate = open_candidate(folder, device)
     name = _candidate_in(root, folder)
-    temperature = None if name is None else find_temperature(root, name)
-    points = tuple(operating.read_points(root / operating.FILE).get(name or "", ()))
+    measured = name is not None and is_measured(root, name, folder)
+    temperature = find_temperature(root, name) if name is not None and measured else None
+    points = tuple(operating.read_points(root / operating.FILE).get(name or "", ()) if measured else ())
     return Network(folder, tuple(candidate.spec["classes"]), temperature, points, candidate, as_stored)
+
+
+def is_measured(root: Path, candidate: str, folder: Path) -> bool:
+    """Whether what evaluate left (temperature, operating points) is of the weights in ``folder``, and not of those that
+    lay there before. Where no hash of them was left it is taken to be."""
+    path = root / "reports" / "evaluate" / "environment.json"
+    if not path.is_file():
+        return True
+    weights = json_files.read_object(path, "Make it again: dvc repro evaluate").get("weights_sha256")
+    known = weights.get(candidate) if isinstance(weights, dict) else None
+    return known is None or known == weights_sha256(folder)
 
 
 def _params_around(folder: Path) -> Path:

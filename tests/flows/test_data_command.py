@@ -158,6 +158,15 @@ def test_from_a_suspect_to_a_corrected_label_and_back(photos: Path) -> None:
     assert nothing.exit_code == 0 and "no line has a `label` yet" in nothing.output
     assert not Path("data/raw/corrections.csv").exists()
 
+    # what a person has written into the list is not written over, whatever a spreadsheet made of it
+    decided = again.replace(b",blue,,", b",blue,green,", 1)
+    for text in (decided, decided.replace(b",", b";")):
+        Path("reports/suspects.csv").write_bytes(text)
+        refused = runner.invoke(cli.app, ["data", "suspects"])
+        assert refused.exit_code == 1 and "hold" in refused.output and "labels" in refused.output
+        assert Path("reports/suspects.csv").read_bytes() == text
+    Path("reports/suspects.csv").write_bytes(again)
+
     # the person decides on two lines
     pd.read_csv("reports/suspects.csv").assign(label=lambda table: table["suggested"].where(table["rank"] <= 2)).to_csv(
         "mine.csv", index=False

@@ -199,12 +199,12 @@ def test_a_worktree_has_what_lets_one_in_to_the_remote_and_shows_it_to_nobody(tm
     found = configparser.RawConfigParser()
     found.read(mine)
     assert {name: dict(found[name]) for name in found.sections()} == {
-        "cache": {"dir": "/cache", "type": "copy"},
+        "cache": {"dir": '"/cache"', "type": "copy"},
         "'remote \"results\"'": {"secret_access_key": "a%b=c"},
     }
     assert mine.stat().st_mode & 0o777 == 0o600 and theirs.read_text() == text
     worktrees._share_cache(tmp_path / "none", mine, Path("/cache"))
-    assert mine.read_text().split() == ["[cache]", "dir", "=", "/cache"]
+    assert mine.read_text().split() == ["[cache]", "dir", "=", '"/cache"']
 
 
 def test_both_deployments_are_runs_of_this_flow_with_parameters_that_it_has() -> None:

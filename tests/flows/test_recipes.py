@@ -107,6 +107,22 @@ def test_values_are_set_and_nothing_else_moves(root: Path) -> None:
     assert "params.yaml has it" in CliRunner().invoke(cli.app, ["set", *pairs]).output
 
 
+def test_what_stands_in_quotes_is_set_and_shown_as_any_other(root: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["set", 'data.source="folder:data/raw/my photos #2"'])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(cli.app, ["set", "data.source=folder:data/raw/2024"])
+    assert done.exit_code == 0 and "data.source: 'folder:data/raw/my photos #2' -> folder:data/raw/2024" in done.output
+    assert load_params(root / "params.yaml").data.source == "folder:data/raw/2024"
+
+
+def test_one_image_is_not_all_of_them_and_no_key_is_no_null(root: Path) -> None:
+    for value, said in (("1", "2000 -> 1"), ("1.0", "1 -> 1.0"), ("1", "1.0 -> 1")):
+        done = CliRunner().invoke(cli.app, ["set", f"data.labelled={value}"])
+        assert done.exit_code == 0 and f"data.labelled: {said}" in done.output, done.output
+    done = CliRunner().invoke(cli.app, ["set", "distill.temprature=null"])
+    assert done.exit_code == 1 and "distill.temprature" in done.output
+
+
 @pytest.mark.parametrize(
     ("pair", "said"),
     [

@@ -85,8 +85,12 @@ def test_the_results_of_an_older_commit_do_not_take_back_what_came_since(root: P
         branches.commit(root, "nights", "another night", NAMES)
     git(root, "commit", "--quiet", "--allow-empty", "-m", "on a branch of its own")
     with pytest.raises(UserError, match="commit_to: 'nights' has changes"):
-        branches.commit(root, "nights", "another night", NAMES)
+        branches.check_merge(root, "nights", git(root, "rev-parse", "HEAD"), NAMES)
     assert git(root, "rev-parse", "nights") == kept
+    # the same code by another commit, as after an amend or a squash
+    (root / "code.py").write_text("2")
+    git(root, "commit", "--quiet", "--all", "-m", "the newer code once more")
+    assert branches.commit(root, "nights", "a night of that", NAMES) is not None
 
 
 def test_where_git_does_not_know_who_commits_it_is_thinner(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from thinner.errors import UserError
 from thinner.measure import operating
 from thinner.networks import checkpoint, export, models
 from thinner.networks.spec import NetworkSpec
-from thinner.predict import open_candidate
+from thinner.predict import open_candidate, weights_sha256
 from thinner.ship import bundle as bundling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -547,6 +547,26 @@ def test_a_network_that_was_not_evaluated_is_bundled_and_the_card_says_so(projec
         opened(folder).Network().threshold(95)
 
 
+def test_what_evaluate_left_of_other_weights_is_not_told_of_these(project: Path) -> None:
+    path = project / "reports/evaluate/environment.json"
+    environment = json.loads(path.read_text())
+    path.write_text(json.dumps(environment | {"weights_sha256": {"prune": "of those that lay there before"}}))
+    said: list[str] = []
+    folder = make(project, "prune", say=said.append)
+    assert said[0] == "prune: evaluate has measured other weights of it. Measure these: thinner stage evaluate"
+    labels = json.loads((folder / "labels.json").read_text())
+    assert (labels["temperature"], labels["calibrated"], labels["operating_points"]) == (1.0, False, [])
+    assert thinner.load(project / "data/prune").temperature is None
+    path.write_text(json.dumps(environment | {"weights_sha256": {"prune": weights_sha256(project / "data/prune")}}))
+    assert thinner.load(project / "data/prune").temperature is not None
+
+
+def test_pictures_are_made_square_as_the_data_were_and_not_as_params_say_today(project: Path) -> None:
+    set_params = recipes.write(project, {"data.fit": "pad"}, "the test")
+    assert set_params
+    assert json.loads((make(project, "prune") / "labels.json").read_text())["picture"]["fit"] == "crop"
+
+
 def test_the_command_makes_the_bundle_of_the_network_to_ship(project: Path) -> None:
     done = CliRunner().invoke(cli.app, ["bundle"])
     assert done.exit_code == 0, done.output
@@ -647,5 +667,20 @@ def test_in_a_browser_with_onnxruntime_web(shared: tuple[Path, Path], tmp_path: 
                 expected = thinner.load(root / "data/prune").predict(place / "stored.png")
                 assert named[0]["label"] == expected.label and named[1]["label"] == "unsure"
                 assert named[0]["probability"] == pytest.approx(expected.confidence, abs=1e-3)
+                # a large one, oblong, is made as small as the data are before the network sees it
+                large = Image.open(place / "stored.png").resize((300, 400), Image.Resampling.NEAREST)
+                large.save(place / "large.png")
+                named = browser.run(
+                    "import('/browser/predict.js').then(async (m) => {"
+                    " const network = await m.open();"
+                    " const file = await (await fetch('/large.png')).blob();"
+                    " const large = await m.name(network, file);"
+                    " network.about.picture.max_pixels = 1000;"
+                    " return [large, await m.name(network, file).catch((error) => error.message)]; })"
+                )
+                expected = thinner.load(root / "data/prune").predict(place / "large.png")
+                assert named[0]["label"] == expected.label
+                assert named[0]["probability"] == pytest.approx(expected.confidence, abs=0.05)
+                assert named[1] == "has 120000 pixels; max_pixels in labels.json is 1000"
         finally:
             server.terminate()

@@ -48,9 +48,14 @@ def test_best_first_and_unfinished_ones_are_marked():
     assert "| `at` | **2 of 3** | 70.00 | 0.00 | -11.00 [-23.71, +1.71] |" in text
 
 
-def test_differences_without_spread_have_no_width():
-    summary = study.summarise(rows(scratch={0: 0.5, 1: 0.75}, kd={0: 0.5, 1: 0.75}), "scratch").set_index("variant")
-    assert summary.loc["kd", ["difference", "low", "high", "p"]].tolist() == [0.0, 0.0, 0.0, 1.0]
+@pytest.mark.parametrize("ahead", [0.0, 0.005])  # of 200 images one more, with either seed
+def test_differences_without_spread_prove_nothing(ahead: float):
+    own = {0: 0.615, 1: 0.79}
+    both = rows(scratch=own, kd={seed: value + ahead for seed, value in own.items()})
+    summary = study.summarise(both, "scratch").set_index("variant")
+    assert summary.loc["kd", "difference"] == pytest.approx(100 * ahead)
+    assert summary.loc["kd", ["low", "high"]].isna().all() and summary.loc["kd", "p"] == 1.0
+    assert f"| {100 * ahead:+.2f} | 1.0000 |" in study.render_markdown(summary.reset_index(), "scratch", 2)
 
 
 def test_the_figure_shows_every_run_and_is_the_same_each_time(tmp_path):

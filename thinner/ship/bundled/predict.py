@@ -10,8 +10,8 @@ Or from Python, in this folder:
     network = predict.Network()
     network.name("photo.jpg")                    ("cat", 0.97)
 
-Exit code 0: every picture was read, or the self-test holds. 1: some could not be read, or it does not hold.
-2: the call or a file of the bundle is wrong.
+Exit code 0: at least one picture was named, or the self-test holds; what could not be read has a line of its own, on
+stderr. 1: none was named, or it does not hold. 2: the call or a file of the bundle is wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from PIL import Image, ImageOps
 HERE = Path(__file__).resolve().parent
 # By content, whatever a file is called. No other of Pillow's readers is tried: that of EPS starts a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
-ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".avif",
+)  # fmt: skip
 UNSURE = "unsure"
 
 

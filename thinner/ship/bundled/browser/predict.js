@@ -61,20 +61,26 @@ function isSure(about, logits, top, atLeast) {
   return point.log_odds !== null && logOdds >= point.log_odds;
 }
 
-/** A picture as the network takes it: upright, on white paper, square. The browser decodes: not to the bit as Pillow. */
+/**
+ * A picture as the network takes it: upright, on white paper, square, of the side that its data were stored at. The
+ * browser decodes and scales: not to the bit as Pillow.
+ */
 async function decode(about, file) {
   const bitmap = await createImageBitmap(file); // which turns it as its EXIF says
   const { width, height } = bitmap;
-  const fit = about.picture.fit;
-  const side = fit === "pad" ? Math.max(width, height) : Math.min(width, height);
-  const canvas = new OffscreenCanvas(fit === "stretch" ? width : side, fit === "stretch" ? height : side);
+  const { fit, image_size: side, max_pixels: most } = about.picture;
+  if (width * height > most) throw new Error(`has ${width * height} pixels; max_pixels in labels.json is ${most}`);
+  const scale = side / (fit === "pad" ? Math.max(width, height) : Math.min(width, height));
+  const [across, down] = fit === "stretch" ? [side, side] : [Math.round(width * scale), Math.round(height * scale)];
+  const canvas = new OffscreenCanvas(side, side);
   const pen = canvas.getContext("2d");
+  pen.imageSmoothingQuality = "high"; // what is made smaller is averaged, as the data were
   pen.fillStyle = fit === "pad" ? "black" : "white";
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  const [left, top] = [Math.round((canvas.width - width) / 2), Math.round((canvas.height - height) / 2)];
+  pen.fillRect(0, 0, side, side);
+  const [left, top] = [Math.round((side - across) / 2), Math.round((side - down) / 2)];
   pen.fillStyle = "white";
-  pen.fillRect(left, top, width, height);
-  pen.drawImage(bitmap, left, top);
+  pen.fillRect(left, top, across, down);
+  pen.drawImage(bitmap, left, top, across, down);
   const rgba = pen.getImageData(0, 0, canvas.width, canvas.height).data;
   const channels = about.input.channels;
   const pixels = new Uint8Array(canvas.width * canvas.height * channels);
