@@ -17,12 +17,12 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 INSTALLER ?= pip
 TORCH_INDEX ?=
 ifeq ($(INSTALLER),uv)
-NEW_VENV = uv venv --quiet --python "$(PYTHON)" $(VENV)
+NEW_VENV = uv venv --quiet --seed --clear --python "$(PYTHON)" $(VENV)
 # compiled once, as pip does by itself: else every program compiles torch, MLflow and Prefect as it starts
 INSTALL  = uv pip install --quiet --compile-bytecode --python $(BIN)/python
 FROM_INDEX = $(INSTALL) --index "$(TORCH_INDEX)"
 else
-NEW_VENV = "$(PYTHON)" -m venv $(VENV)
+NEW_VENV = "$(PYTHON)" -m venv --clear $(VENV)
 INSTALL  = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # also in place of further indexes that pip is set up for: of the same version it might take theirs
 FROM_INDEX = PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)" $(INSTALL) --index-url "$(TORCH_INDEX)"
@@ -86,7 +86,7 @@ $(STAMP): pyproject.toml constraints.txt
 		"Install it, or leave INSTALLER out"; exit 1; } ;; \
 		*) echo "INSTALLER='$(INSTALLER)': unknown. Choose pip or uv"; exit 1 ;; esac
 	@echo "Setting up $(VENV) with $(PYTHON) and $(INSTALLER). $(SIZE)."
-	@test -x $(BIN)/python || $(NEW_VENV) || { echo "Could not make a virtual environment." \
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(NEW_VENV) || { echo "Could not make a virtual environment." \
 		"On Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
 ifneq ($(TORCH_INDEX),)
 	@$(FROM_INDEX) --no-deps --constraint constraints.txt torch torchvision

@@ -93,9 +93,10 @@ def check(choice: Choice, root: Path) -> None:
             f"--engine {choice.name}: .dvc/config of the last commit does not name {there.url}, so no worker knows it: "
             f"thinner remote init {there.url} (without --local), then git commit .dvc/config"
         )
-    if PREFECT_API_URL.value() is None and host not in LOOPBACK:
+    server = PREFECT_API_URL.value()
+    if host not in LOOPBACK and (server is None or urlsplit(server).hostname in LOOPBACK):
         raise UserError(
-            f"--engine {choice.name}: workers at {host} tell Prefect how they are, and this run's own server listens "
+            f"--engine {choice.name}: workers at {host} tell Prefect how they are, and the server of this run listens "
             "on this machine only. Set PREFECT_API_URL to one that they reach"
         )
     try:

@@ -214,6 +214,8 @@ def stage(
             return Failed(name="Cancelled", message="cancelled before it started")
         logger.info("out of date: %s", console.abbreviated(why))
         with gpu.held(root, logger, _cancelled.is_set), console.stage_shown(node.name):
+            if _cancelled.is_set():  # while it waited
+                return Failed(name="Cancelled", message="cancelled before it started")
             state = _reproduce(root, node, environment, logger)
         stopped = _cancelled.is_set() and not state.is_completed()
         _ended[node.name] = "Cancelled" if stopped else state.name or ""

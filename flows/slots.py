@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.concurrency.sync import concurrency
+from prefect.concurrency.sync import ConcurrencySlotAcquisitionError, concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
@@ -33,6 +33,7 @@ from thinner.files import yaml_files
 
 KEY = "thinner.slots"
 LEASE_SECONDS = 60.0  # after which a server takes back what a killed process held; Prefect allows no less
+_GONE = (httpx.HTTPError, RuntimeError, OSError, ConcurrencySlotAcquisitionError)  # what a server's end looks like
 _LOOK_SECONDS = 5.0  # between two looks whether the flow was stopped while it waits
 
 
@@ -108,22 +109,33 @@ def _take(stack: contextlib.ExitStack, names: list[str], limit: int, logger: Any
         _set_limits(names, limit)
         while not stopped():
             with contextlib.suppress(TimeoutError):
-                stack.enter_context(
-                    concurrency(
-                        names, occupy=1, timeout_seconds=_LOOK_SECONDS, lease_duration=LEASE_SECONDS, strict=True,
-                        raise_on_lease_renewal_failure=False,
-                    )
+                taken = concurrency(
+                    names, occupy=1, timeout_seconds=_LOOK_SECONDS, lease_duration=LEASE_SECONDS, strict=True,
+                    raise_on_lease_renewal_failure=False,
                 )  # fmt: skip
+                taken.__enter__()
+                stack.callback(_give_back, taken, logger)
                 return
+            with get_client(sync_client=True) as client:  # one that has gone gives none, however long one waits
+                if (error := client.api_healthcheck()) is not None:
+                    raise RuntimeError(str(error) or type(error).__name__)
             if not waiting:
                 logger.info(
                     "waits: %s in use. To let %d share it: git config %s %d", names[0], limit + 1, KEY, limit + 1
                 )
                 waiting = True
-    except (httpx.HTTPError, RuntimeError, OSError) as error:
+    except _GONE as error:
         logger.warning(
             "whether the GPU is free is not known: Prefect's server does not tell (%s)", one_line(str(error))
         )
+
+
+def _give_back(taken: contextlib.AbstractContextManager[None], logger: Any) -> None:
+    """What was done with the slot is done, whatever has become of the server."""
+    try:
+        taken.__exit__(None, None, None)
+    except _GONE as error:
+        logger.warning("the GPU's slot was not given back: Prefect's server does not answer (%s)", one_line(str(error)))
 
 
 _known: dict[str, int] = {}  # limits that this process has set

@@ -374,6 +374,8 @@ def perform(
     limits = [node.timeout_seconds for node in nodes]
     seconds = None if None in limits else sum(limit for limit in limits if limit is not None)
     with slots.held(folder, logger, cancelled.is_set):
+        if cancelled.is_set():  # while it waited
+            return "cancelled"
         said, code = hear(command, folder, name, checked, logger, heard, seconds)
     if code == 0:
         return None

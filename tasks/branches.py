@@ -106,6 +106,8 @@ def _tip(folder: Path, away: tuple[str, str] | None, reference: str) -> str:
     if away is None:
         return ask(folder, "rev-parse", "--verify", "--quiet", reference).stdout.strip()
     tip = git(folder, "ls-remote", away[0], reference).partition("\t")[0]
+    if tip and git(folder, "rev-parse", "--is-shallow-repository") == "true":  # where the two parted is not in there
+        git(folder, "fetch", "--quiet", "--no-tags", "--unshallow", away[0])
     if tip:
         git(folder, "fetch", "--quiet", "--no-tags", away[0], reference)
     return tip

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tasks import COLLECT
 from tasks.environment import STANDS_FOR, is_further_process
 
 ADDRESS = "THINNER_FORKS"  # of the process that forks
@@ -243,6 +244,7 @@ def _become(peer: socket.socket, request: dict[str, Any], set_by_libraries: Mapp
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv[:], sys.path[:] = request["argv"], request["path"]
+    gc.set_threshold(*COLLECT)  # as Python has it: the package is imported once more, and asks for it then
     for name in [name for name in sys.modules if name.partition(".")[0] in _OURS]:
         del sys.modules[name]
     importlib.invalidate_caches()

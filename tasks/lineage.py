@@ -255,12 +255,25 @@ def key(root: Path, *targets: str) -> str:
                 for dep in stage.deps:
                     if dep.fs_path in made:
                         continue
+                    if any(out.startswith(f"{dep.fs_path}/") for out in made):  # those of a foreach, and a note
+                        reads[dep.def_path] = _but(made, Path(dep.fs_path))
+                        continue
                     dep.save()
                     reads[dep.def_path] = dep.hash_info.value
                 said[stage.name] = {"cmd": str(stage.cmd), "reads": reads}
         except DvcException as error:
             raise _refusal(error, f"{', '.join(targets)}: {error}") from error
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _but(made: set[str], folder: Path) -> dict[str, str]:
+    """SHA-256 of what lies in the folder, but for what stages make."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if not any(str(place) in made for place in (path, *path.parents))
+    }
 
 
 @dataclass(frozen=True)

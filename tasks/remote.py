@@ -464,11 +464,12 @@ def send_states(root: Path, name: str, over: Callable[[], bool]) -> None:
         there = _place(remote, name)
         while True:
             last, now = over(), _look(folder)
-            if now and now != sent and (text := _pack(folder)) is not None:
-                remote.fs.makedirs(remote.fs.parent(there), exist_ok=True)
-                with remote.fs.open(there, "wb") as file:
-                    file.write(text)
-                sent = now
+            with suppress(Exception):  # whatever an object store's library raises: the next round tries again
+                if now and now != sent and (text := _pack(folder)) is not None:
+                    remote.fs.makedirs(remote.fs.parent(there), exist_ok=True)
+                    with remote.fs.open(there, "wb") as file:
+                        file.write(text)
+                    sent = now
             if last:
                 break
             time.sleep(_STATE_SECONDS)

@@ -107,9 +107,9 @@ class Cluster:
 
     def stages(self) -> list[psutil.Process]:
         """Stage programs that are alive."""
-        return [p for p in psutil.process_iter(["cmdline", "cwd"])
+        return [p for p in psutil.process_iter(["cmdline", "cwd", "status"])
                 if "program.py" in (p.info["cmdline"] or [])[:3] and str(p.info["cwd"]).startswith(str(self.folder))
-                and p.is_running() and p.status() != psutil.STATUS_ZOMBIE]  # fmt: skip
+                and p.info["status"] != psutil.STATUS_ZOMBIE]  # fmt: skip
 
     def fork_for(self, stage: psutil.Process) -> psutil.Process | None:
         """The fork that works in the place of a stage's program, of a process that its worker keeps for that."""

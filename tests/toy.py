@@ -184,19 +184,30 @@ class Toy:
         assert text.count(old) >= 1, old
         path.write_text(text.replace(old, new))
 
+    def _holders(self) -> set[str]:
+        """The numbers in the locks of stages, here and in worktrees, as processes write and remove them."""
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # a folder that went while it was looked into
+                places = [self.root, *self.root.glob(".thinner/s*/**/w*-[0-9]")]
+                return {path.read_text() for place in places for path in place.glob(".thinner/locks/*.lock")}
+
     def stage_processes(self) -> list[psutil.Process]:
-        """Stage programs of this repository that are alive, then the forks that they stand for (tasks/forks.py)."""
-        found, holders = [], {path.read_text() for path in (self.root / ".thinner/locks").glob("*.lock")}
+        """Stage programs of this repository and its worktrees that are alive, then the forks that they stand for
+        (tasks/forks.py)."""
+        found: list[psutil.Process] = []
+        holders = self._holders()
         for process in psutil.process_iter():
             try:
-                words, here = process.cmdline()[:3], Path(process.cwd()) == self.root
-                if here and "program.py" in words:
+                words, here = process.cmdline()[:3], Path(process.cwd()).is_relative_to(self.root)
+                if not here or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if "program.py" in words:
                     found.insert(0, process)
-                elif here and "tasks.forks" in words and str(process.pid) in holders:
+                elif "tasks.forks" in words and str(process.pid) in holders:
                     found.append(process)
             except (psutil.Error, OSError):
                 continue
-        return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        return found
 
 
 def eventually(condition: Callable[[], object]) -> None:

@@ -168,14 +168,18 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
         if not promoted:
             _write(client, mine, f"not promoted: {reason}")
             return Decision(name, version, False, reason)
-        client.set_registered_model_alias(name, CHAMPION, version)
-        if _alias(client, name, CHALLENGER) is not None:
-            client.delete_registered_model_alias(name, CHALLENGER)
+        # the alias after all that a rollback asks for: cut off before it, nothing has changed for those who serve
         if champion is not None:
             earlier = [number for number in _before(champion) if number != version]
             client.set_model_version_tag(name, version, BEFORE, ",".join([str(champion.version), *earlier]))
         if ROLLED_BACK in mine.tags:
             client.delete_model_version_tag(name, version, ROLLED_BACK)
+        now = _alias(client, name, CHAMPION)
+        if (now and now.version) != (champion and champion.version):
+            raise UserError(f"{name}: another version became {CHAMPION} meanwhile. See: thinner models; then once more")
+        client.set_registered_model_alias(name, CHAMPION, version)
+        if _alias(client, name, CHALLENGER) is not None:
+            client.delete_registered_model_alias(name, CHALLENGER)
         _write(client, mine, f"{CHAMPION}: {reason}")
         return Decision(name, version, True, reason)
 
@@ -258,8 +262,9 @@ def rollback(params: Params, why: str) -> Decision:
                 f"{name} version {champion.version} stays {CHAMPION}: what was it before ({', '.join(earlier)}) was "
                 "rolled back or deleted as well. Make another network champion: thinner run, then thinner promote"
             )
-        client.set_registered_model_alias(name, CHAMPION, before)
+        # marked first: cut off between the two, the same command goes on to the same version
         client.set_model_version_tag(name, champion.version, ROLLED_BACK, why)
+        client.set_registered_model_alias(name, CHAMPION, before)
         _write(client, champion, f"rolled back: {why}")
         reason = f"version {champion.version} was rolled back: {why}"
         _write(client, there[before], f"{CHAMPION} again: {reason}")

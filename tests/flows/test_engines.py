@@ -253,7 +253,7 @@ def test_a_study_on_two_workers_shares_results_and_outlives_a_worker_and_a_failu
 ) -> None:
     toy, csv = cluster.toy, cluster.toy.root / "docs/studies/small.csv"
     for name in ("one", "two"):
-        cluster.start_worker(name, TOY_SLOW="distill:4")
+        cluster.start_worker(name, TOY_SLOW="distill:20")
     words = ["-m", "flows.sweep", "studies/small.yaml", "--engine", cluster.engine, "--address", cluster.address]
     toy.run("git", "config", "thinner.states", "true")
     process = toy.start(sys.executable, *words)
@@ -265,9 +265,12 @@ def test_a_study_on_two_workers_shares_results_and_outlives_a_worker_and_a_failu
         process.stdout.close()
 
     request.addfinalizer(end)
-    eventually(lambda: process.poll() is not None or any(step > 0 for step in cluster.states().values()))
+    seen: list[str] = []  # of what is sent again and again, as it was found whole
+    eventually(
+        lambda: process.poll() is not None or seen.extend(n for n, step in cluster.states().items() if step > 0) or seen
+    )
     assert process.poll() is None, process.communicate()[0]
-    state = next(name for name, step in cluster.states().items() if step > 0)
+    state = seen[0]
     where = next(cluster.folder.glob(f"*/clones/*/*/.thinner/resume/{state}"))
     lost = where.relative_to(cluster.folder).parts[0]
     for stage in cluster.stages():  # by the environment of its worker

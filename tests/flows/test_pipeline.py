@@ -146,9 +146,9 @@ def test_kill_group_does_not_wait_for_the_deaf(monkeypatch: pytest.MonkeyPatch) 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path("/proc").exists() else True
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path("/proc").exists() else True
 
 
 # --- with everything real ---
@@ -382,7 +382,7 @@ def test_a_result_that_is_damaged_everywhere_is_made_again_in_the_same_run(toy: 
     done = toy.pipeline()
     assert "data/finetune/model.json is not what finetune wrote" in done.stdout
     assert toy.ran() == ["finetune", "distill"] and made.read_bytes() == before
-    assert "ran: finetune, distill" in done.stdout or "finetune" in done.stdout
+    assert "ran: finetune, distill" in done.stdout
     assert "up to date" in toy.run("dvc", "status").stdout
 
 
@@ -525,7 +525,7 @@ def test_a_prefect_server_that_is_killed_while_it_starts_is_started_again(toy: T
         (own, *_) = set(_servers(toy)) - set(killed)
         own.kill()
         killed.append(own)
-    output, _ = process.communicate(timeout=server.STARTS * 60)  # Prefect's own patience alone is 120 s
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "Traceback" not in output, output
     assert toy.ran() == ["distill"]
     assert [run.info.status for run in _runs(toy)[:2]] == ["FINISHED", "FINISHED"]
@@ -594,7 +594,7 @@ def test_a_run_whose_prefect_server_goes_in_its_midst_ends_as_it_would_have(toy:
     assert process.returncode == 0, output
     assert output.count("Prefect's server does not answer any more") == 1
     assert "Traceback" not in output and "Errno" not in output.replace("[Errno 111] Connection refused)", ""), output
-    assert late < 60  # five seconds to look, five to leave, and MLflow's part; machines may be busy
+    assert late < 300  # five seconds to look, five to leave, and MLflow's part; machines may be busy
     assert toy.ran() == ["distill"]
     assert "up to date" in toy.run("dvc", "status").stdout
     assert [run.info.status for run in _runs(toy)[:2]] == ["FINISHED", "FINISHED"]

@@ -496,11 +496,14 @@ def environment(root: Path) -> dict[str, str]:
 COMMAND = [sys.executable, "-m", "flows.cli", "search", "searches/small.yaml"]
 
 
+_HELPERS = ("tasks.forks", "tasks.record.pipeline_run", "tasks.check")
+
+
 def stages_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = []
     for member in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # also of a zombie: it ended while we looked
-            if any(word.startswith("tasks.") and word != "tasks.forks" for word in member.cmdline()):
+            if any(word.startswith("tasks.") and word not in _HELPERS for word in member.cmdline()):
                 found.append(member)
     return found
 

@@ -206,7 +206,8 @@ def test_a_study_that_is_stopped_goes_on(toy: Toy) -> None:
     write(toy, ONE_SEED)
     process = toy.start(sys.executable, "-m", "flows.sweep", "studies/small.yaml", TOY_SLOW="distill:20")
     csv = toy.root / "docs" / "studies" / "small.csv"
-    eventually(lambda: any("distill" in path.read_text() for path in toy.root.rglob("worker-*/ran.txt")))
+    place = toy.root / ".thinner/sweeps/small"
+    eventually(lambda: any("distill" in path.read_text() for path in place.glob("worker-*/ran.txt")))
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=600)
     assert process.returncode != 0, said

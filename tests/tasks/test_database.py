@@ -36,6 +36,7 @@ def test_killed_while_it_is_made_the_next_one_makes_it(tmp_path: Path) -> None:
         process = connect(env)
         while process.poll() is None and not any(root.glob("*mlflow.db")):
             time.sleep(0.002)
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(wait)
         process.kill()
         process.communicate()

@@ -227,7 +227,7 @@ def test_an_rwlock_that_was_cut_off_is_removed(repository: Path, text: str) -> N
 
 @pytest.mark.integration
 def test_a_process_that_only_has_the_number_of_one_that_was_killed_holds_nothing(repository: Path) -> None:
-    path = repository / lockfile.RWLOCK
+    path, before = repository / lockfile.RWLOCK, time.time() - 60
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as later:
         sleeping = subprocess.Popen(["sleep", "600"])
         try:
@@ -235,7 +235,7 @@ def test_a_process_that_only_has_the_number_of_one_that_was_killed_holds_nothing
                 held = {"pid": pid, "cmd": "/bin/dvc repro --single-item copy"}
                 path.write_text(json.dumps({"write": {str(repository / "made.txt"): held}, "read": {}}))
                 if pid == later.pid:  # its words tell nothing; that it began after the file was written does
-                    os.utime(path, (time.time() - 60, time.time() - 60))
+                    os.utime(path, (before, before))
                 assert "is busy" in dvc(repository, "repro").stderr
                 assert lineage.reasons(repository, "copy") == ["has not run yet"]
                 assert dvc(repository, "repro", "--force").returncode == 0

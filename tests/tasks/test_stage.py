@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,7 +319,7 @@ def test_which_process_it_is_does_not_hang_on_the_clock(monkeypatch: pytest.Monk
         assert processes.mark() == before
     gone = subprocess.Popen(["true"])
     started = processes.started(gone.pid)
-    time.sleep(0.2)
+    os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
     assert not processes.is_alive(gone.pid, started)  # ended, and not waited for
     gone.wait()
     assert not processes.is_alive(gone.pid, started)
