@@ -74,7 +74,7 @@ def make_bundle(
         )
         picture = {
             "image_size": int(store.images.shape[1]),
-            "fit": store.info["fit"],
+            "fit": store.info.get("fit", params.data.fit),
             "max_pixels": params.data.max_pixels,
         }
         bundling.write_labels(

@@ -78,7 +78,7 @@ def write_project(root: Path, channels: int = 1, colours: int = 1, fit: str = "c
     np.save(root / "data/prepared/labels.npy", labels)
     np.savez(root / "data/prepared/splits.npz", **splits)  # type: ignore[arg-type]
     counts = {name: len(numbers) for name, numbers in splits.items()}
-    info = {"classes": CLASSES, "sha256": "d" * 64, "source": "made here", "counts": counts}
+    info = {"classes": CLASSES, "sha256": "d" * 64, "source": "made here", "counts": counts, "fit": fit}
     (root / "data/prepared/info.json").write_text(json.dumps(info))
     about, model = network(colours)
     spec = {
