@@ -64,6 +64,11 @@ class Worktrees:
             data = load_params(root / "params.yaml").data
             sources = [(data.root, data.source)]
         for place, source in sources if linked else ():
+            if os.path.normpath(place) == ".":
+                raise UserError(
+                    f"data.root: '{place}' is this repository itself, of which a copy has what git knows and no "
+                    "pictures. Put them into a folder: thinner set data.root=data/raw"
+                )
             lineage.check_data(str(root / place), source)  # or DVC would hang at a FIFO, in each of them
         self._raw = [place for place, _ in sources if not os.path.isabs(place)]  # that leads there from a copy, too
         places = dict.fromkeys([*(self._raw if linked else ()), *OUTSIDE])

@@ -105,21 +105,49 @@ def hand_over() -> None:
             }
         ).encode()
         sys.stdout.flush()
-        socket.send_fds(peer, [len(request).to_bytes(_LENGTH, "big")], [0, 1, 2])
-        peer.sendall(request)
-        if pid := int(_line(peer) or 0):
-            _stand_in(peer, pid)
+        signals, pid = _Signals(peer), 0
+        try:
+            socket.send_fds(peer, [len(request).to_bytes(_LENGTH, "big")], [0, 1, 2])
+            peer.sendall(request)
+            pid = int(_line(peer) or 0)
+        finally:
+            signals.found(pid)
+        if pid:
+            _stand_in(peer)
 
 
-def _stand_in(peer: socket.socket, pid: int) -> NoReturn:
-    def pass_on(number: int, _: object) -> None:
-        with contextlib.suppress(OSError):
-            peer.send(b"asked\n")
-            os.kill(pid, number)
+class _Signals:
+    """Passed on to the fork; what comes before its number is known waits for that, or for a second one."""
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, pass_on)
+    def __init__(self, peer: socket.socket) -> None:
+        self.peer, self.fork, self.early = peer, 0, []  # type: ignore[var-annotated]
+        heeded = (
+            n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN
+        )
+        self.before = {number: signal.signal(number, self.heard) for number in heeded}
+
+    def heard(self, number: int, _: object) -> None:
+        if self.fork:
+            with contextlib.suppress(OSError):
+                self.peer.send(b"asked\n")
+                os.kill(self.fork, number)
+        elif self.early:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        else:
+            self.early.append(number)
+
+    def found(self, fork: int) -> None:
+        """The fork's number, or 0: there is none, and this program goes on by itself."""
+        self.fork = fork
+        if not fork:
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
+        for number in self.early:
+            os.kill(os.getpid(), number)
+
+
+def _stand_in(peer: socket.socket) -> NoReturn:
     code = _line(peer)
     _line(peer)  # until the fork is gone, with its locks
     os._exit(int(code) if code else 128 + signal.SIGKILL)  # without a word: killed, by somebody or for its memory

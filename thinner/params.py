@@ -85,10 +85,6 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _files_lie_below_root(self) -> Data:
-        if os.path.normpath(self.root) == ".":
-            raise ValueError(
-                f"root: '{self.root}' is this repository itself. Give the folder of pictures, such as data/raw"
-            )
         if self.corrections is not None:
             root, file = (Path(os.path.normpath(text)) for text in (self.root, self.corrections))
             if root not in file.parents:

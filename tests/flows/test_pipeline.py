@@ -382,7 +382,6 @@ def test_a_result_that_is_damaged_everywhere_is_made_again_in_the_same_run(toy: 
     done = toy.pipeline()
     assert "data/finetune/model.json is not what finetune wrote" in done.stdout
     assert toy.ran() == ["finetune", "distill"] and made.read_bytes() == before
-    assert "ran: finetune, distill" in done.stdout
     assert "up to date" in toy.run("dvc", "status").stdout
 
 

@@ -138,7 +138,7 @@ def test_a_study_runs_once_and_says_what_it_found(toy: Toy) -> None:
     }  # fmt: skip
     assert set(found["step"]) == {2}
     text = (toy.root / "docs" / "studies" / "small.md").read_text()
-    assert "| `hot` | 2 | 75.00 | 7.07 | +20.00 [+20.00, +20.00] |" in text
+    assert "| `hot` | 2 | 75.00 | 7.07 | +20.00 | 1.0000 |" in text  # of two equal differences nothing is shown
     assert "hot" in said and "docs/studies/small.md" in said
     assert (toy.root / "docs" / "studies" / "small.svg").is_file()
     assert not list((toy.root / ".thinner" / "sweeps" / "small").glob("worker-*"))  # all done: nothing is left lying
@@ -251,6 +251,8 @@ def test_pictures_outside_of_the_repository_stay_where_they_are(toy: Toy) -> Non
             assert [(tree / place / "cat/1.png").read_bytes() for tree in trees.paths] == [b"mine", b"mine"]
         trees.remove()
         assert (photos / "cat/1.png").read_bytes() == b"mine" and not photos.is_symlink()
+    with pytest.raises(UserError, match="data.root: './' is this repository itself, of which a copy"):
+        worktrees.Worktrees(toy.root, paths, [("./", "folder:photos")])
     (folder / "photos").mkdir()
     (folder / "photos/other.txt").write_text("of another study")
     with pytest.raises(UserError, match=rf"data.root: '../photos' leads out .* thinner set data.root={photos}$"):

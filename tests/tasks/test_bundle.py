@@ -680,7 +680,8 @@ def test_in_a_browser_with_onnxruntime_web(shared: tuple[Path, Path], tmp_path: 
                 )
                 expected = thinner.load(root / "data/prune").predict(place / "large.png")
                 assert named[0]["label"] == expected.label
-                assert named[0]["probability"] == pytest.approx(expected.confidence, abs=0.05)
+                # of a network of random weights, which other averages change a lot
+                assert named[0]["probability"] == pytest.approx(expected.confidence, abs=0.15)
                 assert named[1] == "has 120000 pixels; max_pixels in labels.json is 1000"
         finally:
             server.terminate()
