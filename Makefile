@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 INSTALLER ?= pip
 TORCH_INDEX ?=
 ifeq ($(INSTALLER),uv)
-NEW_VENV = uv venv --quiet --seed --clear --python "$(PYTHON)" $(VENV)
+NEW_VENV = { rm -rf $(VENV); uv venv --quiet --seed --python "$(PYTHON)" $(VENV); }
 # compiled once, as pip does by itself: else every program compiles torch, MLflow and Prefect as it starts
 INSTALL  = uv pip install --quiet --compile-bytecode --python $(BIN)/python
 FROM_INDEX = $(INSTALL) --index "$(TORCH_INDEX)"

@@ -41,7 +41,8 @@ with get_client(sync_client=True) as client:
     )
     run = client.create_flow_run_from_deployment(deployment, name=sys.argv[1])
     client.set_flow_run_state(run.id, Pending())
-    client.set_flow_run_state(run.id, Running())
+    if client.read_flow_run(run.id).state.is_pending():
+        client.set_flow_run_state(run.id, Running())
     print("the run", sys.argv[1], "is", client.read_flow_run(run.id).state_type.value)
 """
 
