@@ -465,9 +465,8 @@ def choose_claims(proposal: Proposal, test: int, by_class: Sequence[int] = ()) -
         share = f"{100 * target['macs']:g}"
         claims.append((f"prune has at most {share} % of the MACs of {source}", "counted"))
     elif "params" in target and proposal.teacher_params:
-        times = min(
-            2.0, math.floor(100 * proposal.teacher_params / target["params"]) / 100
-        )  # what the target itself asks
+        asked = math.floor(100 * proposal.teacher_params / target["params"]) / 100  # by the target itself
+        times = min(2.0, asked)
         claims.append((f"prune is smaller than finetune by {times:g}x in parameters", "counted"))
     else:
         claims.append(("prune is smaller than finetune in parameters", "counted"))

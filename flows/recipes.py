@@ -110,7 +110,7 @@ def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, s
             raise UserError(f"{whose}: '{key}' lies in a list. Give the whole list: {key.rpartition('.')[0]}=[...]")
         before = place.get(last)
         # 1 is one image and 1.0 are all; a key that is not there is no null
-        if before != value or isinstance(before, float) != isinstance(value, float) or _is_new(place, last, value):
+        if last not in place or before != value or _kind(before) != _kind(value):
             changed.append(f"{key}: {flat(before)} -> {flat(value)}")
             place[last] = _styled(value)
             made = place[last]
@@ -133,8 +133,8 @@ def write(root: Path, values: Mapping[str, Any], whose: str, why: Mapping[str, s
     return changed
 
 
-def _is_new(place: Mapping[str, Any], key: str, value: Any) -> bool:
-    return key not in place or isinstance(place[key], bool) != isinstance(value, bool)
+def _kind(value: Any) -> tuple[bool, bool]:
+    return isinstance(value, bool), isinstance(value, float)
 
 
 def _comment(place: Any, key: str | int) -> str:

@@ -869,7 +869,7 @@ def _what_measures(tree: Path) -> str:
     stages, params = yaml_files.read(tree / "dvc.yaml")["stages"], yaml_files.read(tree / "params.yaml")
     deps = {dep for name in _MEASURE for dep in stages.get(name, {}).get("deps", [])}
     code = sorted({"tasks/measure.py", *(dep for dep in deps if dep.endswith(".py"))})
-    digests = [(name, hashlib.sha256((tree / name).read_bytes()).hexdigest()) for name in code]
+    digests = [(name, whole.file_sha256(tree / name)) for name in code]
     return hashlib.sha256(as_json([digests, {name: params[name] for name in _MEASURE}]).encode()).hexdigest()
 
 

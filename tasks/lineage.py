@@ -31,6 +31,7 @@ import yaml
 
 from tasks import lockfile
 from thinner.errors import UserError
+from thinner.files import whole
 
 # Repo objects are cheap (10 ms), but their lock is per process: two of our threads must take turns.
 _turn = threading.Lock()
@@ -270,7 +271,7 @@ def _but(made: set[str], folder: Path) -> dict[str, str]:
     """SHA-256 of what lies in the folder, but for what stages make."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): whole.file_sha256(path)
         for path in files
         if not any(str(place) in made for place in (path, *path.parents))
     }

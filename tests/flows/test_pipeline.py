@@ -593,7 +593,7 @@ def test_a_run_whose_prefect_server_goes_in_its_midst_ends_as_it_would_have(toy:
     assert process.returncode == 0, output
     assert output.count("Prefect's server does not answer any more") == 1
     assert "Traceback" not in output and "Errno" not in output.replace("[Errno 111] Connection refused)", ""), output
-    assert late < 300  # five seconds to look, five to leave, and MLflow's part; machines may be busy
+    assert late < 60  # five seconds to look, five to leave, and MLflow's part; machines may be busy
     assert toy.ran() == ["distill"]
     assert "up to date" in toy.run("dvc", "status").stdout
     assert [run.info.status for run in _runs(toy)[:2]] == ["FINISHED", "FINISHED"]
