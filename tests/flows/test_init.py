@@ -277,6 +277,25 @@ def test_corrected_labels_stay_with_their_pictures_and_are_left_out_of_others(tw
     assert (data.root, data.corrections) == ("many", None)
 
 
+@pytest.mark.parametrize("size", [6_000_000, 10_000_000, 13_000_000])
+def test_a_claim_about_parameters_asks_for_no_more_than_the_target(root: Path, size: int) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        draw(root / "photos" / name, 30, seed=number)
+    proposal = init.propose(init.look("photos"), Wishes(size_bytes=size), 64, 1.0)
+    init.choose_claims(proposal, 500)
+    claim = next(text for text in proposal.values["claims"] if "in parameters" in text)
+    times = float(claim.removeprefix("prune is smaller than finetune by ").partition("x")[0])
+    assert proposal.teacher_params is not None
+    assert 1 < times <= min(2, proposal.teacher_params / proposal.values["prune.target"]["params"])
+
+
+def test_a_list_in_the_repository_itself_is_refused(root: Path) -> None:
+    draw(root / "photos" / "cat", 2)
+    (root / "list.csv").write_text("path,label\nphotos/cat/0.png,cat\n")
+    with pytest.raises(UserError, match="list.csv: lies in this repository itself"):
+        init.look("list.csv")
+
+
 def test_what_the_test_images_cannot_show_keeps_a_network_from_being_shipped(root: Path) -> None:
     for number, name in enumerate(("cat", "dog")):
         draw(root / "photos" / name, 30, seed=number)
