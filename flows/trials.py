@@ -389,7 +389,7 @@ def open_study(storage: str, name: str, seed: int, worker: str = "") -> optuna.S
         )
     except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
         place = without_passwords(storage)
-        why = one_line(without_passwords(str(error).splitlines()[0]), 160)
+        why = one_line(without_passwords(str(error).partition("\n")[0]), 160)
         raise UserError(
             f"--storage: {place} cannot be opened ({why}). Look at the address, and at the server"
         ) from None

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from thinner import layout
 from thinner.compress import architectures, criteria, masks, pruning
 from thinner.data import views
-from thinner.errors import UserError
+from thinner.errors import UserError, one_line
 from thinner.evidence import drop
 from thinner.learn import losses, training
 from thinner.measure.profiling import count_params
@@ -55,9 +55,9 @@ def deep(params: Params) -> Iterator[str]:
             text = str(error)
             yield f"{name}.{text}" if text.startswith(("network:", "image_size:")) else f"{name}.network: {text}"
             if not str(section.weights).startswith(("torchvision:", "timm")):  # those belong to a network
-                yield from _weights(name, section)
+                yield from _weights(name, section, there=False)
             continue
-        yield from _weights(name, section, model)
+        yield from _weights(name, section)
         if why := _no_way_through(models.describe(section, _CLASSES), _shape(section)):
             yield (
                 f"{name}.image_size: {section.image_size} px does not go through '{section.network}' "
@@ -192,18 +192,19 @@ def _answers(name: str, section: Network, model: nn.Module) -> Iterator[str]:
         )
 
 
-def _weights(name: str, section: Network, model: nn.Module | None = None) -> Iterator[str]:
-    """Whether the weights can be read and belong to ``model``; of those that are downloaded, whether there are any."""
+def _weights(name: str, section: Network, there: bool = True) -> Iterator[str]:
+    """Whether the weights can be read and belong to the network, where it is ``there``; of those that are downloaded,
+    whether there are any."""
     try:
-        if model is None and section.weights is not None:
+        if there:
+            list(_started(section))
+        elif section.weights is not None:
             published.read_file(published.file_of(section.weights))
-        elif model is not None:
-            list(_started(section, model))
     except UserError as error:
         yield f"{name}.{error}"
 
 
-def _started(section: Network, model: nn.Module) -> Iterator[str]:
+def _started(section: Network) -> Iterator[str]:
     """What is to be said of the weights that a section names. Raises UserError where they cannot be had."""
     weights = section.weights
     if weights is None:
@@ -214,16 +215,22 @@ def _started(section: Network, model: nn.Module) -> Iterator[str]:
     elif weights == "timm":
         published.check_timm_weights(section.network)
     else:
-        network = models.describe(section, _CLASSES)
-        yield from models.fit_weights(model, network, published.read(section.network, weights)).notes
+        state = published.file_of(weights).stat()
+        yield from _fit(models.describe(section, _CLASSES), weights, (state.st_ino, state.st_size, state.st_mtime_ns))
     yield from published.remarks(section.network, weights, views.Preprocessing.of(section))
+
+
+@functools.lru_cache(maxsize=32)
+def _fit(network: NetworkSpec, weights: str, file: tuple[int, ...]) -> tuple[str, ...]:
+    """What is to be said of weights in a file that is as ``file`` says: a search and `thinner init` ask many times."""
+    return models.fit_weights(models.skeleton(network), network, published.read(network.name, weights)).notes
 
 
 def remarks(params: Params) -> Iterator[str]:
     """What is not wrong and yet worth knowing, for params that ``deep`` finds nothing wrong with."""
     for name in ("finetune", "student"):
         section: Network = getattr(params, name)
-        for line in _started(section, models.skeleton(models.describe(section, _CLASSES))):
+        for line in _started(section):
             yield f"{name}.{line}" if line.startswith(_PREPROCESSING) else f"{name}.weights: {line}"
     if params.run.processes > 1:
         yield from _of_a_share(params)
@@ -375,7 +382,7 @@ def _at_odds(
     except (RuntimeError, IndexError, ValueError) as error:
         pairs = zip(given["student_layers"], given["teacher_layers"], strict=True)
         listed = ", ".join(f"{s} {list(student[s].shape[1:])} with {t} {list(teacher[t].shape[1:])}" for s, t in pairs)
-        return f"{name}: cannot compare {listed} ({str(error).splitlines()[0]}). Name layers of other shapes"
+        return f"{name}: cannot compare {listed} ({one_line(error)}). Name layers of other shapes"
     return None
 
 

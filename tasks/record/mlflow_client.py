@@ -175,7 +175,7 @@ def or_here(do: Callable[P, T]) -> Callable[P, T]:
 
 
 def _keep_from_now_on(error: UserError) -> None:
-    print(f"warning: {str(error).splitlines()[0]}. {KEPT_HERE}", file=sys.stderr, flush=True)
+    print(f"warning: {first_line(error)}. {KEPT_HERE}", file=sys.stderr, flush=True)
     os.environ[UNSENT] = "yes"  # one wait is enough for a process
 
 

@@ -495,6 +495,15 @@ def test_weights_of_another_network_are_found_before_anything_runs(tmp_path, mon
     assert any(line in found for found in mistakes(tmp_path, {"student.weights": name}, deep=True))
 
 
+def test_weights_that_changed_since_they_were_looked_at_are_looked_at_again(tmp_path, monkeypatch):
+    name = _place(tmp_path, monkeypatch)
+    assert passes(tmp_path, {"student.weights": name})
+    whole = Path(name).read_bytes()
+    Path(name).write_bytes(whole[: len(whole) // 2])
+    (line,) = mistakes(tmp_path, {"student.weights": name}, deep=True)
+    assert "w.pth' is damaged" in line
+
+
 def test_damaged_weights_are_found_also_where_the_network_is_unknown(tmp_path, monkeypatch):
     name = _place(tmp_path, monkeypatch)
     Path(name).write_bytes(b"")
