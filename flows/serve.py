@@ -37,6 +37,8 @@ def ui() -> int:
     with _Servers(root) as servers:
         mlflow_url = servers.mlflow()
         prefect_url = servers.prefect()
+        if servers.note is not None:
+            _free_slots(child_environment(PREFECT_API_URL=f"{prefect_url}/api", THINNER_ROOT=str(root)))
         print(
             f"\n  MLflow    {without_passwords(mlflow_url)}\n  Prefect   {without_passwords(prefect_url)}{_login()}"
             "\n\nCtrl-C ends both.",
@@ -146,6 +148,8 @@ class _Servers:
             str(port),
             "--workers",
             "1",
+            "--app-name",
+            "thinner",
             "--uvicorn-opts",
             "--log-level warning",
         )

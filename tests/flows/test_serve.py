@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from flows import serve
+from tests.servers import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 # Starts the server as `thinner serve` does, does something with it, and is gone as by a power cut.
@@ -87,3 +90,22 @@ def test_what_mlflow_is_told_of_a_database_is_in_no_list_of_processes(
     servers.mlflow()
     assert seen["env"]["MLFLOW_BACKEND_STORE_URI"] == "postgresql://me:secret@host/runs"
     assert "secret" not in " ".join(seen["words"])
+
+
+@pytest.mark.integration
+def test_mlflows_assistant_which_would_run_commands_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    servers = serve._Servers(tmp_path)
+    try:
+        url = servers.mlflow()
+        asked = urllib.request.Request(
+            f"{url}/ajax-api/3.0/mlflow/assistant/config", b"{}", {"Content-Type": "application/json"}, method="PUT"
+        )
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(asked, timeout=PATIENCE)
+        with urllib.request.urlopen(f"{url}/api/2.0/mlflow/experiments/search?max_results=1", timeout=PATIENCE) as it:
+            assert b"experiments" in it.read()
+    finally:
+        servers.__exit__()
