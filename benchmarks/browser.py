@@ -23,6 +23,8 @@ from websockets.sync.client import connect
 
 from thinner.errors import UserError
 
+PATIENCE = 600.0  # seconds after which what hangs is ended: no claim, for a machine may be busy
+
 
 class NoBrowserError(UserError):
     """There is no Chromium on this machine."""
@@ -60,15 +62,19 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + PATIENCE
         while not (note.exists() and note.read_text().count("\n")):
             if self.process.poll() is not None or time.monotonic() > give_up:
                 raise BrowserError("Chromium does not start")
             time.sleep(0.1)
         port = note.read_text().split()[0]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
-            page = next(target for target in json.load(answer) if target["type"] == "page")
-        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=60, proxy=None)
+        page = None
+        while page is None:
+            if time.monotonic() > give_up:
+                raise BrowserError("Chromium shows no page")
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE) as answer:
+                page = next((target for target in json.load(answer) if target["type"] == "page"), None)
+        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=PATIENCE, proxy=None)
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.call(
@@ -82,13 +88,13 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
         self.process.terminate()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=PATIENCE)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)
         self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            message = json.loads(self.socket.recv(timeout=120))
+            message = json.loads(self.socket.recv(timeout=PATIENCE))
             if message.get("id") == number:
                 if "error" in message:
                     raise BrowserError(f"{method}: {message['error']}")
@@ -118,7 +124,7 @@ class Browser:
             raise BrowserError(f"{script}: {result['exceptionDetails']}")
         return result["result"].get("value")
 
-    def until(self, script: str, seconds: float = 60) -> Any:
+    def until(self, script: str, seconds: float = PATIENCE) -> Any:
         """Wait until the expression is truthy; returns it."""
         give_up = time.monotonic() + seconds
         while not (value := self.run(script)):

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from benchmarks.browser import Browser, BrowserError
+from benchmarks.browser import PATIENCE, Browser, BrowserError
 from tasks.environment import home_root
 from tasks.record import mlflow_client
 from thinner.errors import UserError
@@ -61,7 +61,7 @@ def serving(store: str, folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
+        server.wait(timeout=PATIENCE)
 
 
 def only(runs: Sequence[str]) -> str:
@@ -79,7 +79,7 @@ def compare(browser: Browser, url: str, experiment: str, runs: Sequence[str], se
     browser.open(f"{url}/#/experiments/{experiment}/runs?searchFilter={quote(search)}")
     ticks = [f".ag-row[row-id='{run}'] .ag-selection-checkbox input" for run in runs]
     seen = " && ".join(f'document.querySelector("{tick}")' for tick in ticks)
-    browser.until("!!document.querySelector('.ag-row-level-0 .ag-selection-checkbox input')", seconds=60)
+    browser.until("!!document.querySelector('.ag-row-level-0 .ag-selection-checkbox input')")
     if not browser.run(f"!!({seen})"):
         fold = ".ag-row-level-0 button[data-component-id*=runnamecellrenderer]"
         browser.run(f"document.querySelectorAll('{fold}').forEach(button => button.click())")

@@ -45,8 +45,7 @@ def test_what_differs_is_seen(made: tuple[Any, dict[str, bytes]], tmp_path: Path
 
 
 def test_the_page_is_what_the_numbers_give() -> None:
-    if faults.RESULTS.exists():
-        rows = json.loads(faults.RESULTS.read_text())
-        text = faults.PAGE.read_text()
-        fell = [row for row in rows if row["ended"] != "too late"]
-        assert f"\n{len(fell)} kills, " in text and f"; {len(rows) - len(fell)} more came too late." in text
+    rows = json.loads(faults.RESULTS.read_text())
+    text = faults.PAGE.read_text()
+    fell = [row for row in rows if row["ended"] != "too late"]
+    assert f"\n{len(fell)} kills, " in text and f"; {len(rows) - len(fell)} more came too late." in text

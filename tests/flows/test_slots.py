@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import slots
+from tests.servers import PATIENCE
 from tests.toy import eventually
 from thinner.errors import UserError
 
@@ -95,5 +96,5 @@ def test_at_most_so_many_hold_a_device_at_once(root: Path, prefect_url: str, lim
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(PATIENCE)
     assert len(most) == 3 and max(most) == together

@@ -90,7 +90,7 @@ def test_mirror_images_double_what_the_teacher_looks_at(clock: forecast.Clock) -
     assert seconds(True) == pytest.approx(2 * seconds(False))
 
 
-def test_steps_of_the_head_alone_are_counted_and_cost_less_than_whole_ones(clock: forecast.Clock) -> None:
+def test_steps_of_the_head_alone_are_counted(clock: forecast.Clock) -> None:
     def seconds(probe: int) -> float:
         return forecast.foretell(params_with(finetune__probe_steps=probe), COUNTS, clock)["finetune"].seconds
 

@@ -9,14 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tasks import forks
+from tasks import forks, processes
 from tests.toy import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,7 +55,7 @@ if __name__ == "__main__":
     elif what == "deaf":
         from tasks import processes
         processes.GRACE_SECONDS = 900.0  # what it has if it is asked again
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
         print(os.getpid(), flush=True)
         time.sleep(900)
     elif what == "child":
@@ -255,7 +254,7 @@ def test_a_deaf_fork_that_was_asked_ends_with_its_stand_in(place: Path, told: di
     assert process.stdout is not None
     fork = int(process.stdout.readline())
     process.terminate()
-    time.sleep(1.0)
+    assert process.stdout.readline() == "told\n"
     assert psutil.pid_exists(fork)
     process.kill()
     eventually(lambda: not psutil.pid_exists(fork))  # at once, without a second asking
@@ -305,8 +304,10 @@ def test_what_forks_ends_with_who_started_it(place: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != forks.ADDRESS} | {"PYTHONPATH": str(place)}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    pid, folder = process.stdout.readline().split()
+    number, folder = process.stdout.readline().split()
+    pid = int(number)
+    born = processes.started(pid)
     process.kill()
     process.communicate()
-    eventually(lambda: not psutil.pid_exists(int(pid)))
+    eventually(lambda: not processes.is_alive(pid, born))  # an orphan that nobody buries is dead, too
     assert not Path(folder).exists()

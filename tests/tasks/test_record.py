@@ -371,7 +371,7 @@ def test_a_server_that_dies_or_hangs_in_the_middle_misses_nothing(
         (store / "curve.csv").write_text("a,b")
         began = time.monotonic()
         recorder.artifact(store / "curve.csv")
-        assert time.monotonic() - began < 90  # 22 on a quiet machine, with MLflow's defaults 240
+        assert time.monotonic() - began < 200  # 22 on a quiet machine, with MLflow's defaults 240
         recorder.end("FINISHED")
         assert capsys.readouterr().err.count("no longer answers") == 1
         with contextlib.suppress(ProcessLookupError):

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm  # noqa: F401 - what a reader imports late is none of its time
 import torch
+import torchvision  # noqa: F401
 from anything import SEEDS, VALUES, ask, changed, damaged, fuzz, written
 from hypothesis import given
 from hypothesis import strategies as st

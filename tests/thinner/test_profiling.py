@@ -94,7 +94,7 @@ def test_candidates_take_turns_and_warm_up_is_thrown_away() -> None:
 
 def test_latency_is_in_milliseconds() -> None:
     samples = measure_latency({"sleeper": lambda: time.sleep(0.005)}, repeats=3, warmup=0)["sleeper"]
-    assert all(5.0 <= value < 200.0 for value in samples)
+    assert all(5.0 <= value < 2000.0 for value in samples)
 
 
 def test_garbage_collection_is_off_while_the_clock_runs_and_on_again_even_after_an_error() -> None:
