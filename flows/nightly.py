@@ -19,12 +19,13 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import httpx
 from prefect import flow, get_run_logger
@@ -34,6 +35,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from flows import arrivals, console, ending, messages, pipeline, recipes, server
 from flows.worktrees import Worktrees, changes, head
@@ -42,6 +44,7 @@ from tasks.environment import HOME, child_environment, repository_root
 from tasks.record.mlflow_client import tracking_uri, without_passwords
 from thinner.config import ParamsError, load_params
 from thinner.errors import UserError, one_line
+from thinner.params import Params
 
 PLACE = Path(".thinner") / "nightly"
 RESULTS = ("params.yaml", "dvc.lock", "reports")  # what a branch gets
@@ -60,7 +63,7 @@ class _BusyError(UserError):
 )
 def nightly(
     stages: list[str] | None = None,
-    jobs: int = 2,
+    jobs: Annotated[int, Field(ge=1)] = 2,
     set: dict[str, Any] | None = None,
     ref: str | None = None,
     commit_to: str | None = None,
@@ -195,6 +198,7 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
     _unlock(root / PLACE / "tree")
     trees = Worktrees(root, [root / PLACE / "tree"], [(data.root, data.source)], commit, linked=not pointers)
     (folder,) = trees.paths
+    _remove_others(folder, load_params(params))
     if pointers:
         _bring(folder, pointers, pull)
     (folder / "params.yaml").write_bytes(params.read_bytes())
@@ -202,13 +206,24 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
     before = {key: os.environ.get(key) for key in told}
     os.environ.update(told)
     try:
-        with contextlib.chdir(folder):
+        # whoever measures in the working copy meanwhile would measure beside this
+        with pipeline.only_run(root), contextlib.chdir(folder):
             yield folder
     finally:
         for key, value in before.items():
             os.environ.pop(key)
             if value is not None:
                 os.environ[key] = value
+
+
+def _remove_others(folder: Path, params: Params) -> None:
+    """Networks and reports of an earlier night, with values of its own, that this one does not have: stages depend on
+    the folders around them, and whoever reads reports would tell of them."""
+    for section, names in (("prune_also", params.prune_also), ("self_train", params.self_train.networks)):
+        for top in ("data", "reports"):
+            for path in (folder / top / section).glob("*"):
+                if path.is_dir() and path.name not in names:
+                    shutil.rmtree(path)
 
 
 def _unlock(tree: Path) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
 from prefect import flow, get_run_logger, task
@@ -37,12 +37,22 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows import console, ending, record, server
 from flows import slots as gpu
 from flows.watch import MARK
 from tasks import forks, integrity, lineage, lockfile, processes, remote
-from tasks.environment import CHECKED, FLOW, PARENT, PROGRESS, UNSENT, child_environment, repository_root
+from tasks.environment import (
+    CHECKED,
+    FLOW,
+    PARENT,
+    PROGRESS,
+    UNSENT,
+    child_environment,
+    of_the_disk,
+    repository_root,
+)
 from tasks.stage import params_digest
 from thinner.config import load_params
 from thinner.errors import UserError
@@ -90,7 +100,7 @@ def _is_busy(task: Any, task_run: Any, state: State) -> bool:
     persist_result=False,
     validate_parameters=True,
 )
-def pipeline(stages: list[str] | None = None, jobs: int = 2) -> State:
+def pipeline(stages: list[str] | None = None, jobs: Annotated[int, Field(ge=1)] = 2) -> State:
     """Bring the stages (all by default; else these and what they need) up to date, at most `jobs` at a
     time."""
     try:
@@ -553,10 +563,17 @@ def _end_leftovers() -> None:
                 client.set_flow_run_state(other.id, Crashed(message="the process was killed"), force=True)
 
 
-def run(stages: list[str] | None = None, jobs: int = 2, quiet: bool = False, file: Path | None = None) -> int:
+def run(
+    stages: list[str] | None = None,
+    jobs: int = 2,
+    quiet: bool = False,
+    file: Path | None = None,
+    begin: Callable[[], None] | None = None,
+) -> int:
     """What `make run` does: plan, flow, the end. Returns the exit code.
 
-    ``quiet``: only the end is told, and what went wrong. ``file``: how it ended, as JSON (flows.ending).
+    ``quiet``: only the end is told, and what went wrong. ``file``: how it ended, as JSON (flows.ending). ``begin``:
+    what comes before all else, and may refuse.
     """
     nodes: list[lineage.Node] = []
     try:
@@ -567,6 +584,8 @@ def run(stages: list[str] | None = None, jobs: int = 2, quiet: bool = False, fil
         console.console.print(str(error), style="red", markup=False)
         return 2
     try:
+        if begin is not None:
+            begin()
         load_params()  # first of all: a typo is told at once
         if said := lineage.mend(root):
             console.console.print(said, style="yellow", markup=False)
@@ -575,6 +594,11 @@ def run(stages: list[str] | None = None, jobs: int = 2, quiet: bool = False, fil
     except UserError as error:
         console.console.print(str(error), style="red", markup=False)
         verdict, message = "refused", str(error)
+    except OSError as error:
+        if not (message := of_the_disk(error)):
+            raise
+        console.console.print(message, style="red", markup=False)
+        verdict = "failed" if _ended else "refused"
     except KeyboardInterrupt:
         verdict, message = "stopped", "stopped by Ctrl-C or a signal"
     if file is not None:

@@ -61,7 +61,8 @@ def make_plan(root: Path, params: Params, jobs: int, *, fresh: bool = False) -> 
                 why = [f"follows {', '.join(after)}"]
             if why:
                 stale.add(node.name)
-            stages.append(Planned(node.name, why, costs[node.name]))
+            unknown = forecast.Cost(node.name, 0.0, 0, "a stage of your own, which is not foretold")
+            stages.append(Planned(node.name, why, costs.get(node.name, unknown)))
     wanted = {each.stage: each.cost for each in stages if each.runs}
     seconds = forecast.whole_run(wanted, nodes, params, jobs, clock.start_seconds)
     size = sum(cost.bytes for cost in wanted.values())

@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,15 +122,18 @@ def _record_one(
             client, run_id, DATASET, test, Path("data/prepared"), {"test": images}, context="testing"
         )
         log_predictions(client, run_id, read_predictions([name]))
-        model_id = log_model(run_id, name)
-        now = int(time.time() * 1000)
-        linked = {"model_id": model_id, "dataset_name": DATASET, "dataset_digest": test[:36], "run_id": run_id}
-        client.log_batch(
-            run_id,
-            metrics=[Metric(key, value, now, 0, **linked) for key, value in numbers.items()],
-            params=[Param(key, value) for key, value in words.items()],
-        )
-        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+
+        def rest(model_id: str) -> None:
+            now = int(time.time() * 1000)
+            linked = {"model_id": model_id, "dataset_name": DATASET, "dataset_digest": test[:36], "run_id": run_id}
+            client.log_batch(
+                run_id,
+                metrics=[Metric(key, value, now, 0, **linked) for key, value in numbers.items()],
+                params=[Param(key, value) for key, value in words.items()],
+            )
+            client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+
+        log_model(run_id, name, rest)
         status = "FINISHED"
     finally:
         client.set_terminated(run_id, status)
@@ -196,10 +199,11 @@ def read_predictions(names: Sequence[str] | None = None) -> dict[str, Any]:
         return {"index": file["index"], **{key: file[key].astype(np.uint16) for key in ("labels", *wanted)}}
 
 
-def log_model(run_id: str, name: str) -> str:
+def log_model(run_id: str, name: str, rest: Callable[[str], None]) -> None:
     """Record the candidate as a model of this run: its files, a copy of `thinner`, and served.py to run them.
 
-    Returns the LoggedModel's id.
+    ``rest`` is given the LoggedModel's id and records what else belongs to the run, which MLflow says is finished as
+    soon as this one ends.
     """
     import mlflow
     import pandas as pd
@@ -226,7 +230,7 @@ def log_model(run_id: str, name: str) -> str:
             input_example=pd.DataFrame({"image": [_example()]}),
             pip_requirements=[f"{package}=={v}" for package in packages if (v := mlflow_client.version_of(package))],
         )
-    return str(logged.model_id)
+        rest(str(logged.model_id))
 
 
 @contextlib.contextmanager

@@ -159,6 +159,12 @@ def _bring_to_registry() -> None:
         print(f"not brought to the model registry: {error}")
 
 
+def _send_missed() -> None:
+    if unsent.is_any():
+        with contextlib.suppress(UserError):  # it has been said that MLflow does not answer; the next run tries
+            print(f"{mlflow_client.sync()} runs that MLflow had missed are in it now")
+
+
 def _close(run_id: str) -> None:
     """As standard input says once the stages have ended; without a word whoever asked has died, and the next run marks
     it."""
@@ -169,10 +175,9 @@ def _close(run_id: str) -> None:
     if stages is None:
         _end(run_id, status)
         return
+    _send_missed()  # before: the summary tells of the stages' runs
     close_run(run_id, status, stages)
-    if unsent.is_any():
-        with contextlib.suppress(UserError):  # it has been said that MLflow does not answer; the next run tries
-            print(f"{mlflow_client.sync()} runs that MLflow had missed are in it now")
+    _send_missed()
     if status == "FINISHED" and "report" in stages:
         _bring_to_registry()
 

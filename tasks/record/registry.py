@@ -141,9 +141,18 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
     Raises:
         UserError: results are missing or out of date; the champion was tested on other images; it was rolled back.
     """
-    name, version = register(root, params)
     client, _ = mlflow_client.connect()
     with mlflow_client.reachable():
+        challenger = _alias(client, model_name(params), CHALLENGER)
+    name, version = register(root, params)
+    with mlflow_client.reachable():
+        if challenger is not None and int(challenger.version) > int(version):  # made elsewhere, as by the schedule
+            client.set_registered_model_alias(name, CHALLENGER, challenger.version)
+            raise UserError(
+                f"{name}: what lies here is version {version}, and the {CHALLENGER} is version {challenger.version}, "
+                f"of commit {challenger.tags.get('git.commit', 'unknown')[:12]}. To promote that, bring it here and "
+                "run it: git merge its branch, thinner run. To promote what lies here: thinner run, then once more"
+            )
         mine = client.get_model_version(name, version)
         champion = _alias(client, name, CHAMPION)
         if champion is not None and str(champion.version) == version:
@@ -178,7 +187,8 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
         if (now and now.version) != (champion and champion.version):
             raise UserError(f"{name}: another version became {CHAMPION} meanwhile. See: thinner models; then once more")
         client.set_registered_model_alias(name, CHAMPION, version)
-        if _alias(client, name, CHALLENGER) is not None:
+        challenger = _alias(client, name, CHALLENGER)
+        if challenger is not None and str(challenger.version) == version:  # another may have come meanwhile
             client.delete_registered_model_alias(name, CHALLENGER)
         _write(client, mine, f"{CHAMPION}: {reason}")
         return Decision(name, version, True, reason)

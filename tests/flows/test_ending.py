@@ -280,6 +280,9 @@ def test_quiet_says_only_the_end_and_json_tells_programs_how_it_went(tmp_path: P
     assert refused.returncode == 2
     found = json.loads(file.read_text())
     assert (found["verdict"], found["stages"]) == ("refused", []) and "temperatur" in found["message"]
+    command = [sys.executable, "-m", "flows.cli", "run", "--recipe", "of-nobody", "--json", "end.json"]
+    assert toy.run(*command, check=False).returncode == 2
+    assert "of-nobody" in json.loads(file.read_text())["message"]
     before = (toy.root / "params.yaml").read_text()
     assert toy.pipeline("--json", "params.yaml", check=False).returncode == 2
     assert (toy.root / "params.yaml").read_text() == before

@@ -216,6 +216,23 @@ def test_the_first_champion_has_to_pass_the_claims_alone_and_files_are_registere
 
 
 @pytest.mark.integration
+def test_what_lies_here_does_not_take_the_place_of_a_later_challenger(project: Path) -> None:
+    """As the schedule leaves it, which works in a folder of its own."""
+    measure(project)
+    registry.promote(project, PARAMS)
+    kept = {path: path.read_bytes() for path in (project / "data/prune").iterdir()}
+    write_candidate(project, "prune", [0.0, 1.0, 0.0])
+    measure(project)
+    assert registry.register(project, PARAMS) == (NAME, "2")
+    for path, content in kept.items():
+        path.write_bytes(content)
+    measure(project)
+    with pytest.raises(UserError, match="what lies here is version 1, and the challenger is version 2"):
+        registry.promote(project, PARAMS)
+    assert [row["alias"] for row in registry.versions(PARAMS)] == ["challenger", "champion"]
+
+
+@pytest.mark.integration
 def test_a_challenger_that_is_worse_stays_one_and_rollback_brings_the_one_before_back(project: Path) -> None:
     measure(project)
     registry.promote(project, PARAMS)
