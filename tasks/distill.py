@@ -1,7 +1,5 @@
 """distill: the student learns from the teacher's signals on every training image, labelled or not."""
 
-from pathlib import Path
-
 from tasks import distillation, learning, teachers
 from tasks.stage import Stage, run_stage
 from thinner.data import store, views
@@ -38,9 +36,7 @@ def distill(stage: Stage) -> None:
         fabric,
         extra=distilled.extra,
     )
-    teacher = teachers.plain_or_self_trained(params)
-    parents |= {Path(teacher).parts[1]: learning.parent(teacher)}
-    spec = learning.spec_of("distill", network, preprocessing, data, parents)
+    spec = learning.spec_of("distill", network, preprocessing, data, parents | teachers.parents(params))
     learning.finish(stage, model, spec, history)
 
 

@@ -445,9 +445,8 @@ class _Job:
             shape = (its.channels, its.image_size, its.image_size)
             last = self.clock.cut(params, source, network, section, size_of(params, last[1](), shape))[-1]
         self.networks["small"] = (last, section)
-        steps = len(self.clock.cut(params, params.prune.source, *self.networks[params.prune.source])) * plan_steps(
-            params, self.counts.pool
-        )
+        rounds = len(self.clock.cut(params, params.prune.source, *self.networks[params.prune.source]))
+        steps = (rounds + (params.prune.sparsity > 0)) * plan_steps(params, self.counts.pool)
         looks = math.ceil(steps / (plan.validate_every or max(1, self.counts.labelled // plan.batch_size)))
         each = self.clock.step_seconds(params, "small", last, section, params.student.augment, plan)
         look = self.clock.look_seconds(params, "small", last, views.Preprocessing.of(section))

@@ -46,13 +46,12 @@ def prune(stage: Stage) -> None:
     with learning.first_alone(fabric) if asked.is_measured else contextlib.nullcontext():
         plan = plan_of(params, source, data, device=device)
     stage.say(f"{stage.name}: {plan.words}")
-    teacher = teachers.plain_or_self_trained(params)
     spec = learning.spec_of(
         stage.name,
         source.network,
         preprocessing,
         data,
-        {source_name: source.sha256, Path(teacher).parts[1]: learning.parent(teacher)},
+        {source_name: source.sha256, **teachers.parents(params)},
     )
     pool = learning.training_pool(data)
     steps = plan_steps(params, len(pool))
@@ -278,6 +277,7 @@ def _reached(
             met=met,
             why="" if met else rounds.why_missed(asked, plan.way, lost),
             drop=lost,
+            clocked=(row["latency_low"], row["latency_high"]) if asked.is_measured else None,
         ),
     }
 

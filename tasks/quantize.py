@@ -97,7 +97,9 @@ class Climb:
         model = folder / "model.onnx"
         opset = self.stage.params.export.opset
         export.export_onnx(self.source.model, model, (wants[1], wants[2], wants[3]), self.about, opset)
-        export.check_parity(self.source.model, model, self.inputs[:BATCH])
+        export.check_parity(
+            self.source.model, model, self.inputs[:BATCH], instead="leave 8 bits out: quantize.rungs: []"
+        )
         quantization.fold(model, self.folded)
         checkpoint.write_spec(folder, self._spec(), model.name)
         logits = self._logits(folder)
@@ -221,6 +223,15 @@ class Climb:
             **ladder.judged(lost),
         }
 
+    def tested_besides(self, chosen: Attempt) -> int:
+        """How many others were tested on the same images: of static the other calibrations, else those before it,
+        where all calibrations are one."""
+        rungs = [attempt.row["rung"] for attempt in self.tried]
+        if chosen.row["rung"] == "static":
+            return rungs.count("static") - 1
+        at = next(number for number, attempt in enumerate(self.tried) if attempt is chosen)
+        return ("static" in rungs) + sum(rung != "static" for rung in rungs[:at])
+
     def _drop(self, row: ladder.Row) -> drop.Drop:
         ends = (row["loss_points"], row["loss_low"], row["loss_high"])
         return drop.Drop(*ends, len(self.validation), self.section.max_drop)
@@ -343,8 +354,9 @@ def _write(stage: Stage, climb: Climb | None) -> None:
             pd.DataFrame(climb.history).astype({"step": int}).to_csv(folder / "history.csv", index=False)
         lost = climb._drop(chosen.row)
         lines = ladder.describe(
-            str(section.candidate), section.source, chosen.row, climb.rungs, lost, len(climb.layers)
-        )
+            str(section.candidate), section.source, chosen.row, climb.rungs, lost, len(climb.layers),
+            besides=climb.tested_besides(chosen),
+        )  # fmt: skip
         reached = {
             "candidate": section.candidate,
             "source": section.source,

@@ -18,6 +18,7 @@ from tasks.stage import Stage, run_stage
 from thinner.compress import masks
 from thinner.compress.target import Target
 from thinner.data import store
+from thinner.errors import UserError
 from thinner.measure import profiling
 from thinner.networks import checkpoint
 from thinner.params import Params
@@ -34,9 +35,15 @@ def small(stage: Stage) -> None:
 
     plan = plan_of(params, source, data, size_of(params, goal.model, goal.preprocessing.shape))
     stage.say(f"small: {name} has {plan.words}")
+    if (own := plan.size(source.model)) < plan.limit:
+        raise UserError(
+            f"small.source: {name} has {plan.target.sized(own)}, less than the {plan.target.sized(plan.limit)} of "
+            f"prune: it is no control at that size. Set small.source: {'scratch' if name == 'finetune' else 'finetune'}"
+        )
     model, held = plan.cut_in_rounds(source.model)
 
-    rounds = len(list(Path("data/prune/rounds").iterdir()))
+    # before the first round scales are pushed down as long as a round takes
+    rounds = len(list(Path("data/prune/rounds").iterdir())) + (params.prune.sparsity > 0)
     steps = rounds * plan_steps(params, len(learning.training_pool(data)))
     budget = params.prune.training.model_copy(update={"steps": steps, "epochs": None})
     with masks.held(model, held) if held else contextlib.nullcontext():

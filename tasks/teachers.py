@@ -35,6 +35,18 @@ def plain_or_self_trained(params: Params) -> str:
     return "data/finetune"
 
 
+def parents(params: Params) -> dict[str, str]:
+    """SHA-256 of the weights of each teacher, or of its file of logits, by its name or its place."""
+    found = {}
+    for name in params.teach.teachers:
+        if name == "finetune":
+            place = plain_or_self_trained(params)
+            found[Path(place).parts[1]] = learning.parent(place)
+        else:
+            found[name] = whole.file_sha256(name) if name.endswith(".npz") else learning.parent(name)
+    return found
+
+
 @dataclass(frozen=True)
 class Chosen:
     """``query`` is the teacher; the rest says what it was made of."""
@@ -86,7 +98,8 @@ def teacher(
         for number, (name, one) in enumerate(zip(section.teachers, made, strict=True)):
             if name in known:
                 answers = None if name.endswith(".npz") else partial(_answers, one, data, validation, device)
-                _refuse_chance(f"teach.teachers[{number}]: '{name}'", known[name], data, answers)
+                where = f"teach.teachers[{number}]: '{name}'"
+                _refuse_chance(where, known[name], data, answers, _mend_of(params, name))
     scores = [known[name] if section.combine == "accuracy" else 1.0 for name in section.teachers]
     total = sum(scores)
     weights = {name: score / total for name, score in zip(section.teachers, scores, strict=True)}
@@ -108,7 +121,11 @@ def _answers(one: signals.Teacher, data: store.Store, index: np.ndarray, device:
 
 
 def _refuse_chance(
-    what: str, accuracy: float, data: store.Store, answers: Callable[[], np.ndarray] | None = None
+    what: str,
+    accuracy: float,
+    data: store.Store,
+    answers: Callable[[], np.ndarray] | None = None,
+    mend: str = "Name another teacher",
 ) -> None:
     """Raise UserError for a teacher that is not shown to know more than which class is the most frequent one (exact
     one-sided binomial test, 5 %; of fewer images than 100 it must only do better): its answers would be taught.
@@ -126,9 +143,17 @@ def _refuse_chance(
     if answers is None or not _tells_classes_apart(answers(), labels):
         raise UserError(
             f"{what} names {accuracy:.1%} of {count:,} validation images right, and naming always the most frequent "
-            f"class would {chance:.1%}: it has nothing to teach. Train it longer (finetune.training), or with another "
-            "lr; look at labels and classes. To go on all the same: teach.at_chance: allow"
+            f"class would {chance:.1%}: it has nothing to teach. {mend}; look at labels and classes. To go on all the "
+            "same: teach.at_chance: allow"
         )
+
+
+def _mend_of(params: Params, name: str) -> str:
+    """What to do about a teacher that knows nothing."""
+    if name != "finetune":
+        return "Name another teacher"
+    section = "finetune" if plain_or_self_trained(params) == "data/finetune" else "self_train"
+    return f"Train it longer ({section}.training), or with another lr"
 
 
 def _tells_classes_apart(answers: np.ndarray, labels: np.ndarray) -> bool:

@@ -150,7 +150,7 @@ def test_every_stage_ran_and_the_end_tells_what_came_out(finished):
         assert f"{verdict['outcome']:<10}{verdict['claim']}" in printed
     page, table = ((root / "reports" / name).read_text() for name in ("report.html", "results.md"))
     assert len(page) > 100_000
-    assert "| vs teacher | top-5 |" in table
+    assert "| vs baseline | top-5 |" in table
     # each stage that ran before is on record, with the commit that was checked out
     commit = run(root, "git", "rev-parse", "HEAD").stdout.strip()[:12]
     for stage in STAGES[:-1]:

@@ -223,7 +223,8 @@ def _started(section: Network) -> Iterator[str]:
 @functools.lru_cache(maxsize=32)
 def _fit(network: NetworkSpec, weights: str, file: tuple[int, ...]) -> tuple[str, ...]:
     """What is to be said of weights in a file that is as ``file`` says: a search and `thinner init` ask many times."""
-    return models.fit_weights(models.skeleton(network), network, published.read(network.name, weights)).notes
+    found = models.fit_weights(models.skeleton(network), network, published.read(network.name, weights)).notes
+    return tuple(note for note in found if published.KEPT not in note)  # the stage knows how many classes there are
 
 
 def remarks(params: Params) -> Iterator[str]:
@@ -444,9 +445,39 @@ def _pruning(params: Params, built: Mapping[str, nn.Module]) -> Iterator[str]:
             "or set prune.granularity: channels"
         )
         return
+    yield from _control(params, built)
     for section_name, source in sources.items():
         for line in _reachable(params, section_name, built[section_name]) if section_name in built else ():
             yield line if source == prune.source else f"{line}; or take '{source}' out of prune_also"
+
+
+def _control(params: Params, built: Mapping[str, nn.Module]) -> Iterator[str]:
+    """`small` is cut to prune's size: a network that cannot be cut, or is smaller to begin with, is no control."""
+    asked, control = params.prune.asked, params.small.source
+    mine, its = ("finetune" if name == "finetune" else "student" for name in (control, params.prune.source))
+    if mine == its or mine not in built or its not in built:
+        return
+    unit = "macs" if asked.is_measured else asked.unit  # as tasks/small.py counts it
+    section: Network = getattr(params, mine)
+    try:
+        own, _ = _reach(params, section, unit)
+    except UserError as error:
+        if mine not in _pruned(params):  # else `_reachable` says it
+            yield f"small.source: {control}: '{section.network}': {error}"
+        return
+    if asked.is_drop or asked.is_measured:
+        return
+    try:
+        now, fewest = _reach(params, getattr(params, its), unit)
+    except UserError:
+        return
+    left = fewest if ":" in params.prune.granularity else asked.limit(now, fewest)
+    if own < left:
+        yield (
+            f"small.source: {control}, whose '{section.network}' has {asked.sized(own)}, but of "
+            f"{params.prune.source} {asked.sized(left)} are to be left: it would be no control at prune's size. Set "
+            f"small.source: {'scratch' if mine == 'finetune' else 'finetune'}"
+        )
 
 
 def _keep(params: Params, networks: Mapping[str, nn.Module]) -> Iterator[str]:
@@ -642,7 +673,7 @@ def _claims(params: Params) -> Iterator[str]:
         if claim.at_least is not None and not any(math.isclose(claim.at_least, at) for at in operating.TARGETS):
             known = ", ".join(f"{100 * at:g}" for at in operating.TARGETS)
             yield f"claims[{number}]: at least {100 * claim.at_least:g} % is no operating point. Choose one of: {known}"
-        if claim.kind != "faster" or claim.device:  # whether a device has timed it is for the report to say
+        if claim.metric != "latency" or claim.device:  # whether a device has timed it is for the report to say
             continue
         if claim.batch not in params.evaluate.latency_batches:
             timed = ", ".join(str(batch) for batch in params.evaluate.latency_batches)
@@ -652,16 +683,20 @@ def _claims(params: Params) -> Iterator[str]:
                 f"evaluate.latency_repeats: {params.evaluate.latency_repeats}, but claims[{number}] is about speed. "
                 f"Give it {statistics.FEWEST_ROUNDS} or more"
             )
-        if claim.runtime != catalogue.PYTORCH:
-            for name in (claim.candidate, claim.reference):
-                if line := _not_run(name, str(claim.runtime), params):
-                    yield f"claims[{number}]: {line}"
+        for name in (claim.candidate, claim.reference):
+            if line := _not_run(name, str(claim.runtime), params):
+                yield f"claims[{number}]: {line}"
 
 
 def _not_run(name: str, runtime: str, params: Params) -> str | None:
     """Why ``name`` is not timed in ``runtime``, and what to do; None where it is."""
+    own = layout.runtime_of(params, name)
+    if own == runtime:
+        return None
+    if runtime == catalogue.PYTORCH:
+        return f"'{name}' does not run in PyTorch, which is meant where none is named. Write after the batch: in {own}"
     export = catalogue.exported(runtime, name)
-    if layout.runtime_of(params, name) == runtime or export in layout.candidate_names(params):
+    if export in layout.candidate_names(params):
         return None
     words = catalogue.RUNTIMES[runtime].words
     if name not in layout.networks(params):

@@ -9,6 +9,7 @@ All errors of a file are raised together, one line each: key, value, mend.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -32,6 +33,18 @@ class ParamsError(UserError):
 
 def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:
     """The choices in ``path``. Raises ParamsError with every mistake of the file."""
+    params = read_params(path)
+    lines = list(_contradictions(params))
+    if deep:
+        lines += _deep_contradictions(params)
+    if lines:
+        raise ParamsError(path, lines)
+    return params
+
+
+def read_params(path: str | Path) -> Params:
+    """The choices in ``path``, each of them right by itself. Whether they go together, and with the files that lie
+    here, is not asked. Raises ParamsError."""
     path = Path(path)
     if not path.is_file():
         raise ParamsError(
@@ -46,15 +59,9 @@ def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:
     if not isinstance(raw, dict):
         raise ParamsError(path, [f"must be sections with keys, found {type(raw).__name__}"])
     try:
-        params = Params.model_validate(raw)
+        return Params.model_validate(raw)
     except ValidationError as error:
         raise ParamsError(path, _readable(error, raw)) from None
-    lines = list(_contradictions(params))
-    if deep:
-        lines += _deep_contradictions(params)
-    if lines:
-        raise ParamsError(path, lines)
-    return params
 
 
 def _readable(error: ValidationError, raw: dict[Any, Any]) -> list[str]:
@@ -130,8 +137,19 @@ def _known_keys(loc: list[Any]) -> list[str]:
     return list(model.model_fields)
 
 
+def holds_results(root: str | Path) -> str | None:
+    """What stages write that lies in this folder, or is it; None where nothing does."""
+    held = [name for name in (".", "data", "reports") if Path(name).absolute().is_relative_to(os.path.abspath(root))]
+    return None if not held else "this repository" if held[0] == "." else f"'{held[0]}', where stages write"
+
+
 def _contradictions(params: Params) -> Iterable[str]:
     """What pydantic cannot see because it spans sections."""
+    if held := holds_results(params.data.root):
+        yield (
+            f"data.root: '{params.data.root}' holds {held}, and prepare would wait for what it makes itself. Move the "
+            "pictures, and a list with them, below data/raw and set data.root: data/raw"
+        )
     for name in ("finetune", "student"):
         network: Network = getattr(params, name)
         if network.channels == 1 and params.data.channels == 3:
@@ -175,6 +193,23 @@ def _contradictions(params: Params) -> Iterable[str]:
             f"student.training.epochs: {params.student.training.epochs}, but scratch sees fewer images than distill: "
             "equal epochs are unequal budgets. Set student.training.epochs: null and student.training.steps: 1000"
         )
+    yield from _looks(params)
+
+
+def _looks(params: Params) -> Iterable[str]:
+    """A network and its control are looked at, and may be stopped, after as many steps; they see unequal numbers of
+    images, so once an epoch is not as often."""
+    for section, pair, known in (
+        ("student", "scratch sees fewer images than distill", params.student.training),
+        ("prune", "small sees fewer images than prune", params.prune.training),
+        ("self_train", "its control takes all images of a step from the labelled ones", params.self_train.training),
+    ):
+        off = params.data.unlabelled == 0 if section != "self_train" else not params.self_train.networks
+        if known.validate_every is None and not off:
+            yield (
+                f"{section}.training.validate_every: null is once per epoch, but {pair}: one would be chosen among "
+                f"more weights than the other. Set {section}.training.validate_every: 100"
+            )
 
 
 def _pruned_also(params: Params) -> Iterable[str]:

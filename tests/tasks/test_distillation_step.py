@@ -188,6 +188,17 @@ def test_what_was_kept_says_who_said_it(project):
     wanted = {n: whole.file_sha256(f"data/{n}/model.safetensors") for n in ("finetune", "teachers/second")}
     assert info["teachers"] == {"finetune": wanted["finetune"], "data/teachers/second": wanted["teachers/second"]}
     assert info["weights"] == {"finetune": 0.5, "data/teachers/second": 0.5}
+    # and so does the student's checkpoint, of whoever taught it
+    assert teachers.parents(params_of(teach__teachers=["data/teachers/second"])) == {
+        "data/teachers/second": wanted["teachers/second"]
+    }
+    both = params_of(teach__teachers=["finetune", "data/teachers/second"])
+    assert teachers.parents(both) == info["teachers"]
+
+
+def test_the_mend_for_a_teacher_that_knows_nothing_is_of_that_teacher():
+    assert "(finetune.training)" in teachers._mend_of(params_of(), "finetune")
+    assert teachers._mend_of(params_of(), "data/teachers/second") == "Name another teacher"
 
 
 def test_logits_from_a_file_teach(project):

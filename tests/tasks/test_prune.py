@@ -25,6 +25,7 @@ from tasks.teach import teach
 from tests.prepared import write_prepared
 from thinner.compress import pruning, rounds
 from thinner.data import store, views
+from thinner.errors import UserError
 from thinner.measure import verify
 from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import checkpoint, models
@@ -509,6 +510,27 @@ def test_the_control_at_its_size_is_cut_as_far_and_trained_as_long_on_labels_alo
     assert 0.8 * count_macs(pruned, SHAPE) <= count_macs(made.model, shape) == seen["macs"] <= count_macs(pruned, SHAPE)
     assert list(made.spec["parents"]) == [control]
     assert len(pd.read_csv("reports/small/history.csv")) == 2
+
+
+@pytest.mark.integration
+def test_the_control_is_trained_as_long_where_scales_are_pushed_down_first(project, monkeypatch):
+    checkpoint.save(Path("data/scratch"), network(2), spec("scratch"))
+    run(criterion="bn_scale", sparsity=1e-4)
+    steps = []
+    monkeypatch.setattr(learning, "learn", lambda *given, **more: steps.append(given[5].steps) or [])
+    monkeypatch.setattr(learning, "finish", lambda *given: None)
+    small(Stage("small", params_of(criterion="bn_scale", sparsity=1e-4)))
+    assert steps == [3 * 3]  # two rounds, and the training before the first
+
+
+def test_a_network_that_is_smaller_already_is_no_control(project):
+    checkpoint.save(Path("data/prune"), network(2), spec("prune"))
+    narrow = replace(NETWORK, width=NETWORK.width // 2)
+    checkpoint.save(Path("data/scratch"), models.create(narrow), spec("scratch") | {"network": narrow.as_json()})
+    with pytest.raises(
+        UserError, match=r"^small.source: scratch has [\d,]+ MACs, less than the [\d,]+ MACs of prune: "
+    ):
+        small(Stage("small", params_of()))
 
 
 @pytest.mark.integration

@@ -68,7 +68,7 @@ def test_what_is_not_ready_is_not_called_the_one(results: Results) -> None:
     unknown = replace(results, params={**results.params, "ship": {"candidate": "nobody"}})
     assert answers(unknown)["Which one?"][0] == "None yet"
     teacher = replace(results, verdicts=PROVEN, params={**results.params, "ship": {"candidate": "finetune"}})
-    assert answers(teacher)["What did it lose?"][0] == "Nothing: it is the teacher"
+    assert answers(teacher)["What did it lose?"][0] == "Nothing: it is the baseline"
     export = replace(results, verdicts=PROVEN, params={**results.params, "ship": {"candidate": "prune_onnx"}})
     assert answers(export)["Which one?"] == ("prune_onnx", ("It lies in data/export/prune_onnx.",))
 

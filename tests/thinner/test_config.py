@@ -135,6 +135,22 @@ def test_a_mistake_is_named(tmp_path, changes, line):
     assert line in lines[0]
 
 
+@pytest.mark.parametrize("root", [".", "data", "reports", "..", "data/raw/../.."])
+def test_a_root_around_what_stages_write_is_refused(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    place = "data/raw/photos" if root != "reports" else "reports/photos"
+    source = f"folder:{place}" if root != ".." else f"folder:../{tmp_path.name}/{place}"
+    (line,) = mistakes(tmp_path, {"data.root": root, "data.source": source})
+    assert line.startswith(f"data.root: '{root}' holds ") and line.endswith("set data.root: data/raw")
+    assert passes(tmp_path, {"data.root": "data/raw", "data.source": "folder:data/raw/photos"})
+
+
+@pytest.mark.parametrize("section", ["student", "prune", "self_train"])
+def test_a_network_and_its_control_are_looked_at_equally_often(tmp_path, section):
+    (line,) = mistakes(tmp_path, {f"{section}.training.validate_every": None, "self_train.networks": ["finetune"]})
+    assert line.startswith(f"{section}.training.validate_every: null is once per epoch, but ")
+
+
 def test_a_file_of_logits_cannot_be_asked_about_mirror_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/teachers").mkdir(parents=True)
@@ -157,7 +173,7 @@ def test_a_file_of_logits_cannot_be_asked_about_mirror_images(tmp_path, monkeypa
         ({"teach.features": [{"layer": "block.4", "keep": "map"}]}, "teach.features[0].layer: no layer 'block.4' in EfficientNet. Near: blocks.4"),
         ({"teach.features": [{"layer": "blocks.4", "keep": "map"}] * 2}, "teach.features[1].layer: 'blocks.4' is named twice"),
         ({"prune.criterion": "L9"}, "prune.criterion: unknown 'L9'. Choose one of: random, l1, l2"),
-        ({"prune.target": {"macs": 0.05}}, "prune.target: 152,608 MACs are asked for; 'resnet8' has 3,052,160 MACs; with round_to 16 the smallest that can be reached is 410,704 MACs (13%). Ask for 13% to 100%, or lower prune.round_to"),
+        ({"prune.target": {"macs": 0.05}}, "prune.target: 152,608 MACs are asked for; 'resnet8' has 3,052,160 MACs; with round_to 16 the smallest that can be reached is 410,704 MACs (13%). Ask for 14% to 100%, or lower prune.round_to"),
         ({"prune.target": {"params": 100}}, "prune.target: 100 parameters are asked for; 'resnet8' has"),
         ({"prune.target": {"params": 10**9}}, "prune.target: 1,000,000,000 parameters are asked for, and 'resnet8' has no more than"),
         ({"prune.target": {"latency_ms": 1e-6}}, "prune.target: 1e-06 ms are asked for; 'resnet8' has"),
@@ -191,6 +207,10 @@ def test_a_file_of_logits_cannot_be_asked_about_mirror_images(tmp_path, monkeypa
         ({"claims": ["prune is faster than scratch at batch 64 in onnxruntime"]}, "claims[0]: 'scratch' is not exported for ONNX Runtime. Add it to export.candidates"),
         ({"claims": ["prune is faster than distill at batch 64 in openvino"]}, "claims[0]: 'prune' is not exported for OpenVINO. Add openvino to export.formats"),
         ({"claims": ["prune_onnx is faster than distill at batch 64 in openvino"]}, "claims[0]: 'prune_onnx' does not run in OpenVINO. Name the network that it was made of"),
+        ({"claims": ["prune_onnx_int8 is faster than prune_onnx at batch 64"]}, "claims[0]: 'prune_onnx_int8' does not run in PyTorch, which is meant where none is named. Write after the batch: in onnxruntime"),
+        ({"claims": ["prune has at most 60 % of the milliseconds of distill at batch 3"]}, "claims[0]: batch 3 is not timed. Choose one of evaluate.latency_batches: 1, 64"),
+        ({"claims": ["prune has at most 60 % of the milliseconds of distill at batch 64 in openvino"]}, "claims[0]: 'prune' is not exported for OpenVINO. Add openvino to export.formats"),
+        ({"prune.source": "finetune"}, "small.source: scratch, whose 'resnet8' has 3,052,160 MACs, but of finetune 15,676,096 MACs are to be left: it would be no control at prune's size. Set small.source: finetune"),
         ({"claims": ["prune is faster than distill at batch 64 in tensorrt"]}, "^ unknown runtime. Choose one of: onnxruntime, pytorch, openvino, executorch"),
         ({"distill.temperature": 5000}, "distill.temperature: 5000 goes to distill.losses[0], and kd.temperature: "),
         ({"run.devices": 3, "student.training.batch_size": 128}, "student.training.batch_size: 128 cannot be shared evenly among run.devices: 3. Set 126 or 129"),
@@ -284,7 +304,7 @@ SAME = {"network": "resnet14", "width": 16, "stem_stride": 2, "weights": None, "
         # layers of both networks, by images of another size: the hint is averaged down to the smaller map
         {f"finetune.{key}": value for key, value in SAME.items()}
         | {"distill.losses": [FITNET | {"teacher_layers": ["stages.1"]}], "distill.teacher": "live"}
-        | {"prune.source": "finetune"},
+        | {"prune.source": "finetune", "small.source": "finetune"},
         {"prune.keep": [r"^stages\.1$", "fc"]},
         {"prune.keep": [r"^blocks\.0"], "prune_also": ["finetune"]},  # of one of the two networks
         {"prune.rewind": True, "student.training.keep_step": 599, "student.training.patience": 2},

@@ -71,6 +71,11 @@ def test_the_sentence_says_what_came_out():
         "8 bits hold: prune_int8 (mixed, 3 of 12 layers in float) lost 0.10 points [-0.10, 0.30] against prune on 2,000 "
         "validation images; at most 0.5 asked, and shown."
     )
+    drop = Drop(0.1, -0.1, 0.3, 2000, 0.5)
+    (line,) = ladder.describe("prune_int8", "prune", found, ["static", "mixed"], drop, 12, besides=3)
+    assert line.endswith("asked, and shown, by a test that does not count the 3 attempts before it.")
+    (line,) = ladder.describe("prune_int8", "prune", found | {"rung": "static"}, ["static"], drop, 12, besides=2)
+    assert line.endswith("asked, and shown, by a test that does not count the 2 other calibrations.")
     found |= {"rung": "static", "holds": False}
     (line,) = ladder.describe("prune_int8", "prune", found, ["static"], Drop(2, 1, 3, 2000, 0.5), 12)
     assert line.startswith("8 BITS DO NOT HOLD: prune_int8 (static, calibrated by entropy) lost 2.00 points [1.00, ")

@@ -1,5 +1,7 @@
 """thinner.evidence.markdown: every number in results.md is computed."""
 
+from dataclasses import replace
+
 from tests.measured import ENVIRONMENT, METRICS
 from thinner.evidence.candidates import headline
 from thinner.evidence.markdown import render_markdown, render_pull_request
@@ -33,6 +35,15 @@ def test_markdown_table_has_a_row_per_candidate_with_computed_deltas() -> None:
         "4",
         "PyTorch",
     ]
+
+
+def test_milliseconds_of_a_gpu_are_not_said_to_be_the_cpus() -> None:
+    on_gpu = {name: row | {"device": "cuda"} if row["runtime"] == "pytorch" else row for name, row in METRICS.items()}
+    text = render_markdown(on_gpu, replace(ENVIRONMENT, accelerator="NVIDIA X"), "prune")
+    assert "ms, on cuda)." in text and "1 thread)" not in text
+    rows = {line.split("|")[1].strip(" *"): line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["distill"].endswith("| PyTorch, cuda |") and rows["prune_onnx"].endswith("| ONNX Runtime |")
+    assert f"runs on {ENVIRONMENT.cpu}, 1 thread; of networks in PyTorch on NVIDIA X. MACs are" in text
 
 
 def test_markdown_for_a_pull_request_says_what_the_page_says(fuller: Results) -> None:

@@ -93,7 +93,7 @@ def test_top_5_has_a_column_where_it_was_measured(results: Results) -> None:
     assert "70.0 % −20.0" in row_of(render_html(told, 0), "Table of candidates", "prune")
     assert "97.0 %" in row_of(render_html(told, 0), "Table of candidates", "prune")
     text = render_pull_request(told)
-    assert "| candidate | accuracy | vs teacher | top-5 | macro-F1 |" in text
+    assert "| candidate | accuracy | vs baseline | top-5 | macro-F1 |" in text
     assert "| prune | 70.0 % | −20.0 | 97.0 % | 0.700 |" in text
     assert "top" not in Page(render_html(results, 0)).words.replace("top-5", "top").split("Trade-offs")[1].split()
     assert "top-5" not in render_pull_request(results)

@@ -76,6 +76,14 @@ def test_what_is_said_of_a_target_names_what_was_asked_and_what_came_out():
     assert target.describe(Target("macs", 0.5), met=True, drop=fine, **WORDS, **SIZES) == [
         "Target met: prune has 1,460,704 MACs, 47.9 % of distill's 3,052,160 MACs; at most 50 % asked."
     ]
+    milliseconds = {"met": True, "drop": fine, "size": 1.55, "source_size": 4.0, **WORDS}
+    (line,) = target.describe(Target("latency_ms", 1.5), **milliseconds, clocked=(1.48, 1.6))
+    assert line.startswith("Target met when the network was cut, and not shown to be missed since: prune has 1.55 ms")
+    assert line.endswith("at most 1.5 ms asked. The interval of its milliseconds is [1.48, 1.6].")
+    (line,) = target.describe(Target("latency_ms", 1.6), **milliseconds, clocked=(1.48, 1.6))
+    assert line.startswith("Target met: prune has 1.55 ms")
+    (line,) = target.describe(Target("max_drop", 1.5), met=True, drop=fine, **WORDS, **SIZES)
+    assert line.endswith("at most 1.5 asked, and shown, by a test that does not count the other rounds.")
     (missed,) = target.describe(Target("macs", 1_000_000), met=False, drop=fine, **WORDS, **SIZES)
     assert missed.startswith("TARGET MISSED: prune has 1,460,704 MACs")
     assert missed.endswith("at most 1,000,000 asked. No round came as far.")

@@ -139,6 +139,7 @@ def test_files_of_the_first_pytorch_and_of_half_precision_are_read(reference, tm
         ("averaged.pth.tar", "of state_dict_ema, state_dict, 'state_dict_ema' is taken"),
         ("old.pth", "counters of batch norms are not in it and start at 0"),
         ("other-head.safetensors", "the head 'classifier' of the file is this network's 'fc'"),
+        ("other-head.safetensors", "the head 'fc' of the file is kept, as it is for as many classes: each has to be"),
         ("projector.pth", "1 tensors have no place in 'resnet8' and are left out: projector.0.weight"),
     ],
 )

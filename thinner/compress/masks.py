@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from thinner.compress.criteria import Examples, score_weights
-from thinner.compress.pruning import PruningError
+from thinner.compress.pruning import PruningError, share_of
 from thinner.measure.profiling import count_params
 from thinner.networks import models
 
@@ -77,7 +77,7 @@ def mask_weights(
         kept = f"with prune.keep: {list(keep)} " if keep else ""
         raise PruningError(
             f"prune.target: {nonzero:,} of {now:,} parameters are asked for; {kept}the fewest that can be left is "
-            f"{fewest:,} ({fewest / now:.0%}). Ask for {fewest / now:.0%} to 100%"
+            f"{fewest:,} ({fewest / now:.0%}). Ask for {share_of(fewest, now)} to 100%"
         )
     all_scores = score_weights(criterion, model, examples, seed)
     scores = {}

@@ -187,12 +187,17 @@ _NEAR_ENOUGH = 0.99  # of what is allowed: closer is not worth tracing the netwo
 _LARGEST = 0.98  # of all channels; within one step Torch-Pruning keeps to it layer by layer with scope `layer` alone
 
 
+def share_of(fewest: float, now: float) -> str:
+    """The least share that can be asked for, in whole percent: rounded up, or it would be refused again."""
+    return f"{math.ceil(100 * fewest / now)}%"
+
+
 def out_of_reach(unit: Unit, now: float, fewest: float, round_to: int, keep: Sequence[str]) -> str:
     """What can be reached, what stands in the way, and the mend."""
     kept = f", with prune.keep: {list(keep)}" if keep else ""
     return (
         f"with round_to {round_to}{kept} the smallest that can be reached is {sized(unit, fewest)} "
-        f"({fewest / now:.0%}). Ask for {fewest / now:.0%} to 100%, or lower prune.round_to"
+        f"({fewest / now:.0%}). Ask for {share_of(fewest, now)} to 100%, or lower prune.round_to"
         + (" or prune.keep" * bool(keep))
     )
 

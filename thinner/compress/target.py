@@ -121,15 +121,18 @@ def describe(
     met: bool,
     why: str,
     drop: Drop,
+    clocked: tuple[float, float] | None = None,
 ) -> list[str]:
     """What a person reads first of a pruned network: whether the target was met, and a loss that is shown.
 
-    ``size``, ``source_size``: in ``target.unit``; ``why`` it was missed; ``drop``: against ``source``.
+    ``size``, ``source_size``: in ``target.unit``; ``why`` it was missed; ``drop``: against ``source``; ``clocked``: of
+    milliseconds, their 95 % interval. Where that has the limit within it, nothing was shown by it, and that is said.
     """
     lost = f"{candidate} lost {drop} against {source} on {drop.images:,} validation images"
     value = target.value
     if target.is_drop:
-        found = f"{lost}; at most {value:g} asked" + (", and shown" if met else "")
+        shown = ", and shown, by a test that does not count the other rounds" if met else ""
+        found = f"{lost}; at most {value:g} asked{shown}"
     else:
         share = not target.is_measured and isinstance(value, float)
         asked = f"{100 * value:g} %" if share else f"{value:g} ms" if target.is_measured else f"{value:,}"
@@ -138,6 +141,12 @@ def describe(
             f"{target.sized(source_size)}; at most {asked} asked"
         )
     lines = [f"Target met: {found}." if met else f"TARGET MISSED: {found}. {why}"]
+    if met and clocked is not None and clocked[1] > value:
+        low, high = clocked
+        lines = [
+            f"Target met when the network was cut, and not shown to be missed since: {found}. The interval of its "
+            f"milliseconds is [{low:.3g}, {high:.3g}]."
+        ]
     if not target.is_drop and drop.outcome == "refuted":
         lines.append(f"LOSS SHOWN: {lost}: more than prune.tolerance, {drop.bound:g} points.")
     return lines

@@ -103,7 +103,7 @@ def _what_it_costs(results: Results, name: str, row: Mapping[str, Any], teacher:
 def _what_it_lost(results: Results, name: str) -> Answer:
     question = "What did it lose?"
     if name == TEACHER:
-        return Answer(question, "Nothing: it is the teacher", ())
+        return Answer(question, "Nothing: it is the baseline", ())
     right = {key: results.predictions[key] == results.labels for key in (name, TEACHER)}
     whole = statistics.accuracy_difference(right[name], right[TEACHER])
     if whole.high < 0:

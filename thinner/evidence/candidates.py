@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # scipy
 TEACHER, SMALLEST = "finetune", "prune"
 CONTROLS = ("scratch", "small")  # what one has without the teacher
 WHAT = {
-    "finetune": "the pretrained network, fine-tuned: the baseline and the teacher",
+    "finetune": "the pretrained network, fine-tuned: the baseline, and the teacher unless another one is named",
     "self_train": "finetune, trained on with pictures that have no labels",
     "self_train_control": "finetune, trained on for as many steps with the labels alone: self_train's control",
     "scratch": "the student's network, trained without the teacher: the control",
@@ -73,11 +73,20 @@ def headline(measured: Metrics, test_images: int) -> str:
     mine, its = small[f"latency_ms_b{batch}"], big[f"latency_ms_b{batch}"]
     return sentence + (
         f" Measured in PyTorch at batch {batch}, it is {speed(small, big, batch)} "
-        f"({milliseconds(mine)} ms against {milliseconds(its)} ms, {threads(small['threads'])})."
+        f"({milliseconds(mine)} ms against {milliseconds(its)} ms, {where_timed(small)})."
     )
 
 
 _NONE_ZERO = 0.98  # of the parameters: a trained network has a few zeros of its own
+
+
+def on_accelerator(row: Mapping[str, Any]) -> bool:
+    """Whether its milliseconds are those of a GPU; an export's are always of the CPU."""
+    return bool(row.get("device", "cpu") != "cpu")
+
+
+def where_timed(row: Mapping[str, Any]) -> str:
+    return f"on {row['device']}" if on_accelerator(row) else threads(row["threads"])
 
 
 def threads(count: int) -> str:
@@ -147,7 +156,17 @@ AGREEMENT = _column("agreement", "agreement", percent)
 PARAMETERS = _column("params", "parameters", si)
 MACS = _column("macs", "MACs", si)
 FILE = _column("file_bytes", "file", lambda value: si(value, "B"))
-RUNTIME = _column("runtime", "runtime", RUNTIMES.__getitem__)
+
+
+def _runtime_alone(row: Mapping[str, Any]) -> str:
+    return RUNTIMES[row["runtime"]]
+
+
+def _runtime(row: Mapping[str, Any]) -> str:
+    return _runtime_alone(row) + (f", {row['device']}" if on_accelerator(row) else "")
+
+
+RUNTIME = Column("runtime", "runtime", _runtime)
 
 
 def _latency(batch: int) -> Column:
@@ -161,7 +180,7 @@ def for_markdown(measured: Metrics) -> Table:
     def of_others(column: Column) -> Column:
         return replace(column, text=lambda row: "" if row is teacher else column.text(row))
 
-    against = of_others(_column("accuracy", "vs teacher", lambda accuracy: points(accuracy - teacher["accuracy"])))
+    against = of_others(_column("accuracy", "vs baseline", lambda accuracy: points(accuracy - teacher["accuracy"])))
     latencies = [_latency(batch) for batch in latency_batches(measured)]
     classes = [BALANCED, MACRO_F1, WORST]
     sizes = [PARAMETERS, MACS, FILE]
@@ -240,7 +259,7 @@ def for_page(measured: Metrics, differences: Mapping[str, Estimate]) -> Table:
         return replace(column, notes=notes)
 
     columns = [
-        replace(RUNTIME, notes=lambda name, row: [row["device"]] if row["device"] != "cpu" else []),
+        replace(RUNTIME, notes=lambda name, row: [row["device"]] * on_accelerator(row), text=_runtime_alone),
         replace(ACCURACY, notes=difference),
         *(TOP5, BALANCED, MACRO_F1),
         replace(WORST, notes=lambda name, row: [row["worst_class_name"]] if "worst_class_name" in row else []),

@@ -12,7 +12,8 @@ from markupsafe import Markup, escape
 # in the order of the page's section: what is compared, what it costs, what it can, what its confidence is worth, proof
 TERMS = {
     "candidate": "A network that was measured, or an export of one.",
-    "teacher": "The large pretrained network after fine-tuning: the baseline, and what the small one learns from.",
+    "teacher": "What the small network learns from: the large pretrained one after fine-tuning, which is the baseline "
+    "as well, unless params.yaml names another.",
     "control": "A network as small as the result, trained as long but on the labels alone: what one has without a "
     "teacher.",
     "distillation": "Training a small network to give the outputs of a large one, its teacher, not only the labels.",
@@ -39,7 +40,7 @@ TERMS = {
     "balanced sampling": "Drawing training images so that every class is seen equally often, however few it has.",
     "logit adjustment": "Adding the logarithm of each class's frequency to the outputs in training, so that later, "
     "without it, rare classes are named as readily as frequent ones.",
-    "agreement": "The share of the images for which a candidate names the class that the teacher names, be it right "
+    "agreement": "The share of the images for which a candidate names the class that the baseline names, be it right "
     "or wrong.",
     "test images": "Images that nothing was trained or chosen on: they were looked at once, when all was done.",
     "validation images": "Images kept out of training, by which rounds and settings were chosen.",

@@ -67,8 +67,11 @@ def judged(drop: Drop) -> dict[str, Any]:
     }
 
 
-def describe(candidate: str, source: str, row: Row, rungs: Sequence[str], drop: Drop, layers: int) -> list[str]:
-    """What a person reads first of the network in 8 bits. ``layers``: how many it has."""
+def describe(
+    candidate: str, source: str, row: Row, rungs: Sequence[str], drop: Drop, layers: int, besides: int = 0
+) -> list[str]:
+    """What a person reads first of the network in 8 bits. ``layers``: how many it has; ``besides``: how many others
+    were tested on the same images: of ``static`` other calibrations, else the attempts before it that did not hold."""
     way = f"static, calibrated by {row['calibration']}"
     if row["rung"] != "static":
         way = f"{row['rung']}, {row['float_layers']} of {layers} layers in float"
@@ -77,7 +80,10 @@ def describe(candidate: str, source: str, row: Row, rungs: Sequence[str], drop: 
         f"{drop.bound:g} asked"
     )
     if row["holds"]:
-        return [f"8 bits hold: {lost}, and shown."]
+        many = "s" * (besides > 1)
+        others = f"other calibration{many}" if row["rung"] == "static" else f"attempt{many} before it"
+        counted = f", by a test that does not count the {besides} {others}" if besides else ""
+        return [f"8 bits hold: {lost}, and shown{counted}."]
     tried = ", ".join(rung for rung in RUNGS if rung in rungs)
     return [
         f"8 BITS DO NOT HOLD: {lost}. No rung of the ladder ({tried}) is shown to lose so little. The best is kept, "

@@ -8,7 +8,7 @@ from typing import Any
 
 from thinner.evidence import candidates
 from thinner.evidence.answers import alternatives
-from thinner.evidence.candidates import SMALLEST, TEACHER, Table, headline, threads
+from thinner.evidence.candidates import SMALLEST, TEACHER, Table, headline, on_accelerator, threads
 from thinner.evidence.comparisons import (
     class_rows,
     corruptions_table,
@@ -113,8 +113,8 @@ def render_markdown(
         *verdict_lines(verdicts),
         *markdown_table(table.headings, rows, last="---"),
         "",
-        f"{environment.test_images:,} test images; agreement is with the teacher ({TEACHER}); "
-        f'"vs teacher" is in points. {how_latency_was_measured(measured, environment)}',
+        f"{environment.test_images:,} test images; agreement is with the baseline ({TEACHER}); "
+        f'"vs baseline" is in points. {how_latency_was_measured(measured, environment)}',
     ]
     return "\n".join(lines) + "\n"
 
@@ -143,9 +143,11 @@ def verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def how_latency_was_measured(measured: Metrics, environment: Environment) -> str:
+    others = {row["device"]: None for row in measured.values() if on_accelerator(row)}
+    also = f"; of networks in PyTorch on {environment.accelerator or ' and '.join(others)}" if others else ""
     return (
         f"Latency is the median of {environment.latency_repeats} interleaved runs on {environment.cpu}, "
-        f"{threads(measured[TEACHER]['threads'])}. MACs are per image."
+        f"{threads(measured[TEACHER]['threads'])}{also}. MACs are per image."
     )
 
 

@@ -190,6 +190,7 @@ def _costs(measured: Metrics, name: str) -> str:
     return (
         f"It is right on {percent(row['accuracy'])}, its file has {si(row['file_bytes'], 'B')}, and a batch of {batch} "
         f"takes {milliseconds(row[f'latency_ms_b{batch}'])} ms in {RUNTIMES[row['runtime']]}"
+        + (f" on {row['device']}" if row.get("device", "cpu") != "cpu" else "")
     )
 
 

@@ -22,7 +22,7 @@ _KEY = "sha256"
 def write(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
     """``tensors`` (of any device) and ``about`` (JSON) as safetensors with a checksum over all of it."""
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(about, sort_keys=True)
+    text = json.dumps(about)  # in its own order: of a learning curve that is the order of the columns
     metadata = {"about": text, _KEY: _of_tensors(held, text)}
     whole.write(path, lambda partial: save_file(held, partial, metadata=metadata))
 

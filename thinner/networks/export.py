@@ -234,13 +234,14 @@ def check_parity(
     tolerance: float = 1e-4,
     inputs: np.ndarray | None = None,
     run: Callable[[np.ndarray], np.ndarray] | nn.Module | None = None,
+    instead: str = "leave this one out of export.formats",
 ) -> float:
     """The largest difference between the logits of ``network`` and of the export at ``path`` on ``images``.
 
     ``inputs`` are what the export is fed in their stead: pictures, where preprocessing is part of it. ``run`` is the
     opened export; without it an ONNX file or a pt2 archive is opened. Images go through in batches of 1 and of all, so
     that a batch size frozen into the graph shows. Raises ExportError with the numbers when the difference exceeds
-    ``tolerance``.
+    ``tolerance``, and with what to do ``instead``.
     """
     inputs = images if inputs is None else inputs
     run = _runner(path) if run is None else run
@@ -257,7 +258,7 @@ def check_parity(
     if not worst <= tolerance:  # written so that NaN fails
         raise ExportError(
             f"{path}: logits differ from PyTorch's by up to {worst:.2e} on {len(images)} images; "
-            f"allowed are {tolerance:.0e}. Try another export.opset, or leave this one out of export.formats"
+            f"allowed are {tolerance:.0e}. Try another export.opset, or {instead}"
         )
     return worst
 

@@ -41,6 +41,7 @@ _COUNTER = "num_batches_tracked"  # of batch norms, since PyTorch 0.4.1; PyTorch
 _BUFFERS = (_COUNTER, "relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "total_ops",
             "total_params", "n_averaged")  # fmt: skip
 _LONGEST = 300  # characters in a tensor's name
+KEPT = "is kept, as it is for as many classes: each has to be yours"
 _TRANSFORM_INPUT = ("torchvision:googlenet", "torchvision:inception_v3")
 
 Tensors = dict[str, Tensor]
@@ -310,7 +311,8 @@ def fit(
         _check_shapes(given, {n: matched[n] for n in own if not _within(n, fresh)}, own, network)
         examples = ", ".join(f"{theirs} is {ours}" for ours, theirs in list(order.items())[:2])
         note = f"{len(order)} tensors taken by their order, since their names are others: {examples}, ..."
-        return Fit(_filled(matched, own, fresh), fresh, (*given.notes, note))
+        kept = [f"the head '{head}' of the file {KEPT}" for head in heads if head not in fresh]
+        return Fit(_filled(matched, own, fresh), fresh, (*given.notes, *kept, note))
     missing = [name for name in body if name not in stripped]
     raise NetworkError(
         f"weights: '{given.source}' has {len(given.tensors)} tensors, network '{network}' has {len(own)}; "
@@ -385,6 +387,7 @@ def _by_name(
         shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
         if shapes == {name: tuple(own[name].shape) for name in names}:
             matched |= theirs
+            notes.append(f"the head '{head}' of the file {KEPT}")
             continue
         for name, shape in shapes.items():
             if shape[1:] != tuple(own[name].shape)[1:]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from statsmodels.stats.proportion import proportion_confint
 
-from thinner.evidence.candidates import TEACHER, WHAT, threads
+from thinner.evidence.candidates import RUNTIME, TEACHER, WHAT, on_accelerator, threads
 from thinner.evidence.markdown import cell, markdown_table, verdict_lines
 from thinner.evidence.shipping import RUNTIMES, latency_batches, network_of, target_lines
 from thinner.measure.operating import DELTA, Point
@@ -101,7 +101,8 @@ def _what(facts: Facts) -> list[str]:
 
 
 def _use(facts: Facts) -> list[str]:
-    channels = facts.params.data.channels
+    told = facts.params.data
+    stored = {key: facts.data.get(key, getattr(told, key)) for key in ("channels", "fit", "image_size")}
     return _section(
         "Use",
         "```sh",
@@ -110,9 +111,10 @@ def _use(facts: Facts) -> list[str]:
         f"python {PROGRAM} --selftest",
         "```",
         "",
-        f"`{MODEL}` takes uint8 [batch, height, width, {channels}], of any size, under the name in `{LABELS}`, and "
-        "gives logits. Resizing and normalising are in the graph. A file is decoded, turned upright, made square "
-        f"({facts.params.data.fit}) at {facts.params.data.image_size} px by `{PROGRAM}`, as the training data were.",
+        f"`{MODEL}` takes uint8 [batch, height, width, {stored['channels']}], of any size, under the name in "
+        f"`{LABELS}`, and gives logits. Resizing and normalising are in the graph. A file is decoded, turned upright, "
+        "made square "
+        f"({stored['fit']}) at {stored['image_size']} px by `{PROGRAM}`, as the training data were.",
         "",
         f"`{GOLDEN}` has {facts.golden_pictures} pictures of the validation split and some of noise, with the logits "
         f"that the candidate gives in {RUNTIMES[facts.model.runtime]}. `{MODEL}` is within "
@@ -137,16 +139,18 @@ def _numbers(facts: Facts) -> list[str]:
             key = f"latency_ms_b{batch}"
             cells.append(milliseconds(row[key]))
             cells.append(milliseconds_limits(row[f"{key}_low"], row[f"{key}_high"]) if f"{key}_low" in row else "")
-        rows.append([*cells, RUNTIMES[row["runtime"]]])
+        rows.append([*cells, RUNTIME.text(row)])
     row = facts.measured[facts.candidate]
+    place = f"{facts.environment.get('cpu', NOT_STATED)}, {threads(row['threads'])}"
+    if any(on_accelerator(facts.measured[name]) for name in _compared(facts)):
+        place += f"; of networks in PyTorch on {facts.environment.get('accelerator') or NOT_STATED}"
     lines = [
         f"On {images:,} test images, which neither trained nor chose it.",
         "",
         *markdown_table(headings, rows, last="---"),
         "",
         f"Accuracy with Wilson's interval. Latency is the median of the network alone, without preprocessing, on "
-        f"{facts.environment.get('cpu', NOT_STATED)}, {threads(row['threads'])}; on another machine it is "
-        "another. MACs are per image.",
+        f"{place}; on another machine it is another. MACs are per image.",
     ]
     if "ece_scaled" in row:
         lines += [
