@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tasks.export import calibration_images
 from tasks.record.candidates import made
 from thinner.compress.quantization import quantise_onnx
 from thinner.config import load_params
@@ -36,7 +37,8 @@ def write(name: str, source: Path, store: Store, folder: Path) -> Iterator[tuple
     """Names of the table and folders: ``source`` itself, then what it becomes in other runtimes, below ``folder``."""
     yield name, source
     spec = checkpoint.read_spec(source)
-    section = load_params().export
+    params = load_params()
+    section = params.export
     if (source / "model.onnx").is_file():
         formats = ["openvino"]
         given = Source(
@@ -44,7 +46,7 @@ def write(name: str, source: Path, store: Store, folder: Path) -> Iterator[tuple
         )
         vars(given)["onnx"] = source / "model.onnx"  # which is there already, and is made of no network
     else:
-        images = np.asarray(store.images[np.sort(store.splits["validation"][: section.calibration_images])])
+        images = np.asarray(calibration_images(store, section.calibration_images, params.run.seed))
         inputs = views.preprocess(images, views.Preprocessing.from_json(spec["preprocessing"])).numpy()
         (steps := folder / f"{name}-steps").mkdir()
         formats = list(catalogue.FORMATS)

@@ -6,9 +6,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.table import Table
@@ -17,10 +17,11 @@ from rich.text import Text
 from flows import data, device, drift, remote
 from flows.console import abbreviated, busy, console, print_comparison, print_verdicts
 from tasks import integrity, lineage
-from tasks.environment import repository_root, set_environment
+from tasks.environment import of_the_disk, repository_root, set_environment
 from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.evidence import shipping
+from thinner.files import whole
 
 app = typer.Typer(
     name="thinner",
@@ -48,6 +49,12 @@ EndFile = Annotated[
 ]
 
 
+def _leave() -> NoReturn:
+    if server := sys.modules.get("flows.server"):  # a flow was at work: its server may not have started
+        server.leave(1)
+    raise typer.Exit(1) from None
+
+
 def _for_people(command: Callable[..., None]) -> Callable[..., None]:
     """What a person can mend is one message and exit code 1."""
 
@@ -57,9 +64,12 @@ def _for_people(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except UserError as error:
             print(error, file=sys.stderr)
-            if server := sys.modules.get("flows.server"):  # a flow was at work: its server may not have started
-                server.leave(1)
-            raise typer.Exit(1) from None
+            _leave()
+        except OSError as error:
+            if not (words := of_the_disk(error)):
+                raise
+            print(words, file=sys.stderr)
+            _leave()
 
     return guarded
 
@@ -77,9 +87,8 @@ def run(
     """Bring every stage up to date. Nothing to do takes seconds and trains nothing."""
     from flows import pipeline
 
-    if recipe is not None:
-        _apply_recipe(recipe, None)
-    raise typer.Exit(pipeline.run(None, jobs, quiet, file))
+    begin = None if recipe is None else partial(_apply_recipe, recipe, None)
+    raise typer.Exit(pipeline.run(None, jobs, quiet, file, begin))
 
 
 @app.command()
@@ -258,10 +267,16 @@ def verify() -> None:
         found = integrity.mend_all(root, lambda path: telling(f"reading {path}"))
     for damage in found:
         console.print(str(damage), style="yellow" if damage.restored else "red", markup=False)
-    outs = lineage.locked_outs(root)
-    if not found:
+    lost = [damage.path for damage in found if not damage.restored]
+    others = integrity.passed_over(root)
+    for path, why in others.items():
+        if not any(one == path or one.startswith(f"{path}/") for one in lost):  # that has been said
+            console.print(f"{path} {why}", style="yellow", markup=False)
+    stages = {node.name for node in lineage.graph(root)}
+    outs = [out for out in lineage.locked_outs(root) if out.path not in others and out.stage in stages]
+    if outs and not found:
         console.print(f"{len(outs)} results of {len({out.stage for out in outs})} stages: all as they were written")
-    if any(not damage.restored for damage in found):
+    if others or lost:
         console.print("\nNext     thinner run    make again what is missing")
         raise typer.Exit(1)
 
@@ -330,6 +345,9 @@ def claims(
         raise UserError("--engine: where --seeds train. Give --seeds too, for example 0,1,2")
     if seeds is None and page is not None:
         raise UserError("--page: shows the networks of several seeds. Give --seeds too, for example 0,1,2")
+    for option, place in (("--json", file), ("--page", page)):
+        if place is not None:
+            _check_place(option, place)
     if seeds is None:
         verdicts = _last_verdicts(root, also or [])
     else:
@@ -338,14 +356,33 @@ def claims(
     proven = sum(verdict["outcome"] == "proven" for verdict in verdicts.values())
     console.print(f"{proven} of {len(verdicts)} proven")
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(verdicts, indent=2) + "\n", encoding="utf-8")
+        _write(file, json.dumps(verdicts, indent=2) + "\n")
     code = 1 if strict and proven < len(verdicts) else 0
     if seeds is not None:
         from flows import server
 
         code = server.leave(code)
     raise typer.Exit(code)
+
+
+def _check_place(option: str, path: Path) -> None:
+    """Raise UserError where no file can be written there, before anything runs."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise UserError(f"{option} {path}: is a folder. Name a file in it")
+        if not path.exists() and not os.access(path.parent, os.W_OK):
+            raise UserError(f"{option} {path}: its folder cannot be written. Name another file")
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror}). Name another file") from None
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, where it is a file and no pipe or device; behind a link."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        whole.write_text(Path(os.path.realpath(path)), text)
 
 
 def _last_verdicts(root: Path, also: list[Path]) -> dict[str, Any]:
@@ -385,9 +422,8 @@ def _verdicts_over(
     if len(chosen) == 1:
         console.print("1 seed: what another seed would change is not known", style="yellow")
     if page is not None:
-        page.parent.mkdir(parents=True, exist_ok=True)
         text = over.render(params, dict(zip(chosen, folders, strict=True)), verdicts, head(root))
-        page.write_text(text, encoding="utf-8")
+        _write(page, text)
     return verdicts
 
 
@@ -609,8 +645,8 @@ def predict(
                 row |= {"label": answer(path), "confidence": found[path].confidence}
             print(json.dumps(row))
     table = Table(box=None, pad_edge=False)
-    table.add_column("picture")
-    table.add_column("class")
+    table.add_column("picture", overflow="fold")
+    table.add_column("class", overflow="fold")
     table.add_column("confidence", justify="right")
     for path in files:
         name = Text(shown(path))  # which may have brackets in it, rich's markup
@@ -667,7 +703,7 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # Path's raises where a folder on the way is closed
             found += _inside(path)
             continue
         try:

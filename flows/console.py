@@ -80,7 +80,7 @@ def take_over(quiet: bool = False) -> None:
 def busy() -> Iterator[Callable[[str], None]]:
     """A function that says what is being done: on a line that changes, or in a log every ten seconds on a line of its
     own, on standard error, so that what is printed for programs stays theirs."""
-    if console.is_terminal:
+    if console.is_terminal and sys.stdout.isatty():  # FORCE_COLOR makes a pipe one, for colours
         with console.status("") as shown:
             yield lambda words: shown.update(Text(words))
         return

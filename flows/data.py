@@ -301,7 +301,13 @@ def apply(
                 "nothing is written yet: there is nobody to ask. To write it: thinner data apply --yes FILE"
             )
         typer.confirm(f"Write {place}?", abort=True)
-    write_whole(root / place, lambda partial: cleaning.write(partial, corrections))
+    try:
+        write_whole(root / place, lambda partial: cleaning.write(partial, corrections))
+    except PermissionError as error:
+        raise UserError(
+            f"{place}: cannot be written ({error.strerror}). It lies below data.root, or DVC would not see it change: "
+            "make that folder writable, or copy the pictures into data/raw and begin again: thinner init"
+        ) from None
     for line in recipes.write(root, {"data.corrections": str(place)}, str(file)):
         console.print(line)
     console.print(f"{place}: {len(corrections):,} corrections\n\nNext     thinner run")
@@ -566,5 +572,7 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
             writer.writerow(header)
             writer.writerows([safe(cell) for cell in row] for row in rows)
 
-    path.parent.mkdir(exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder. Name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
     whole.write(path, table)

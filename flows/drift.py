@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,6 +96,12 @@ def watch(
     store = open_store(root / PREPARED)
     _check_store(store, network, params)
     opened = open_candidate(place, device, threads, params.run.channels_last)
+    if opened.spec.get("data_sha256") not in (None, store.sha256):
+        print(
+            f"note: {PREPARED} is not what {network.folder} learned from, which may have learned some of its "
+            "validation pictures: then the rate of false alarms is not as stated. Make both of one: thinner run",
+            file=sys.stderr,
+        )
     with busy() as telling:
         reference = _outputs(
             opened, _validation(store), "pictures of validation", len(store.splits["validation"]), telling
@@ -139,10 +146,10 @@ def _check_store(store: Store, network: Network, params: Params) -> None:
             f"{PREPARED}: has other classes than {network.folder}, so its validation pictures are not this network's. "
             "Make both of one params.yaml: thinner run"
         )
-    if (side, channels) != (params.data.image_size, params.data.channels):
+    if (side, channels) != network.square:
         raise UserError(
             f"{PREPARED}: pictures of {side} px with {channels} channels, but params.yaml has data.image_size: "
-            f"{params.data.image_size}, data.channels: {params.data.channels}. Make it again: dvc repro prepare"
+            f"{network.square[0]}, data.channels: {network.square[1]}. Make it again: dvc repro prepare"
         )
     if not len(store.splits["validation"]):
         raise UserError(f"{PREPARED}: no validation pictures, and nothing else to compare with. Set data.validation")
@@ -179,9 +186,10 @@ class _Pictures:
                     yield np.stack(read)
 
     def _decode(self, path: Path) -> Any:
+        from thinner.data.sources import is_refused
         from thinner.network import UnreadablePictureError
 
-        if not str(path).isprintable():
+        if is_refused(str(path)):
             return "has a name that prepare refuses. Rename it"
         try:
             return self._network.decode(path)

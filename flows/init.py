@@ -25,7 +25,7 @@ from flows import recipes
 from flows.plan import about
 from tasks import forecast, lineage
 from thinner.compress import pruning
-from thinner.config import load_params
+from thinner.config import holds_results, load_params
 from thinner.data import sources
 from thinner.data.sources import Listing, Part
 from thinner.errors import UserError, one_line
@@ -160,11 +160,17 @@ def _source(photos: str) -> tuple[str, str]:
         return photos, "data/raw"
     kind, _, place = photos.partition(":")
     path = Path(place if kind in ("folder", "csv", "shards") and place else photos)
-    if not path.exists():
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{photos}: no such folder or file. Give a folder with a folder for each class, a .csv with the columns "
             "path,label, a folder of tar shards, or torchvision:NAME"
-        )
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{one_line(photos)}: cannot be looked at ({error.strerror}). Name another, or open it"
+        ) from None
     sharded = path.suffix.lower() == ".tar" if path.is_file() else kind == "shards" or sources.holds_shards(path)
     if path.is_file() and path.suffix.lower() != ".csv" and not sharded:
         raise UserError(
@@ -172,15 +178,15 @@ def _source(photos: str) -> tuple[str, str]:
         )
     inside = path.resolve().is_relative_to(Path.cwd())
     shown = path.resolve().relative_to(Path.cwd()) if inside and not path.is_symlink() else path
-    if path.is_file() and shown.parent == Path("."):
+    if path.is_file() and (held := holds_results(shown.parent)):
         raise UserError(
-            f"{photos}: lies in this repository itself, all of which would be watched. Move it and its pictures into a "
-            "folder, such as data/raw"
+            f"{photos}: lies in a folder that holds {held}, all of which would be watched. Move it and its pictures "
+            "into one of their own, such as data/raw"
         )
     if path.is_file():
         return f"{'shards' if sharded else 'csv'}:{shown.as_posix()}", shown.parent.as_posix()
-    if shown == Path("."):
-        raise UserError(f"{photos}: is this repository itself. Give the folder of pictures, such as data/raw/photos")
+    if held := holds_results(shown):
+        raise UserError(f"{photos}: holds {held}. Give the folder of pictures alone, such as data/raw/photos")
     return f"{'shards' if sharded else 'folder'}:{shown.as_posix()}", shown.as_posix()
 
 

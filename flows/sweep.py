@@ -51,6 +51,7 @@ from thinner.params import Section
 # step: of the best validation, or the chosen round of prune. macs: multiply-adds per image of the network; share: of
 # those of the network that was pruned, of prune only
 COLUMNS = ("variant", "seed", "target", "value", "step", "macs", "share", "seconds", "commit", "key")
+_WORDS = ("variant", "target", "commit", "key")
 # imported before the first run: while runs go on for hours, a person edits the tree, and modules of two ages do not fit
 _WHAT_READS_RESULTS = ("thinner.networks.checkpoint", "thinner.measure.profiling", "thinner.evidence.study")
 FOLDER = "docs/studies"  # tables, figures and numbers: a study is a page of the documentation
@@ -178,7 +179,10 @@ class Results:
         self.path, self._study, self._guard = path, study, threading.Lock()
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
         if path.exists():
-            for row in _records(pd.read_csv(path, dtype={"commit": str, "key": str})):
+            # a variant may be called 8, or nan: only cells of numbers may hold none
+            words, empty = dict.fromkeys(_WORDS, str), {name: [""] for name in COLUMNS if name not in _WORDS}
+            table = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=empty)
+            for row in _records(table):
                 if row["variant"] in study.variants and row["seed"] in study.seeds:
                     self._rows[row["variant"], row["seed"]] = row
 

@@ -63,7 +63,7 @@ def make_bundle(
     temperature = shipping.find_temperature(root, candidate) if measured else None
     if not measured:
         say(f"{candidate}: evaluate has measured other weights of it. Measure these: thinner stage evaluate")
-    if temperature is None:
+    elif temperature is None:
         say(f"{candidate}: evaluate has not measured it, so its probabilities are not calibrated and its card is short")
     with bundling.new_folder(out, replace) as folder:
         model = bundling.write_model(source, folder / bundling.MODEL, channels, params.export.opset)
@@ -96,7 +96,7 @@ def make_bundle(
             changed=mlflow_client.origin().get("git.dirty") == "true",
             outdated=outdated,
             hashes=_hashes(root, folder, source, model, store.sha256),
-            **_reports(root, candidate),
+            **(_reports(root, candidate) if measured else {}),  # numbers of other weights are none of these
         )
         (folder / bundling.CARD).write_text(render(facts), encoding="utf-8")
     return Made(out, bundling.archive_of(out), difference, len(pictures), outdated, timed)

@@ -6,7 +6,9 @@ keeps it inside this repository. A variable that the person has set already alwa
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -100,3 +102,22 @@ def child_environment(**extra: str) -> dict[str, str]:
     if path.split(os.pathsep)[0] != folder:
         path = folder + os.pathsep + path
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
+
+
+def of_the_disk(error: BaseException) -> str:
+    """What a full or read-only disk means to a person; "" where it is something else."""
+    number = getattr(error, "errno", None)
+    file = getattr(error, "filename", None) or "what it makes"
+    text = str(error)
+    # NumPy and safetensors tell no error number
+    full = "No space left on device" in text or ("requested and" in text and "written" in text)
+    if full or number in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no room is left on the disk to write {file} ({shutil.disk_usage('.').free / 1e6:,.0f} MB free). "
+            "Make room, then run again: it goes on from the last state that was saved"
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"may not write or read {file} ({os.strerror(number)}). Change its owner or mode, then run again"
+    if number == errno.EIO:
+        return f"the disk fails to give or take {file} ({os.strerror(number)}). See the system's log"
+    return ""

@@ -64,6 +64,17 @@ def mend_all(root: Path, progress: Callable[[str], None] = lambda path: None) ->
     return found
 
 
+def passed_over(root: Path) -> dict[str, str]:
+    """By path, the results of dvc.lock that `mend_all` has not read, and why: it is for DVC to say what becomes of
+    them."""
+    believed, stages = lineage.believed(root), {node.name for node in lineage.graph(root)}
+    return {
+        out.path: "was changed since its stage wrote it" if out.path in believed else "is not here"
+        for out in lineage.locked_outs(root)
+        if out.stage in stages and believed.get(out.path) != out.md5  # dvc.lock keeps those that are no more
+    }
+
+
 def _mend(root: Path, cache: Path, out: lineage.Out) -> list[Damage]:
     whole = root / out.path
     if not out.md5.endswith(".dir"):

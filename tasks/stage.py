@@ -19,7 +19,6 @@ Exit codes: 0 done, 1 something that a person can mend (printed as one message),
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import hashlib
 import os
@@ -39,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psutil
 
 from tasks import COLLECT, integrity, lineage, processes
-from tasks.environment import CHECKED, FLOW, is_further_process, repository_root, set_environment
+from tasks.environment import CHECKED, FLOW, is_further_process, of_the_disk, repository_root, set_environment
 from tasks.machine import keep_memory, set_up_torch
 from tasks.progress import Progress, Silence
 from tasks.record import stage_run
@@ -194,7 +193,7 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
             print(f"{name}: stopped by {stop}", file=sys.stderr, flush=True)
         return 128 + stop.number
     except Exception as error:  # noqa: BLE001 - shown whole, and the record still ends as FAILED
-        if words := _of_the_disk(error) or _of_memory(error):
+        if words := of_the_disk(error) or _of_memory(error):
             print(f"{name}: {words}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
@@ -277,25 +276,6 @@ def _mend_inputs(root: Path, name: str, inputs: lineage.Inputs) -> None:
             print(f"{name}: {damage}", flush=True)
     if lost := [damage for damage in found if not damage.restored]:
         raise UserError("; ".join(str(damage) for damage in lost))
-
-
-def _of_the_disk(error: BaseException) -> str:
-    """What a full or read-only disk means to a person; "" where it is something else."""
-    number = getattr(error, "errno", None)
-    file = getattr(error, "filename", None) or "what it makes"
-    text = str(error)
-    # NumPy and safetensors tell no error number
-    full = "No space left on device" in text or ("requested and" in text and "written" in text)
-    if full or number in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"no room is left on the disk to write {file} ({shutil.disk_usage('.').free / 1e6:,.0f} MB free). "
-            "Make room, then run again: it goes on from the last state that was saved"
-        )
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"may not write or read {file} ({os.strerror(number)}). Change its owner or mode, then run again"
-    if number == errno.EIO:
-        return f"the disk fails to give or take {file} ({os.strerror(number)}). See the system's log"
-    return ""
 
 
 def _of_memory(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from scipy.special import softmax
 
-from thinner.config import load_params
+from thinner.config import read_params
 from thinner.data import sources, store
 from thinner.errors import UserError, one_line
 from thinner.evidence import decision
@@ -69,7 +69,12 @@ class Network:
     # from which log-odds on to answer, so that a share of the answers is right: fitted by evaluate as well; may be none
     operating_points: tuple[operating.Point, ...]
     _candidate: Candidate = field(repr=False)
-    _as_stored: Callable[[Callable[[], Image.Image]], Any] = field(repr=False)  # a picture as prepare's square
+    _as_stored: partial[Any] = field(repr=False)  # a picture as prepare's square
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """(px, channels) of what `decode` gives."""
+        return self._as_stored.keywords["image_size"], self._as_stored.keywords["channels"]
 
     @overload
     def predict(self, images: Picture) -> Prediction: ...
@@ -132,8 +137,9 @@ def load(
     """Open the network in ``folder``: data/NAME of a stage, data/prune_also/NAME, data/export/NAME, or
     data/quantize/NAME.
 
-    How a picture becomes the network's input stands in the ``data`` section of params.yaml, and the temperature of its
-    confidences in reports/metrics.json: both are looked for in the repository around ``folder``. Of a folder that was
+    How a picture becomes the network's input stands in data/prepared, if that is what it learned from, else in the
+    ``data`` section of params.yaml, and the temperature of its confidences in reports/metrics.json: all are looked for
+    in the repository around ``folder``. Of a folder that was
     copied elsewhere ``params`` names that file. ``device`` ("cpu", "cuda", "mps") matters to PyTorch only.
 
     Raises:
@@ -142,16 +148,26 @@ def load(
     folder = Path(folder)
     file = _params_around(folder) if params is None else Path(params)
     root = Path(os.path.abspath(file)).parent
-    data = load_params(file).data
-    as_stored = partial(
-        store.decode, image_size=data.image_size, channels=data.channels, fit=data.fit, max_pixels=data.max_pixels
-    )
+    data = read_params(file).data  # where a notebook runs, none of the other sections' files need lie
     candidate = open_candidate(folder, device)
+    how: dict[str, Any] = {"image_size": data.image_size, "channels": data.channels, "fit": data.fit}
+    how |= _prepared_for(root, candidate.spec, how)
+    as_stored = partial(store.decode, **how, max_pixels=data.max_pixels)
     name = _candidate_in(root, folder)
     measured = name is not None and is_measured(root, name, folder)
     temperature = find_temperature(root, name) if name is not None and measured else None
     points = tuple(operating.read_points(root / operating.FILE).get(name or "", ()) if measured else ())
     return Network(folder, tuple(candidate.spec["classes"]), temperature, points, candidate, as_stored)
+
+
+def _prepared_for(root: Path, spec: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data that the network learned from say of ``how`` pictures are stored, where they still lie here:
+    params.yaml may have changed since."""
+    path = root / "data" / "prepared" / "info.json"
+    if not path.is_file():
+        return {}
+    info = json_files.read_object(path, "Make it again: dvc repro prepare")
+    return {key: info[key] for key in how if key in info} if info.get("sha256") == spec.get("data_sha256") else {}
 
 
 def is_measured(root: Path, candidate: str, folder: Path) -> bool:

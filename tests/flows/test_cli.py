@@ -1,5 +1,6 @@
 """flows/cli.py: the `thinner` command."""
 
+import errno
 import io
 import json
 import os
@@ -114,6 +115,21 @@ def test_verify_says_what_was_damaged(tmp_path: Path, monkeypatch: pytest.Monkey
     done = runner.invoke(cli.app, ["verify"])
     assert done.exit_code == 1
     assert "a is not what first wrote" in done.output and "thinner run" in done.output
+    done = runner.invoke(cli.app, ["verify"])  # it was removed
+    assert done.exit_code == 1 and "a is not here" in done.output and "as they were written" not in done.output
+    (tmp_path / "a").write_text("another")
+    done = runner.invoke(cli.app, ["verify"])
+    assert done.exit_code == 1 and "a was changed since its stage wrote it" in done.output
+
+
+def test_what_the_disk_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "params.yaml")
+
+    monkeypatch.setattr(cli, "repository_root", full)
+    done = runner.invoke(cli.app, ["status"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("no room is left on the disk to write params.yaml") and done.stderr.count("\n") == 1
 
 
 def test_report_says_what_to_do_when_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +239,9 @@ def test_claims_are_shown_and_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     judged.write_text(json.dumps(verdicts))
     shown = runner.invoke(cli.app, ["claims", "--strict", "--json", "kept/verdicts.json"])
     assert json.loads((tmp_path / "kept" / "verdicts.json").read_text()) == verdicts
+    for option in ("--json", "--page"):
+        refused = runner.invoke(cli.app, ["claims", "--seeds", "0,1", option, "reports"])
+        assert refused.exit_code == 1 and refused.stderr == f"{option} reports: is a folder. Name a file in it\n"
     assert shown.exit_code == 0, shown.output
     assert texts[0] in shown.output
     assert f"{len(texts)} of {len(texts)} proven" in shown.output
@@ -391,4 +410,11 @@ def test_a_picture_that_cannot_be_read_is_a_row_and_the_others_are_named(tmp_pat
     assert table.exit_code == 0
     assert "unreadable: is a FIFO" in " ".join(table.output.split())
     assert "photos/c[red].jfif" in table.output
+    deep = folder / ("a" * 100) / ("b" * 100)
+    deep.mkdir(parents=True)
+    shutil.copy(folder / "a.tif", deep / "last.tif")
+    folded = runner.invoke(cli.app, ["predict", str(deep)])
+    assert "\N{HORIZONTAL ELLIPSIS}" not in folded.output and "last.tif" in "".join(folded.output.split())
+    long = runner.invoke(cli.app, ["predict", "photos/a.tif", "x" * 300, "--json"])
+    assert [bool(row.get("error")) for row in map(json.loads, long.stdout.splitlines())] == [False, True]
     assert runner.invoke(cli.app, ["predict", str(folder / "b.png")]).exit_code == 1  # nothing was named

@@ -89,7 +89,7 @@ def test_a_set_of_torchvision_is_looked_at(root: Path) -> None:
     [
         ("nowhere", "nowhere: no such folder or file"),
         ("params.yaml", "is a file, but no .csv"),
-        (".", "is this repository itself"),
+        (".", r"\.: holds this repository\. Give the folder of pictures alone"),
         ("torchvision:MNITS", "Did you mean MNIST"),
     ],
 )
@@ -259,18 +259,18 @@ def test_of_few_validation_images_a_recipe_asks_no_8_bits_that_they_could_not_ju
 
 @pytest.mark.integration
 def test_corrected_labels_stay_with_their_pictures_and_are_left_out_of_others(two_folders: Path) -> None:
-    place = two_folders / "corrections.csv"
+    place = two_folders / "few/corrections.csv"
     place.write_text("file,given,label\n")
     recipes.write(
-        two_folders, {"data.source": "folder:few", "data.root": ".", "data.corrections": "corrections.csv"}, ""
+        two_folders, {"data.source": "folder:few", "data.root": "few", "data.corrections": "few/corrections.csv"}, ""
     )
     written(two_folders, "few", Wishes())
     data = load_params(two_folders / "params.yaml").data
-    assert (data.root, data.corrections) == (".", "corrections.csv")
+    assert (data.root, data.corrections) == ("few", "few/corrections.csv")
     said: list[str] = []
     other = init._with_corrections(two_folders, init.look("many"), said.append)
     assert other.corrections is None and said == [
-        "data.corrections: corrections.csv is not of these pictures: left out"
+        "data.corrections: few/corrections.csv is not of these pictures: left out"
     ]
     written(two_folders, "many", Wishes())
     data = load_params(two_folders / "params.yaml").data
@@ -292,8 +292,12 @@ def test_a_claim_about_parameters_asks_for_no_more_than_the_target(root: Path, s
 def test_a_list_in_the_repository_itself_is_refused(root: Path) -> None:
     draw(root / "photos" / "cat", 2)
     (root / "list.csv").write_text("path,label\nphotos/cat/0.png,cat\n")
-    with pytest.raises(UserError, match="list.csv: lies in this repository itself"):
+    with pytest.raises(UserError, match="list.csv: lies in a folder that holds this repository"):
         init.look("list.csv")
+    (root / "data").mkdir(exist_ok=True)
+    shutil.copy(root / "list.csv", root / "data")
+    with pytest.raises(UserError, match="data/list.csv: lies in a folder that holds 'data', where stages write"):
+        init.look("data/list.csv")
 
 
 def test_what_the_test_images_cannot_show_keeps_a_network_from_being_shipped(root: Path) -> None:

@@ -341,6 +341,30 @@ def test_the_first_run_of_each_seed_goes_first(toy: Toy, monkeypatch: pytest.Mon
         sweep.plan(study, toy.root, ["cold"])
 
 
+def test_variants_may_be_called_by_numbers_or_nothing(tmp_path: Path) -> None:
+    study = sweep.Study.model_validate(
+        {
+            "title": "Which width?", "target": "scratch", "measure": "val_accuracy", "baseline": "8", "seeds": [0],
+            "variants": {"8": {}, "null": {}},
+        }
+    )  # fmt: skip
+    row = {
+        "target": "scratch",
+        "value": 0.5,
+        "step": 1,
+        "macs": 10,
+        "share": 1.0,
+        "seconds": 1.0,
+        "commit": "0",
+        "key": "1",
+    }
+    results = sweep.Results(tmp_path / "widths.csv", study)
+    for name in study.variants:
+        results.add(sweep.Run(name, 0, "scratch", {}), {"variant": name, "seed": 0, **row})
+    again = sweep.Results(tmp_path / "widths.csv", study)
+    assert list(again.frame()["variant"]) == ["8", "null"]
+
+
 def test_the_result_of_prune_is_that_of_the_round_it_chose(tmp_path: Path) -> None:
     folder = tmp_path / "reports" / "prune"
     folder.mkdir(parents=True)
@@ -356,12 +380,11 @@ def test_the_shipped_studies_are_right(path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     study = sweep.load_study(path, ROOT)
     report = ROOT / "docs" / "studies" / f"{path.stem}.md"
-    if report.exists():  # what is committed is what the numbers give
-        from thinner.evidence.study import summarise
+    from thinner.evidence.study import summarise
 
-        rows = sweep.Results(report.with_suffix(".csv"), study).frame()
-        assert report.read_text() == sweep.render(study, path.relative_to(ROOT), rows, summarise(rows, study.baseline))
-        assert not re.search(r"runs are missing", report.read_text())
+    rows = sweep.Results(report.with_suffix(".csv"), study).frame()  # what is committed is what the numbers give
+    assert report.read_text() == sweep.render(study, path.relative_to(ROOT), rows, summarise(rows, study.baseline))
+    assert not re.search(r"runs are missing", report.read_text())
 
 
 def test_a_seed_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

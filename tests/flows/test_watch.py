@@ -261,8 +261,12 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(at: Path, tmp_path: P
     save(tmp_path / "some", 60, seed=3)
     (tmp_path / "some/999.png").write_bytes(b"no picture")
     (tmp_path / "some/a\tb.png").write_bytes((tmp_path / "some/000.png").read_bytes())
+    (tmp_path / "some/001.png").rename(tmp_path / "some/Bildschirmfoto 9.41\u202fPM.png")  # as macOS names them
     done = watch(str(tmp_path / "some"), "--json", "some.json")
     assert done.exit_code == 0, done.output
+    assert (
+        "note: data/prepared is not what" in done.stderr and "the rate of false alarms is not as stated" in done.stderr
+    )
     assert "2 of 62 pictures cannot be read and are left out" in done.output and "999.png (is no picture" in done.output
     found = json.loads(Path("some.json").read_text())
     assert found["pictures"] == 60 and len(found["unreadable"]) == 2

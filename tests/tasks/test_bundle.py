@@ -3,6 +3,7 @@
 import ast
 import csv
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -319,8 +320,9 @@ def test_a_line_for_each_picture_and_one_for_each_that_cannot_be_read(
     root, folder = shared
     files = write_files(tmp_path / "files")
     (tmp_path / "no.jpg").write_bytes(b"no picture")
+    (tmp_path / "phone.heic").write_bytes(b"one of a phone")
     (tmp_path / "cut.png").write_bytes((tmp_path / "files/grey.png").read_bytes()[:-200])
-    bad = [tmp_path / "no.jpg", tmp_path / "nowhere.png", tmp_path / "cut.png"]
+    bad = [tmp_path / name for name in ("no.jpg", "nowhere.png", "phone.heic", "cut.png")]
     done = run(folder, *map(str, [*bad[:2], *files, *bad[2:]]))
     assert done.returncode == 0 and run(folder, *map(str, bad)).returncode == 1  # as `thinner predict` has it
     rows = list(csv.reader(done.stdout.splitlines()))
@@ -331,6 +333,8 @@ def test_a_line_for_each_picture_and_one_for_each_that_cannot_be_read(
     ]
     assert [float(row[2]) for row in rows[1:]] == pytest.approx([found.confidence for found in answers], abs=1e-4)
     lines = done.stderr.splitlines()
+    if importlib.util.find_spec("pillow_heif") is None:
+        assert lines[2].endswith("is read by a package that is not here: pip install pillow-heif")
     assert len(lines) == len(bad) and all(line.startswith(f"{path}: ") for line, path in zip(lines, bad, strict=True))
     assert run(folder, *map(str, files)).returncode == 0
     assert run(folder).returncode == run(folder, "--at-least", "97", str(files[0])).returncode == 2
@@ -448,6 +452,12 @@ def test_what_is_there_is_not_overwritten_unless_asked_for_and_never_if_it_is_so
     assert not Path("bundles/prune_onnx/note.txt").exists() and Path("bundles/prune_onnx.zip").read_bytes() == before
     Path("photos").mkdir()
     Path("photos/mine.jpg").write_text("picture")
+    Path("mine.zip").write_bytes(b"something else")
+    with pytest.raises(UserError, match="mine.zip: is of no bundle, so it is not replaced"):
+        make(project, "prune_onnx", out=Path("mine"), replace=True)
+    assert Path("mine.zip").read_bytes() == b"something else"
+    with pytest.raises(UserError, match=r"--out \.: names no new folder"):
+        make(project, "prune_onnx", out=Path())
     with pytest.raises(UserError, match="photos: is no bundle, so it is not replaced"):
         make(project, "prune_onnx", out=Path("photos"), replace=True)
     assert Path("photos/mine.jpg").exists()
@@ -553,7 +563,9 @@ def test_what_evaluate_left_of_other_weights_is_not_told_of_these(project: Path)
     path.write_text(json.dumps(environment | {"weights_sha256": {"prune": "of those that lay there before"}}))
     said: list[str] = []
     folder = make(project, "prune", say=said.append)
-    assert said[0] == "prune: evaluate has measured other weights of it. Measure these: thinner stage evaluate"
+    assert said == ["prune: evaluate has measured other weights of it. Measure these: thinner stage evaluate"]
+    card = (folder / "model-card.md").read_text()
+    assert "Not measured: `evaluate` has not seen this network." in card and "No claims were made." in card
     labels = json.loads((folder / "labels.json").read_text())
     assert (labels["temperature"], labels["calibrated"], labels["operating_points"]) == (1.0, False, [])
     assert thinner.load(project / "data/prune").temperature is None

@@ -15,6 +15,7 @@ import pytest
 
 from tasks import processes
 from tasks import stage as module
+from tasks.environment import of_the_disk
 from tasks.lineage import Inputs
 from tasks.machine import set_up_torch, thread_count
 from tasks.progress import numbers_text, progress_text
@@ -241,7 +242,7 @@ def test_a_signal_that_python_swallows_is_raised_again(stage: Stage) -> None:
     ],
 )
 def test_what_the_disk_does_is_said_in_one_line(error: Exception, words: str) -> None:
-    said = module._of_the_disk(error)
+    said = of_the_disk(error)
     assert said.startswith(words) and bool(said) == bool(words) and "\n" not in said
 
 
@@ -249,7 +250,7 @@ def test_what_the_disk_does_is_said_in_one_line(error: Exception, words: str) ->
 def test_a_disk_that_is_full_says_so() -> None:
     with pytest.raises(OSError, match="No space") as caught:
         Path("/dev/full").write_text("x")
-    assert "no room is left" in module._of_the_disk(caught.value)
+    assert "no room is left" in of_the_disk(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """data/additions.py: a list that a person filled in, brought into a folder or a CSV source and listed again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,20 @@ def test_a_folder_source_gets_copies_in_the_folders_of_their_classes_once(at: Pa
     Path("new/a.png").write_bytes(Path("new/b.png").read_bytes())  # another picture of that name is another picture
     add(source, "../new/a.png,dog,,1")
     assert len(labels(source)) == 5
+
+
+def test_what_prepare_would_not_read_is_not_added(at: Path) -> None:
+    for name in ("without", ".hidden.png"):
+        shutil.copy("new/a.png", Path("new", name))
+        with pytest.raises(DataError, match="is not called as pictures are. Rename it: .jpg"):
+            add("folder:data/raw/photos", f"../new/{name},dog,,1")
+    assert len(labels("folder:data/raw/photos")) == 2
+
+
+def test_an_apostrophe_that_a_list_of_ours_puts_before_a_class_is_none_of_its_name(at: Path) -> None:
+    Path("data/raw/photos/dog").rename("data/raw/photos/-1")
+    assert add("folder:data/raw/photos", "../new/a.png,'-1,,1") == 1
+    assert sorted(labels("folder:data/raw/photos").values()) == ["-1", "-1", "cat"]
 
 
 def test_where_splits_are_ready_made_new_pictures_go_to_training(at: Path) -> None:
@@ -162,7 +177,7 @@ def test_shards_get_one_more_shard_once(at: Path, names: list[str] | None) -> No
             made.write({"__key__": f"{label}/0", "png": Path("new/a.png").read_bytes(), "cls": number[label]})
     Path("new/b.1.png").write_bytes(Path("new/b.png").read_bytes())
     Path("new/c.dat").write_bytes(Path("new/c.png").read_bytes())
-    with pytest.raises(DataError, match=r"line 2: '.*c.dat' has no ending of a picture. Rename it: .jpg, "):
+    with pytest.raises(DataError, match=r"line 2: '.*c.dat' is not called as pictures are. Rename it: .jpg, "):
         add(source, "../new/c.dat,cat,,1")
     lines = ("../new/a.png,dog,,1", "../new/b.1.png,cat,,2", "../new/c.png,,,3")
     assert add(source, *lines) == 2 and add(source, *lines) == 0

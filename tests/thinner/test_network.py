@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -174,6 +175,24 @@ def test_a_folder_elsewhere_wants_its_params(made: tuple[Path, torch.nn.Module],
     np.testing.assert_allclose(list(net.predict(GREY).probabilities.values()), by_hand(model, GREY, 1.0), rtol=1e-4)
     with pytest.raises(thinner.UserError, match=r"nothing: neither model.safetensors nor model.onnx"):
         thinner.load(root / "data/nothing")
+
+
+def test_a_picture_is_stored_as_the_networks_data_were_whatever_params_yaml_says_now(
+    made: tuple[Path, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the other sections name need not lie where a notebook runs."""
+    shutil.copytree(made[0], tmp_path / "copy")
+    root = tmp_path / "copy"
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["data"] |= {"image_size": 64, "fit": "stretch", "corrections": "data/raw/corrections.csv"}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    info = {"sha256": SPEC["data_sha256"], "image_size": SIDE, "channels": 1, "fit": "pad"}
+    (root / "data/prepared").mkdir()
+    for sha256, how in ((SPEC["data_sha256"], (SIDE, 1, "pad")), ("of others", (64, 1, "stretch"))):
+        (root / "data/prepared/info.json").write_text(json.dumps(info | {"sha256": sha256}))
+        stored = thinner.load(root / "data/prune")._as_stored.keywords
+        assert (stored["image_size"], stored["channels"], stored["fit"]) == how
 
 
 def test_a_model_that_does_not_fit_its_classes_is_refused(made: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:

@@ -113,6 +113,10 @@ def test_listing_decodes_nothing(tmp_path: Path) -> None:
         ([], "has no class folders. Make one folder per class"),
         (["1.png", "a/2.png"], r"1 images lie in .* outside of a class folder \(1.png"),
         (["train/1.png", "train/a/2.png"], "1 images lie in '.*train' outside"),
+        (
+            ["train/a/1.png", "train/Unlabelled/2.png"],
+            r"train/Unlabelled' would be a class. If these .* move it to '.*/unlabelled",
+        ),
         (["test/a/1.png", "cats/2.png"], r"mixes splits \(test\) with class folders \(cats\)"),
         (["val/a/1.png"], "has val but no train"),
         (["a/notes.txt"], "holds no images"),
@@ -422,6 +426,7 @@ def test_a_csv_gives_labels_splits_and_unlabelled_images(tmp_path: Path) -> None
         (b"path,label,label\na.png,x,y\n", "has the column label more than once. Keep one"),
         (b"path,label,split\na.png,x,dev\n", "line 2: unknown split 'dev'. Choose one of: train"),
         (b"path,label\n,x\n", "line 2: no path"),
+        (b'path,label\n"a.png,x\nb.png,y\n', "line 3: the path 'a.png,x b.png,y' has an end of line"),
         (b"path,label\n../../a.png,x\n", "line 2: '../../a.png' lies outside of"),
         (b"path,label\n\xff.png,x\n", "is not UTF-8 with commas"),
         (b"path,label\n", "holds no images"),

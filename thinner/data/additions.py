@@ -18,9 +18,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from thinner.data.cleaning import raise_for, table
+from thinner.data.cleaning import raise_for, table, unquoted
 from thinner.data.packing import Member, write_tar
-from thinner.data.sources import EXTENSIONS, PART_NAMES, DataError, Listing, Part, given_classes, names_splits
+from thinner.data.sources import (
+    EXTENSIONS,
+    PART_NAMES,
+    DataError,
+    Listing,
+    Part,
+    given_classes,
+    is_refused,
+    names_splits,
+)
 from thinner.errors import one_line
 from thinner.files.whole import file_sha256, write
 
@@ -56,7 +65,7 @@ def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition
     found: dict[str, Addition] = {}  # by what tells pictures apart: a copy's name, or the place where it lies
     for where, picture, label in _rows(file):
         shown = one_line(picture)
-        if not str(picture).isprintable():
+        if is_refused(str(picture)):
             wrong.append(f"{where}: '{shown}' has a name that prepare refuses. Rename it")
         elif not picture.is_file():
             wrong.append(f"{where}: no file '{shown}'. Paths are relative to {file.parent}")
@@ -68,8 +77,10 @@ def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition
         elif label not in listing.classes:
             classes = ", ".join(listing.classes[:20]) + (", ..." if len(listing.classes) > 20 else "")
             wrong.append(f"{where}: unknown class '{one_line(label, 60)}'. Choose one of: {classes}")
-        elif kind == "shards" and not picture.name.lower().endswith(EXTENSIONS):
-            wrong.append(f"{where}: '{shown}' has no ending of a picture. Rename it: {', '.join(EXTENSIONS[:5])}, ...")
+        elif kind != "csv" and not (picture.name.lower().endswith(EXTENSIONS) and picture.name[0] != "."):
+            wrong.append(
+                f"{where}: '{shown}' is not called as pictures are. Rename it: {', '.join(EXTENSIONS[:5])}, ..."
+            )
         else:
             made = Addition(picture, label, _target(picture, label, kind, base, root))
             copied = made.target != picture
@@ -103,7 +114,7 @@ def bring(additions: Sequence[Addition], source: str) -> None:
 
 def _rows(file: Path) -> list[tuple[str, Path, str]]:
     """(where, picture, label) of each line that has a label."""
-    cells = [(n, (row["path"] or "").strip(), (row["label"] or "").strip()) for n, row in table(file, _WANTED)]
+    cells = [(n, unquoted(row["path"]), unquoted(row["label"])) for n, row in table(file, _WANTED)]
     return [(f"{file} line {line}", _plain(file.parent / path), label) for line, path, label in cells if label]
 
 

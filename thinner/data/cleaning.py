@@ -42,7 +42,7 @@ def read(path: str | Path, undecided: bool = False) -> list[Correction]:
     rows = []
     for line, row in table(Path(path), COLUMNS, ". Start from reports/suspects.csv: thinner data suspects"):
         where = f"{path} line {line}"
-        cells = {column: _plain(row[column]) for column in COLUMNS}
+        cells = {column: unquoted(row[column]) for column in COLUMNS}
         if undecided and not cells["label"]:
             continue
         if empty := [column for column, cell in cells.items() if not cell]:
@@ -81,7 +81,8 @@ def safe(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
-def _plain(cell: str | None) -> str:
+def unquoted(cell: str | None) -> str:
+    """A cell as it was before `safe` put an apostrophe before it."""
     text = (cell or "").strip()
     return text[1:] if text[:1] == "'" and text[1:2] in ("=", "+", "-", "@") else text
 

@@ -222,6 +222,11 @@ def _alike(names: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def is_refused(name: str) -> bool:
+    """Whether `check_files` refuses a file of this name: it is not UTF-8, or moves text."""
+    return any("\udc80" <= sign <= "\udcff" or _moves_text(sign) for sign in name)
+
+
 def _moves_text(sign: str) -> bool:
     """Whether a terminal, a page or a log would do something with it instead of showing it: controls (an escape
     sequence, an end of line), and what turns the direction of the text behind it (CVE-2021-42574)."""
@@ -274,6 +279,11 @@ def list_folder(place: str, root: Path, say: Say = print) -> Listing:
     for top in ready_made or [""]:
         part = PART_NAMES[top.lower()] if top else Part.TRAIN
         names = others if not top else _folders(folder / top)
+        if top and (inner := next((one for one in names if PART_NAMES.get(one.lower()) == Part.UNLABELLED), None)):
+            raise DataError(
+                f"data.source: '{folder / top / inner}' would be a class. If these pictures have no labels, move it to "
+                f"'{place}/unlabelled'; else rename it"
+            )
         classes.update(names)
         for name in names:
             below = (Path(top) / name).as_posix()
@@ -344,6 +354,11 @@ def list_csv(place: str, root: Path, say: Say = print) -> Listing:
                 path, name, part = (str(row.get(key) or "").strip() for key in _COLUMNS)
                 if not path:
                     raise DataError(f"{where}: no path. Every line needs one")
+                if is_refused(path):  # more than one line of it: a quote that nothing closes
+                    raise DataError(
+                        f"{where}: the path '{one_line(path, 60)}' has an end of line or another control character. "
+                        "Close its quotes, or rename the file"
+                    )
                 if not _below(file.parent / path, root):
                     raise DataError(
                         f"{where}: '{one_line(path)}' lies outside of '{root}', where DVC would not notice a changed "

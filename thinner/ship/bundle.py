@@ -205,12 +205,22 @@ def archive_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.zip")
 
 
+def _is_of_bundle(archive: Path, name: str) -> bool:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return f"{name}/{LABELS}" in opened.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 @contextlib.contextmanager
 def new_folder(out: Path, over: bool = False) -> Iterator[Path]:
     """A folder to write a bundle into; when all went well it is ``out``, with ``out``.zip beside it, else nothing.
 
     Raises UserError where one of them is there already, unless ``over``.
     """
+    if not out.name:
+        raise UserError(f"--out {out}: names no new folder. Give one, such as bundles/prune")
     there = [place for place in (out, archive_of(out)) if os.path.lexists(place)]
     if there and not over:
         raise UserError(
@@ -218,6 +228,8 @@ def new_folder(out: Path, over: bool = False) -> Iterator[Path]:
         )
     if there and os.path.lexists(out) and not (out / LABELS).is_file():
         raise UserError(f"{out}: is no bundle, so it is not replaced. Give --out another place")
+    if archive_of(out) in there and not _is_of_bundle(archive_of(out), out.name):
+        raise UserError(f"{archive_of(out)}: is of no bundle, so it is not replaced. Give --out another place")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as beside:
         folder, archive, old = (Path(beside) / name for name in ("folder", "archive.zip", "old"))

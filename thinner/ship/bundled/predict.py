@@ -17,8 +17,10 @@ stderr. 1: none was named, or it does not hold. 2: the call or a file of the bun
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -29,14 +31,20 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 HERE = Path(__file__).resolve().parent
 # By content, whatever a file is called. No other of Pillow's readers is tried: that of EPS starts a program.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF", "JXL")
+# ending -> (module, package) of Pillow's readers that are installed by themselves
+LIBRARIES = {
+    ".heic": ("pillow_heif", "pillow-heif"),
+    ".heif": ("pillow_heif", "pillow-heif"),
+    ".jxl": ("pillow_jxl", "pillow-jxl-plugin"),
+}
 ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".avif",
+    ".avif", *LIBRARIES,
 )  # fmt: skip
 UNSURE = "unsure"
 
@@ -123,7 +131,8 @@ class Network:
                 ImageOps.exif_transpose(opened, in_place=True)
                 image = eight_bits(opened, mode)
         except Exception as error:  # Pillow has a dozen kinds for a damaged file
-            raise RefusedError(f"{shown(picture)}: {one_line(error)}") from error
+            of_another = missing(picture) if isinstance(error, UnidentifiedImageError) else ""
+            raise RefusedError(f"{shown(picture)}: {of_another or one_line(error)}") from error
         if image.width != image.height:
             fits: dict[str, Any] = {"crop": ImageOps.fit, "pad": ImageOps.pad, "stretch": Image.Image.resize}
             image = fits[how["fit"]](image, (side, side), Image.Resampling.BILINEAR)
@@ -150,7 +159,20 @@ def eight_bits(image: Image.Image, mode: str) -> Image.Image:
 
 def readable() -> list[str]:
     Image.init()
+    for module, _ in LIBRARIES.values():
+        with contextlib.suppress(ImportError):
+            library = importlib.import_module(module)
+            if hasattr(library, "register_heif_opener"):
+                library.register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
+
+
+def missing(picture: str | os.PathLike[str]) -> str:
+    """Which package would read a file of this ending, if that is not here; else nothing."""
+    module, package = LIBRARIES.get(Path(picture).suffix.lower(), ("", ""))
+    if not module or importlib.util.find_spec(module):
+        return ""
+    return f"is read by a package that is not here: pip install {package}"
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -206,7 +228,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Name the class of pictures: a line of CSV for each.")
-    parser.add_argument("pictures", nargs="*", help="files or folders: JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF")
+    parser.add_argument("pictures", nargs="*", help=f"files or folders; read are {', '.join(FORMATS)}")
     parser.add_argument("--at-least", type=float, metavar="PERCENT", help="'unsure' below this operating point")
     parser.add_argument("--selftest", action="store_true", help="compare with the maker's answers")
     asked = parser.parse_args(arguments)
