@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from thinner.data.sources import Listing, Part
 from thinner.errors import UserError, one_line
 from thinner.evidence import drop, power
 from thinner.files import yaml_files
+from thinner.files.whole import write as write_whole
 from thinner.measure.profiling import count_params
 from thinner.networks import models, weights
 from thinner.networks.spec import NetworkSpec
@@ -47,7 +47,8 @@ _LOOKED_AT = 300  # pictures
 _DRAWN = 0.2  # of the labelled pictures for testing, and as many for choosing, where no split of their own is there
 _PASSES = 65  # over all pictures, in the recovery of a cut network: as measured for the recipe photos
 _FLOAT_BYTES = 4
-_FILE_BYTES = 6_000  # of a checkpoint beside its weights
+# of a checkpoint beside its weights: what batch norms keep, and the list of tensors
+_FILE_BYTES = {"finetune": 200_000, "student": 12_000}
 _DROPS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # points that 8 bits may cost
 _MARGINS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)  # points
 
@@ -361,6 +362,7 @@ def _choose_pruning(proposal: Proposal, pictures: Pictures, wishes: Wishes, pool
     say("prune.training.validate_every", max(1, _steps(steps, effort) // 4), "four times a round", told=False)
     say("prune.training.batch_size", _batch(batch, pool), "pictures a step", told=False)
     say("prune_also", [])
+    say("export.candidates", ["distill", "prune"])
     say("quantize.source", "prune")
     say("quantize.training.steps", _steps(300, effort), "only where 8 bits do not hold without training")
     say("quantize.training.batch_size", _batch(batch, pool), "as in prune", told=False)
@@ -376,7 +378,7 @@ def _target(proposal: Proposal, pictures: Pictures, wishes: Wishes) -> tuple[dic
     classes = len(pictures.listing.classes)
     teacher = NetworkSpec(TEACHER, classes, channels=3)
     if wishes.size_bytes is not None:
-        params = max(1, (wishes.size_bytes - _FILE_BYTES) // _FLOAT_BYTES)
+        params = max(1, (wishes.size_bytes - _FILE_BYTES["finetune"]) // _FLOAT_BYTES)
         whole, why = count_params(models.skeleton(teacher)), f"as asked: --size, {_FLOAT_BYTES} bytes each"
         proposal.teacher_params = whole
         if params >= whole:
@@ -387,6 +389,7 @@ def _target(proposal: Proposal, pictures: Pictures, wishes: Wishes) -> tuple[dic
             )
         if params > whole // 20:
             return {"params": params}, why, True
+        params = max(1, (wishes.size_bytes - _FILE_BYTES["student"]) // _FLOAT_BYTES)
         width = max(4, min(64, 4 * round(16 * math.sqrt(2 * params / 77_754) / 4)))
         proposal.set("student.width", width, "so that half of the student is what was asked")
         return {"params": params}, why, False
@@ -545,8 +548,8 @@ def as_params(root: Path, values: Mapping[str, Any]) -> Params:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        given = any(where == key or where.startswith(f"{key}.") for key in values)
-        mend = "A recipe says it: mend that" if given else "Bring params.yaml back: git checkout params.yaml"
+        given = any(where == key or where.startswith(f"{key}.") or key.startswith(f"{where}.") for key in values)
+        mend = "A recipe or init says it: mend that" if given else "Mend it in params.yaml: docs/params.md"
         raise UserError(f"{where}: {first['msg']}. {mend}") from None
 
 
@@ -620,8 +623,14 @@ def init(
 ) -> Fitted:
     """Write params.yaml for ``photos``. The file before it is kept (`KEPT`). Raises UserError, and leaves it alone."""
     overrides = _shared(root, recipe)
+    asked = "--size" if wishes.size_bytes is not None else "--latency" if wishes.latency_ms is not None else ""
+    if asked and "prune.target" in overrides:
+        raise UserError(f"{asked}: the recipe '{recipe}' has a prune.target of its own. Give one of the two")
     busy("looking at the pictures")
     pictures = _with_corrections(root, look(photos, lambda text: None), say)
+    if pictures.colour and len(overrides.get("student.mean", [0.5] * 3)) == 1:  # of a recipe for grey pictures
+        overrides = {key: value for key, value in overrides.items() if key not in ("student.mean", "student.std")}
+    overrides = _as_flipped(root, pictures) | overrides
     for line in describe(pictures):
         say(line)
     check_enough(photos, pictures)
@@ -629,15 +638,15 @@ def init(
     fitted = fit_to_time(root, pictures, wishes, overrides, clock, lineage.graph(root))
     proposal = fitted.proposal
     remarks = [complete(root, proposal, pictures, overrides), fitted.remark]
-    kept = root / KEPT
-    kept.parent.mkdir(exist_ok=True)
-    shutil.copy2(root / "params.yaml", kept)
+    before = (root / "params.yaml").read_bytes()
     recipes.write(root, proposal.values, recipe or "init", proposal.why)
     try:
         load_params(root / "params.yaml", deep=True)
     except UserError:
-        shutil.copy2(kept, root / "params.yaml")
+        write_whole(root / "params.yaml", lambda partial: partial.write_bytes(before))
         raise
+    (root / KEPT).parent.mkdir(exist_ok=True)
+    write_whole(root / KEPT, lambda partial: partial.write_bytes(before))
     return replace(fitted, remark="\n".join(filter(None, remarks)))
 
 
@@ -647,7 +656,6 @@ def complete(root: Path, proposal: Proposal, pictures: Pictures, overrides: Mapp
     name = re.sub(r"[^a-z0-9]+", "-", Path(pictures.source.partition(":")[2]).stem.lower()).strip("-")
     proposal.set("ship.name", name or None)
     proposal.set("ship.candidate", "prune")
-    proposal.set("export.candidates", ["distill", "prune"])
     counts = forecast.count_images(as_params(root, proposal.values), pictures.listing)
     choose_drop(proposal, counts.validation)
     judged = drop.least(counts.validation) < overrides.get("quantize.max_drop", 0.0)
@@ -669,6 +677,18 @@ def _with_corrections(root: Path, pictures: Pictures, say: Callable[[str], None]
         return replace(pictures, root=str(before.get("root")), corrections=corrections)
     say(f"data.corrections: {one_line(corrections, 60)} is not of these pictures: left out")
     return pictures
+
+
+def _as_flipped(root: Path, pictures: Pictures) -> dict[str, Any]:
+    """What params.yaml says of mirror images of these very pictures: init cannot see that left and right differ."""
+    if _before(root, "data").get("source") != pictures.source:
+        return {}
+    found = {}
+    for section in ("finetune", "student"):
+        augment = _before(root, section).get("augment")
+        if isinstance(augment, dict) and augment.get("flip") is False:
+            found[f"{section}.augment.flip"] = False
+    return found
 
 
 def _before(root: Path, section: str) -> Mapping[str, Any]:

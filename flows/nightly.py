@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,13 +37,12 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows import arrivals, console, ending, messages, pipeline, recipes, server
-from flows.worktrees import Worktrees, changes, head
+from flows.worktrees import Worktrees, changes, head, remove_others
 from tasks import branches, lineage, processes, remote
 from tasks.environment import HOME, child_environment, repository_root
 from tasks.record.mlflow_client import tracking_uri, without_passwords
 from thinner.config import ParamsError, load_params
 from thinner.errors import UserError, one_line
-from thinner.params import Params
 
 PLACE = Path(".thinner") / "nightly"
 RESULTS = ("params.yaml", "dvc.lock", "reports")  # what a branch gets
@@ -184,7 +182,8 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
     params = root / PLACE / "params.yaml"
     params.write_text(branches.file_of(root, commit, "params.yaml"), encoding="utf-8")
     _put_in(params, values)
-    data = load_params(params).data
+    asked = load_params(params)
+    data = asked.data
     pull = remote.travel(root).pull
     pointers = _pointers(branches.pointers_of(root, commit), data.root)
     if pull and not pointers:
@@ -195,10 +194,9 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
         subprocess.run(command, cwd=root, env=child_environment(), capture_output=True, check=False)
     if not ref and (left := changes(root)):
         get_run_logger().warning("not committed, so not in this run: %s", console.abbreviated(left))
-    _unlock(root / PLACE / "tree")
     trees = Worktrees(root, [root / PLACE / "tree"], [(data.root, data.source)], commit, linked=not pointers)
     (folder,) = trees.paths
-    _remove_others(folder, load_params(params))
+    remove_others(folder, asked.model_dump())
     if pointers:
         _bring(folder, pointers, pull)
     (folder / "params.yaml").write_bytes(params.read_bytes())
@@ -214,23 +212,6 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
             os.environ.pop(key)
             if value is not None:
                 os.environ[key] = value
-
-
-def _remove_others(folder: Path, params: Params) -> None:
-    """Networks and reports of an earlier night, with values of its own, that this one does not have: stages depend on
-    the folders around them, and whoever reads reports would tell of them."""
-    for section, names in (("prune_also", params.prune_also), ("self_train", params.self_train.networks)):
-        for top in ("data", "reports"):
-            for path in (folder / top / section).glob("*"):
-                if path.is_dir() and path.name not in names:
-                    shutil.rmtree(path)
-
-
-def _unlock(tree: Path) -> None:
-    """Take away what a git that was killed has left of its lock: nobody else works there, and we hold ours."""
-    with contextlib.suppress(OSError):
-        kept = (tree / ".git").read_text(encoding="utf-8").removeprefix("gitdir:").strip()
-        (Path(kept) / "index.lock").unlink()
 
 
 def _pointers(listed: str, data: str) -> list[str]:

@@ -62,12 +62,13 @@ from flows.worktrees import (
     with_values,
     write_params,
 )
-from tasks import lineage, processes
+from tasks import lineage, processes, remote
 from tasks.environment import repository_root
 from thinner import layout
 from thinner.config import load_params
 from thinner.errors import UserError, did_you_mean
 from thinner.evidence import search as evidence
+from thinner.evidence import shipping
 from thinner.files import json_files, whole, yaml_files
 from thinner.measure.scores import METRICS
 from thinner.params import Params
@@ -240,6 +241,7 @@ class Job:
     engine: engines.Engine | None = None
     shared: dict[str, threading.Lock] = field(default_factory=dict)
     measured_by: str = ""  # hash of all that measures
+    base: dict[str, Any] | None = None  # params.yaml as it was at first: it may be edited while trials go on for hours
     hopeless: dict[str, str] = field(default_factory=dict)  # hash of a stage's inputs -> why its training was given up
     failures: dict[int, tuple[Any, str]] = field(default_factory=dict)  # trials since the last that went well, and why
     judging: threading.Lock = field(default_factory=threading.Lock)
@@ -302,12 +304,12 @@ class Job:
     def values(self, values: Mapping[str, Any], seed: int | None = None) -> dict[str, Any]:
         """All of params.yaml for a trial with these values of the space."""
         seed = self.params.run.seed if seed is None else seed
-        return with_values(self.root, {**self.search.set, **values, "run.seed": seed})
+        return with_values(self.root, {**self.search.set, **values, "run.seed": seed}, self.base)
 
     @property
     def given(self) -> dict[str, Any]:
         """The values that params.yaml, with what `set` says, has for the keys of the space."""
-        params = with_values(self.root, self.search.set)
+        params = with_values(self.root, self.search.set, self.base)
         found = {key: _value(params, key) for key in self.space}
         return found | ({CANDIDATE: self.search.candidate} if CANDIDATE in self.space else {})
 
@@ -315,7 +317,7 @@ class Job:
         """params.yaml as it is, but for what `set` says of the machine and of how networks are measured."""
         seed = self.params.run.seed if seed is None else seed
         alike = {key: value for key, value in self.search.set.items() if key.split(".")[0] in ("run", *_MEASURE)}
-        return with_values(self.root, {**alike, "run.seed": seed})
+        return with_values(self.root, {**alike, "run.seed": seed}, self.base)
 
     def bring(
         self, tree: Path, target: str, name: str, environment: Mapping[str, str], logger: Any,
@@ -336,6 +338,8 @@ class Job:
         command += ["--batches", *map(str, batches)] if batches else []
         shutil.rmtree(out, ignore_errors=True)
         with self.timing:
+            if cancelled.is_set():
+                return "cancelled"
             return run_program(tree, command, "measure", environment, logger)
 
 
@@ -467,6 +471,8 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
                     lambda stage: _listener(job, tree, stage),
                 )  # fmt: skip
                 made = Made(tree / goal.network, None if goal.counted is None else tree / goal.counted)
+                if failure is None and goal.counted and shipping.unfit(shipping.read_targets(tree / "reports")):
+                    raise GivenUpError("no rung of the ladder to 8 bits holds, so nothing could be claimed of it")
                 out = job.folder / "measured" / str(trial.number)
                 if failure is None:
                     if not job.default_made.result():  # so this one is taken up again at the next start
@@ -494,8 +500,10 @@ def attempt(job: Job, trial: optuna.Trial, trees: Worktrees, environment: dict[s
         job.judge()
         logger.info("given up: %s", error)
         return Completed(name="GivenUp", message=str(error))
-    except UserError as error:
-        job.trials.fail(trial, str(error))
+    except (UserError, OSError) as error:  # of the machine as likely as of its values
+        if cancelled.is_set():
+            return Cancelled(message=f"{name}: cancelled")
+        job.failed(trial, str(error))
         return Failed(message=f"{name}: {error}")
 
 
@@ -549,6 +557,8 @@ def _listener(job: Job, tree: Path, stage: str) -> Heard | None:
     name = _given_up_at(job, stage)
     if name is None:
         return None
+    if (tree / remote.RESUME / f"{stage}-{lineage.inputs(tree, stage).hash[:16]}").exists():
+        return None  # it goes on from a state, and its validations before that are told to nobody
     key, metric, margin = lineage.key(tree, stage), f"val_{job.search.measure}", job.search.give_up[name] / 100
     best_so_far, looked_at = 0.0, -1.0
 
@@ -695,6 +705,8 @@ def measure_again(
     made = {name: (place / name / "key").read_text() for name in names}
     key = hashlib.sha256(as_json([job.search.format, batches, job.measured_by, made]).encode()).hexdigest()
     if _read_text(place / split / "key") == key:
+        if split == "test":  # another question about the same answers is another look
+            _note_test(job, names)
         return Completed(name="Cached", message="up to date")
     with trees.borrow(seed) as tree:
         write_params(tree, job.default(seed))
@@ -717,7 +729,8 @@ def _note_test(job: Job, names: Sequence[str]) -> None:
         for seed in job.retest_seeds
         for name in names
     }
-    asked = hashlib.sha256(as_json([made, job.search.format, job.measured_by]).encode()).hexdigest()
+    question = None if job.search.retest is None else job.search.retest.model_dump()
+    asked = hashlib.sha256(as_json([made, job.search.format, job.measured_by, question]).encode()).hexdigest()
     before = _looks(job)
     if asked not in before:
         _write_json(_tested_file(job), [*before, asked])
@@ -828,7 +841,8 @@ def start(
             if cut := trials.take_up():
                 names = ", ".join(f"trial {number}" for number in cut)
                 console.console.print(f"Cut off, and now run again: {names}", markup=False)
-            job = Job(path, root, search_, space, trials, params, count, retest, engine, measured_by=measured_by)
+            base = yaml_files.read(root / "params.yaml")
+            job = Job(path, root, search_, space, trials, params, count, retest, engine, {}, measured_by, base)
             study.set_user_attr(_FILE, file)
             if _GIVEN not in study.user_attrs:
                 study.set_user_attr(_GIVEN, job.given)

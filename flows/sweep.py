@@ -290,6 +290,8 @@ def run(
             failure = bring_up_to_date(folder, one.target, one.name, environment, logger, shared, engine=trees.engine)
         if failure:
             return Failed(message=f"{one.name}: {failure}")
+        if lineage.key(folder, one.target) != key:
+            return Failed(message=f"{one.name}: the data changed while it ran, so it is of neither. Run it again")
         row = read_result(folder, one, study.measure)
         seconds = round(time.monotonic() - began)
         results.add(

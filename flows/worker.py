@@ -26,11 +26,12 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.pipeline import select
-from flows.worktrees import end_processes_of, hear, perform, quoted
+from flows.worktrees import end_processes_of, hear, perform, quoted, remove_others
 from tasks import forks, lineage, processes, remote
 from tasks.environment import HOME, child_environment
 from tasks.git import git
 from thinner.errors import UserError, one_line
+from thinner.files import yaml_files
 
 FOLDER = "THINNER_WORKER_FOLDER"  # where a worker keeps its clones and its cache; workers on one machine may share it
 _LOOK_SECONDS = 0.5  # between two looks whether anybody still waits for the stage
@@ -96,6 +97,7 @@ def _bring(clone: Path, order: Order, ran: list[str]) -> str | None:
     """What went wrong with the stage and all that it needs, or None."""
     logger, environment = get_run_logger(), {**order.environment, HOME: str(clone), **_forking().environment}
     (clone / "params.yaml").write_text(order.params, encoding="utf-8")
+    remove_others(clone, yaml_files.parse(order.params))
     if lineage.key(clone, order.stage) != order.key:
         return f"{order.stage}: {_OTHER}"
     for node in select(lineage.graph(clone), [order.stage]):

@@ -86,6 +86,8 @@ class Worktrees:
             if (path / place).is_symlink():
                 (path / place).unlink()
         if (path / ".git").exists():
+            unlock(path)
+            lineage.mend_rwlock(path)
             git(path, "checkout", "--quiet", "--force", "--detach", self.commit)
         else:
             shutil.rmtree(path, ignore_errors=True)
@@ -177,10 +179,10 @@ def parse_seeds(text: str) -> list[int]:
     return found
 
 
-def with_values(root: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """params.yaml with these values, by dotted key, in it. Raises UserError for a section that is not there; what is
-    wrong below that, load_params says."""
-    params: dict[str, Any] = yaml_files.read(root / "params.yaml")
+def with_values(root: Path, values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """params.yaml (or what it was when ``base`` was read) with these values, by dotted key, in it. Raises UserError for
+    a section that is not there; what is wrong below that, load_params says."""
+    params: dict[str, Any] = yaml_files.read(root / "params.yaml") if base is None else copy.deepcopy(dict(base))
     for key, value in values.items():
         *sections, last = key.split(".")
         place = params
@@ -209,6 +211,26 @@ def mistakes(root: Path, params: Mapping[str, Any], deep: bool = False) -> list[
 def write_params(folder: Path, params: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
     (folder / "params.yaml").write_text(text, encoding="utf-8")
+    remove_others(folder, params)
+
+
+def remove_others(folder: Path, params: Mapping[str, Any]) -> None:
+    """Take away networks and reports of an earlier run there that one with these ``params`` does not have: stages
+    depend on the folders around them, and whoever reads reports would tell of them. A checkout has set dvc.lock back,
+    which would name them."""
+    also, trained = params.get("prune_also") or [], (params.get("self_train") or {}).get("networks") or []
+    for section, names in (("prune_also", also), ("self_train", trained)):
+        for top in ("data", "reports"):
+            for path in (folder / top / section).glob("*"):
+                if path.is_dir() and not path.is_symlink() and path.name not in names:
+                    shutil.rmtree(path)
+
+
+def unlock(tree: Path) -> None:
+    """Take away what a git that was killed has left of its lock: nobody else works there, and we hold ours."""
+    with contextlib.suppress(OSError):
+        kept = (tree / ".git").read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        (Path(kept) / "index.lock").unlink()
 
 
 # ---------------------------------------------------------------------------------------------------- flows
@@ -232,6 +254,8 @@ def conduct(
     """
     slots.count(root)
     server.leave_dead()
+    if said := lineage.mend(root):
+        console.console.print(said, style="yellow", markup=False)
     alive = child_environment(**{FLOW: processes.mark()})
     forking = forks.Server.start(alive)
     # MLflow's run also makes the database before several processes meet in it
@@ -342,8 +366,8 @@ def check_params(folder: Path, environment: Mapping[str, str]) -> str:
                 [sys.executable, "-m", "tasks.check"], cwd=folder, env=child_environment(**environment),
                 text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
             )  # fmt: skip
-            if done.returncode < 0:  # stopped, so nothing is known
-                return "stopped"
+            if not 0 <= done.returncode <= 128:  # stopped by a signal, itself or the fork that it stands for
+                return "tasks.check was stopped. If nobody did that, memory ran out: fewer --workers"
             _checks[key] = (
                 "" if not done.returncode else done.stderr.strip() or f"tasks.check ended with {done.returncode}"
             )

@@ -33,6 +33,7 @@ from thinner.compress import criteria, rounds
 from thinner.compress.target import Target
 from thinner.data import corruptions, store, views
 from thinner.data.sources import Listing, list_source
+from thinner.errors import UserError
 from thinner.evidence import decision
 from thinner.learn import training
 from thinner.measure import profiling
@@ -465,7 +466,9 @@ class _Job:
     def _of(self, candidate: str) -> tuple[Any, Network]:
         name = candidate
         while name not in self.networks:  # prune_onnx_int8 -> prune
-            name = name.rpartition("_")[0]
+            name, ending, _ = name.rpartition("_")
+            if not ending:
+                raise UserError(f"export.candidates: '{candidate}' is no network of this job. Take it out")
         return self.networks[name]
 
     def _quantize(self) -> Cost:

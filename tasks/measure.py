@@ -26,6 +26,7 @@ from tasks.environment import set_environment
 from tasks.evaluate import WARMUP
 from tasks.export import calibration_images
 from tasks.machine import keep_memory, set_up_torch
+from tasks.stage import die_with_parents
 from thinner.config import load_params
 from thinner.data.store import Store, open_store
 from thinner.errors import UserError
@@ -149,6 +150,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, nargs="*", default=[])
     given = parser.parse_args()
     set_environment()
+    die_with_parents()  # a search that is killed and begun again measures there once more
     keep_memory()
     places, counted = (
         {name: Path(folder) for name, _, folder in (text.partition("=") for text in texts)}

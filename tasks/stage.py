@@ -158,7 +158,7 @@ def _run(name: str, body: Callable[[Stage], None]) -> int:
     try:
         root = repository_root()
         with _only_one(name):
-            _die_with_parents()
+            die_with_parents()
             params = _checked_params()
             inputs = lineage.inputs(root, name)
             _mend_inputs(root, name, inputs)
@@ -210,7 +210,7 @@ def _help(name: str, body: Callable[[Stage], None]) -> int:
     process does."""
     from thinner.config import load_params
 
-    _die_with_parents()
+    die_with_parents()
     try:
         params = load_params()
         if params.run.processes == 1:
@@ -292,7 +292,7 @@ def _of_memory(error: BaseException) -> str:
     )
 
 
-def _die_with_parents() -> None:
+def die_with_parents() -> None:
     """End when the `dvc` (or the flow) that started this stage has died.
 
     `kill -9` of dvc leaves its command alive, and the next `dvc repro` would start a second one beside it.

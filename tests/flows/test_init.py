@@ -2,7 +2,9 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -360,3 +362,44 @@ def test_of_about_equal_classes_nothing_is_said(root: Path) -> None:
     proposal = init.propose(pictures, Wishes(), 64, 1.0)
     assert "balanced" not in init.choose_claims(proposal, 500, [300, 200])
     assert (proposal.values["imbalance.sampling"], proposal.values["imbalance.choose_by"]) == ("natural", "accuracy")
+
+
+@pytest.fixture
+def run_init(two_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`thinner init` for another machine, for which no step is timed."""
+    monkeypatch.setattr(init.lineage, "graph", lambda root: [])
+    monkeypatch.setattr(init, "_has_gpu", lambda: False)
+
+    def run(photos: str, recipe: str | None = None, **wishes: Any) -> None:
+        init.init(two_folders, photos, Wishes("gpu", **wishes), recipe, lambda line: None)
+
+    return run
+
+
+def test_mirror_images_that_were_forbidden_stay_forbidden_for_the_same_pictures(
+    two_folders: Path, run_init: Callable[..., None]
+) -> None:
+    run_init("few")
+    recipes.write(two_folders, {"finetune.augment.flip": False, "student.augment.flip": False}, "")
+    by_hand = (two_folders / "params.yaml").read_bytes()
+    run_init("few")
+    params = load_params(two_folders / "params.yaml")
+    assert not params.finetune.augment.flip and not params.student.augment.flip
+    assert (two_folders / init.KEPT).read_bytes() == by_hand
+    run_init("many")
+    assert load_params(two_folders / "params.yaml").student.augment.flip
+
+
+def test_a_size_beside_a_recipe_with_a_target_of_its_own_is_refused(
+    two_folders: Path, run_init: Callable[..., None]
+) -> None:
+    before = (two_folders / "params.yaml").read_bytes()
+    with pytest.raises(UserError, match="--size: the recipe 'photos' has a prune.target of its own. Give one of the"):
+        run_init("few", "photos", size_bytes=200_000)
+    assert (two_folders / "params.yaml").read_bytes() == before and not (two_folders / init.KEPT).exists()
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_that_claims_something_says_what_is_pruned_and_how_far(path: Path) -> None:
+    given = yaml.safe_load(path.read_text())["set"]
+    assert "claims" not in given or {"prune.source", "prune.target"} <= set(given)

@@ -100,14 +100,12 @@ def test_the_pointers_to_raw_data_of_a_commit(names: list[str], data: str, found
 
 
 def test_networks_of_an_earlier_night_that_this_one_does_not_have_are_removed(tmp_path: Path) -> None:
-    params = load_params(PROJECT / "params.yaml")
-    params = params.model_copy(update={"prune_also": ["scratch"]})
     left = ["data/prune_also/finetune", "reports/prune_also/finetune", "data/self_train/finetune"]
     kept = ["data/prune_also/scratch", "reports/prune_also/scratch", "data/prune"]
     for name in (*left, *kept):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "data/prune_also/README.md").write_text("what lies here")
-    nightly._remove_others(tmp_path, params)
+    worktrees.remove_others(tmp_path, {"prune_also": ["scratch"], "self_train": {"networks": []}})
     assert not any((tmp_path / name).exists() for name in left)
     assert all((tmp_path / name).exists() for name in (*kept, "data/prune_also/README.md"))
 

@@ -231,6 +231,7 @@ def test_a_training_that_is_far_behind_in_its_second_half_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], given_up: bool
 ) -> None:
     monkeypatch.setattr(searching.lineage, "key", lambda folder, stage: "the same")
+    monkeypatch.setattr(searching.lineage, "inputs", lambda folder, stage: SimpleNamespace(hash="0" * 64))
     # in the first half it is farther behind than 3.5 points; at 500 steps 3 points, at 600 it is 4
     curve = [(100, 0.6), (400, 0.68), (500, 0.69), (600, 0.75), (1000, 0.95)]
     rows = [{"name": "trial 4", "accuracy": 0.8, "params": 9, "way": {"distill": 0.95}, "curves": {"distill": curve}}]
@@ -239,6 +240,10 @@ def test_a_training_that_is_far_behind_in_its_second_half_is_ended(
         trials=SimpleNamespace(rows=lambda: rows), hopeless={},
     )  # fmt: skip
     assert searching._listener(job, tmp_path, "prune") is None
+    state = tmp_path / ".thinner/resume/distill-0000000000000000"
+    state.mkdir(parents=True)
+    assert searching._listener(job, tmp_path, "distill") is None  # what it had seen before it was cut off is not told
+    state.rmdir()
     heard = searching._listener(job, tmp_path, "distill")
     hear = functools.partial(worktrees.hear, folder=tmp_path, name="trial 5", environment={}, logger=None)
     command = [sys.executable, "-c", TRAINING, *words]
@@ -679,3 +684,9 @@ def test_a_search_trains_on_a_cluster_and_measures_here(digits: Path, tmp_path: 
     assert {"prepare.lock", "scratch.lock"} <= made, made
     assert not list((digits / ".thinner").glob("*/*/.thinner/locks/scratch.lock"))
     shutil.rmtree(digits)
+
+
+def test_trials_are_of_params_yaml_as_it_was_when_the_search_began(tmp_path: Path) -> None:
+    base = {"run": {"seed": 0}, "distill": {"temperature": 4.0}}
+    found = worktrees.with_values(tmp_path, {"run.seed": 3}, base)  # where no params.yaml lies, or another one by now
+    assert found == {"run": {"seed": 3}, "distill": {"temperature": 4.0}} and base["run"]["seed"] == 0

@@ -186,7 +186,7 @@ def test_a_stage_ends_when_the_flow_that_started_it_is_gone(stage: Stage) -> Non
     flow = processes.mark(gone.pid)
     child = subprocess.Popen(
         _program(
-            "import time\nfrom tasks.stage import _die_with_parents\n_die_with_parents()\n"
+            "import time\nfrom tasks.stage import die_with_parents\ndie_with_parents()\n"
             "print('watching', flush=True)\ntime.sleep(900)"
         ),
         env=os.environ | {"PYTHONPATH": str(PROJECT), "THINNER_FLOW": flow},
