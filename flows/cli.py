@@ -508,7 +508,9 @@ def promote(
     other_images: Annotated[
         bool, typer.Option("--other-images", help="The champion was tested on other images: the claims alone decide.")
     ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Promote also what was rolled back.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also what was rolled back, or has a later challenger beside it.")
+    ] = False,
 ) -> None:
     """Make the new network champion if all claims hold and it is not worse than the old one, else exit with 1."""
     root = repository_root()

@@ -630,7 +630,8 @@ def init(
     pictures = _with_corrections(root, look(photos, lambda text: None), say)
     if pictures.colour and len(overrides.get("student.mean", [0.5] * 3)) == 1:  # of a recipe for grey pictures
         overrides = {key: value for key, value in overrides.items() if key not in ("student.mean", "student.std")}
-    overrides = _as_flipped(root, pictures) | overrides
+    flips = _as_flipped(root, pictures)  # what a person forbade of these very pictures, whatever a recipe has
+    overrides |= flips
     for line in describe(pictures):
         say(line)
     check_enough(photos, pictures)
@@ -638,11 +639,14 @@ def init(
     fitted = fit_to_time(root, pictures, wishes, overrides, clock, lineage.graph(root))
     proposal = fitted.proposal
     remarks = [complete(root, proposal, pictures, overrides), fitted.remark]
+    if flips:
+        proposal.shared -= flips.keys()  # of no recipe
+        say(f"{', '.join(flips)}: false stays, as params.yaml has it for these pictures")
     before = (root / "params.yaml").read_bytes()
     recipes.write(root, proposal.values, recipe or "init", proposal.why)
     try:
         load_params(root / "params.yaml", deep=True)
-    except UserError:
+    except BaseException:  # Ctrl-C, too: it is kept nowhere else yet
         write_whole(root / "params.yaml", lambda partial: partial.write_bytes(before))
         raise
     (root / KEPT).parent.mkdir(exist_ok=True)

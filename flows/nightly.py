@@ -131,7 +131,8 @@ def _night(
     commit_to: str | None,
 ) -> tuple[State, messages.Night]:  # fmt: skip
     retry = _retry(root, stages, jobs, values, ref, commit_to)
-    with _only_one(root), _place(root, values, ref, commit_to) as folder:
+    beside = bool(values or ref or commit_to)
+    with _only_one(root, beside), _place(root, values, ref, commit_to) as folder:
         state: State = pipeline.pipeline(stages, jobs, return_state=True)
         nodes: list[lineage.Node] = []
         with contextlib.suppress(UserError):  # the state has the reason
@@ -151,14 +152,17 @@ def _night(
 
 
 @contextlib.contextmanager
-def _only_one(root: Path) -> Iterator[None]:
-    """Not beside another such run, nor beside a run of the pipeline here."""
+def _only_one(root: Path, beside: bool) -> Iterator[None]:
+    """Not beside another such run, nor beside a run of the pipeline here. ``beside``: it works in a worktree, and who
+    began a run here meanwhile would measure beside it."""
     with contextlib.ExitStack() as held:
         try:
             busy = "another scheduled run is at work in this folder, so this one is dropped"
             held.enter_context(processes.only_one(root / PLACE / "lock", busy))
-            with pipeline.only_run(root):
-                pass
+            here = held.enter_context(contextlib.ExitStack())
+            here.enter_context(pipeline.only_run(root))
+            if not beside:  # the pipeline takes it itself
+                here.close()
         except UserError as error:
             raise _BusyError(str(error)) from None
         yield
@@ -204,8 +208,7 @@ def _place(root: Path, values: dict[str, Any], ref: str | None, commit_to: str |
     before = {key: os.environ.get(key) for key in told}
     os.environ.update(told)
     try:
-        # whoever measures in the working copy meanwhile would measure beside this
-        with pipeline.only_run(root), contextlib.chdir(folder):
+        with contextlib.chdir(folder):
             yield folder
     finally:
         for key, value in before.items():

@@ -557,9 +557,11 @@ def _listener(job: Job, tree: Path, stage: str) -> Heard | None:
     name = _given_up_at(job, stage)
     if name is None:
         return None
-    if (tree / remote.RESUME / f"{stage}-{lineage.inputs(tree, stage).hash[:16]}").exists():
+    key = lineage.key(tree, stage)
+    state = tree / remote.RESUME / f"{stage}-{lineage.inputs(tree, stage).hash[:16]}"
+    if key not in job.hopeless and state.exists():
         return None  # it goes on from a state, and its validations before that are told to nobody
-    key, metric, margin = lineage.key(tree, stage), f"val_{job.search.measure}", job.search.give_up[name] / 100
+    metric, margin = f"val_{job.search.measure}", job.search.give_up[name] / 100
     best_so_far, looked_at = 0.0, -1.0
 
     def heard(event: Mapping[str, Any]) -> None:
@@ -1046,7 +1048,11 @@ def _tested(
         "",
         evidence.table(table, [], search_.measure, list(dict.fromkeys(costs))),
         "Then, with all chosen, the test split"
-        + (f", which this search has asked {looks} times, of other networks" if looks > 1 else ", once")
+        + (
+            f", which this search has asked {looks} times, of other networks or with another question"
+            if looks > 1
+            else ", once"
+        )
         + ":",
         "",
         study.render_markdown(summary, DEFAULT, len(seeds)),

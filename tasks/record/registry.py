@@ -136,7 +136,7 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
     the champion's (statistics.accuracy_difference). The first champion has to pass the claims alone.
 
     ``other_images``: judge by the claims alone where the champion was tested on other images. ``again``: promote also
-    what was rolled back. The reason is written on the version, for and against.
+    what was rolled back, and beside a later challenger. The reason is written on the version, for and against.
 
     Raises:
         UserError: results are missing or out of date; the champion was tested on other images; it was rolled back.
@@ -146,12 +146,14 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
         challenger = _alias(client, model_name(params), CHALLENGER)
     name, version = register(root, params)
     with mlflow_client.reachable():
-        if challenger is not None and int(challenger.version) > int(version):  # made elsewhere, as by the schedule
+        later = challenger is not None and int(challenger.version) > int(version)  # made elsewhere, as by the schedule
+        if challenger is not None and later and not again:
             client.set_registered_model_alias(name, CHALLENGER, challenger.version)
             raise UserError(
                 f"{name}: what lies here is version {version}, and the {CHALLENGER} is version {challenger.version}, "
                 f"of commit {challenger.tags.get('git.commit', 'unknown')[:12]}. To promote that, bring it here and "
-                "run it: git merge its branch, thinner run. To promote what lies here: thinner run, then once more"
+                "run it: git merge its branch, thinner run. To promote what lies here all the same: thinner promote "
+                "--again"
             )
         mine = client.get_model_version(name, version)
         champion = _alias(client, name, CHAMPION)
@@ -187,9 +189,11 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
         if (now and now.version) != (champion and champion.version):
             raise UserError(f"{name}: another version became {CHAMPION} meanwhile. See: thinner models; then once more")
         client.set_registered_model_alias(name, CHAMPION, version)
-        challenger = _alias(client, name, CHALLENGER)
-        if challenger is not None and str(challenger.version) == version:  # another may have come meanwhile
+        named = _alias(client, name, CHALLENGER)
+        if named is not None and str(named.version) == version:  # another may have come meanwhile
             client.delete_registered_model_alias(name, CHALLENGER)
+        if challenger is not None and later:
+            client.set_registered_model_alias(name, CHALLENGER, challenger.version)
         _write(client, mine, f"{CHAMPION}: {reason}")
         return Decision(name, version, True, reason)
 

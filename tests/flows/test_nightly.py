@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prefect import flow
 
-from flows import nightly, worktrees
+from flows import nightly, pipeline, worktrees
 from tasks import processes
 from tests.browser import Browser, find_chromium
 from tests.hooks import Hook, webhook
@@ -119,13 +119,21 @@ def test_beside_another_run_it_is_dropped(tmp_path: Path) -> None:
         [sys.executable, "-c", hold], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(nightly._BusyError, match="another run of the pipeline"), nightly._only_one(tmp_path):
+        with pytest.raises(nightly._BusyError, match="another run of the pipeline"), nightly._only_one(tmp_path, False):
             pass
         other.communicate()
     with (
-        nightly._only_one(tmp_path),
+        nightly._only_one(tmp_path, False),
         pytest.raises(UserError, match="busy"),
         processes.only_one(tmp_path / nightly.PLACE / "lock", "busy"),
+    ):
+        pass
+    with nightly._only_one(tmp_path, False), pipeline.only_run(tmp_path):  # the pipeline's turn
+        pass
+    with (
+        nightly._only_one(tmp_path, True),  # it works in a folder of its own, and nobody measures here beside it
+        pytest.raises(UserError, match="another run of the pipeline"),
+        pipeline.only_run(tmp_path),
     ):
         pass
 

@@ -243,6 +243,9 @@ def test_a_training_that_is_far_behind_in_its_second_half_is_ended(
     state = tmp_path / ".thinner/resume/distill-0000000000000000"
     state.mkdir(parents=True)
     assert searching._listener(job, tmp_path, "distill") is None  # what it had seen before it was cut off is not told
+    job.hopeless["the same"] = "why"
+    assert searching._listener(job, tmp_path, "distill") is not None
+    job.hopeless.clear()
     state.rmdir()
     heard = searching._listener(job, tmp_path, "distill")
     hear = functools.partial(worktrees.hear, folder=tmp_path, name="trial 5", environment={}, logger=None)

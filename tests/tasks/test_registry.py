@@ -230,6 +230,7 @@ def test_what_lies_here_does_not_take_the_place_of_a_later_challenger(project: P
     with pytest.raises(UserError, match="what lies here is version 1, and the challenger is version 2"):
         registry.promote(project, PARAMS)
     assert [row["alias"] for row in registry.versions(PARAMS)] == ["challenger", "champion"]
+    assert "already" in registry.promote(project, PARAMS, again=True).reason
 
 
 @pytest.mark.integration
