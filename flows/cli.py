@@ -268,12 +268,10 @@ def verify() -> None:
     for damage in found:
         console.print(str(damage), style="yellow" if damage.restored else "red", markup=False)
     lost = [damage.path for damage in found if not damage.restored]
-    others = integrity.passed_over(root)
+    outs, others = integrity.looked_at(root)
     for path, why in others.items():
         if not any(one == path or one.startswith(f"{path}/") for one in lost):  # that has been said
             console.print(f"{path} {why}", style="yellow", markup=False)
-    stages = {node.name for node in lineage.graph(root)}
-    outs = [out for out in lineage.locked_outs(root) if out.path not in others and out.stage in stages]
     if outs and not found:
         console.print(f"{len(outs)} results of {len({out.stage for out in outs})} stages: all as they were written")
     if others or lost:
@@ -345,9 +343,11 @@ def claims(
         raise UserError("--engine: where --seeds train. Give --seeds too, for example 0,1,2")
     if seeds is None and page is not None:
         raise UserError("--page: shows the networks of several seeds. Give --seeds too, for example 0,1,2")
+    from flows import ending
+
     for option, place in (("--json", file), ("--page", page)):
         if place is not None:
-            _check_place(option, place)
+            ending.check_place(option, place)
     if seeds is None:
         verdicts = _last_verdicts(root, also or [])
     else:
@@ -363,18 +363,6 @@ def claims(
 
         code = server.leave(code)
     raise typer.Exit(code)
-
-
-def _check_place(option: str, path: Path) -> None:
-    """Raise UserError where no file can be written there, before anything runs."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise UserError(f"{option} {path}: is a folder. Name a file in it")
-        if not path.exists() and not os.access(path.parent, os.W_OK):
-            raise UserError(f"{option} {path}: its folder cannot be written. Name another file")
-    except OSError as error:
-        raise UserError(f"{option} {path}: cannot be written ({error.strerror}). Name another file") from None
 
 
 def _write(path: Path, text: str) -> None:

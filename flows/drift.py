@@ -94,7 +94,7 @@ def watch(
     device, threads = choose_device(params.run.device), thread_count(params.run.threads)
     network = load(place, params=root / "params.yaml", device=device)
     store = open_store(root / PREPARED)
-    _check_store(store, network, params)
+    _check_store(store, network)
     opened = open_candidate(place, device, threads, params.run.channels_last)
     if opened.spec.get("data_sha256") not in (None, store.sha256):
         print(
@@ -139,7 +139,7 @@ def _check_place(out: Path) -> None:
     check_unlabelled(out / CSV, mend, ", or write elsewhere: --out FOLDER")
 
 
-def _check_store(store: Store, network: Network, params: Params) -> None:
+def _check_store(store: Store, network: Network) -> None:
     side, channels = store.images.shape[1], store.images.shape[3]
     if store.classes != network.classes:
         raise UserError(

@@ -226,19 +226,26 @@ class _Results:
 
 def check_file(path: Path) -> None:
     """Raise UserError where ``path`` cannot be what --json writes, before anything runs."""
-    if path.is_dir():
-        raise UserError(f"--json {path}: is a folder. Name a file in it")
+    check_place("--json", path)
     if path.exists():
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if json.loads(path.read_bytes()).get("made_by") == MARK:
                 return
         raise UserError(f"--json {path}: is there, and was not written by {MARK}. Name another file, or remove it")
+
+
+def check_place(option: str, path: Path) -> None:
+    """Raise UserError where no file can be made at the ``path`` that an option names, before anything runs."""
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder. Name a file in it")
+    if path.exists():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         path.unlink()
     except OSError as error:
-        raise UserError(f"--json {path}: cannot be written ({error.strerror}). Name another file") from None
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror}). Name another file") from None
 
 
 def as_json(root: Path, verdict: str, message: str, ends: Sequence[StageEnd], whole: bool) -> dict[str, Any]:

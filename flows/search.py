@@ -558,8 +558,7 @@ def _listener(job: Job, tree: Path, stage: str) -> Heard | None:
     if name is None:
         return None
     key = lineage.key(tree, stage)
-    state = tree / remote.RESUME / f"{stage}-{lineage.inputs(tree, stage).hash[:16]}"
-    if key not in job.hopeless and state.exists():
+    if key not in job.hopeless and (tree / remote.state_folder(tree, stage)).exists():
         return None  # it goes on from a state, and its validations before that are told to nobody
     metric, margin = f"val_{job.search.measure}", job.search.give_up[name] / 100
     best_so_far, looked_at = 0.0, -1.0
@@ -844,7 +843,9 @@ def start(
                 names = ", ".join(f"trial {number}" for number in cut)
                 console.console.print(f"Cut off, and now run again: {names}", markup=False)
             base = yaml_files.read(root / "params.yaml")
-            job = Job(path, root, search_, space, trials, params, count, retest, engine, {}, measured_by, base)
+            job = Job(
+                path, root, search_, space, trials, params, count, retest, engine, measured_by=measured_by, base=base
+            )
             study.set_user_attr(_FILE, file)
             if _GIVEN not in study.user_attrs:
                 study.set_user_attr(_GIVEN, job.given)

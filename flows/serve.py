@@ -37,8 +37,6 @@ def ui() -> int:
     with _Servers(root) as servers:
         mlflow_url = servers.mlflow()
         prefect_url = servers.prefect()
-        if servers.note is not None:
-            _free_slots(child_environment(PREFECT_API_URL=f"{prefect_url}/api", THINNER_ROOT=str(root)))
         print(
             f"\n  MLflow    {without_passwords(mlflow_url)}\n  Prefect   {without_passwords(prefect_url)}{_login()}"
             "\n\nCtrl-C ends both.",
@@ -53,8 +51,6 @@ def serve() -> int:
     with _Servers(root) as servers:
         url = servers.prefect()
         env = child_environment(PREFECT_API_URL=f"{url}/api", THINNER_ROOT=str(root))
-        if servers.note is not None:
-            _free_slots(env)
         _once(env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _once(env, "deploy", "--all")
         servers.start(
@@ -184,6 +180,7 @@ class _Servers:
             "ERROR",
         )
         _await(f"{url}/api/health", child, "Prefect")
+        _free_slots(env)  # of runs that a power cut ended: no worker is there yet
         started = processes.started(child.pid)
         self.note = self.root / ".thinner" / "prefect-server.json"
         self.note.parent.mkdir(exist_ok=True)

@@ -86,7 +86,7 @@ class Worktrees:
             if (path / place).is_symlink():
                 (path / place).unlink()
         if (path / ".git").exists():
-            unlock(path)
+            _unlock(path)
             lineage.mend_rwlock(path)
             git(path, "checkout", "--quiet", "--force", "--detach", self.commit)
         else:
@@ -226,7 +226,7 @@ def remove_others(folder: Path, params: Mapping[str, Any]) -> None:
                     shutil.rmtree(path)
 
 
-def unlock(tree: Path) -> None:
+def _unlock(tree: Path) -> None:
     """Take away what a git that was killed has left of its lock: nobody else works there, and we hold ours."""
     with contextlib.suppress(OSError):
         kept = (tree / ".git").read_text(encoding="utf-8").removeprefix("gitdir:").strip()

@@ -64,14 +64,15 @@ def mend_all(root: Path, progress: Callable[[str], None] = lambda path: None) ->
     return found
 
 
-def passed_over(root: Path) -> dict[str, str]:
-    """By path, the results of dvc.lock that `mend_all` has not read, and why: it is for DVC to say what becomes of
-    them."""
+def looked_at(root: Path) -> tuple[list[lineage.Out], dict[str, str]]:
+    """The results that `mend_all` has read; and by path those that it has not, and why: it is for DVC to say what
+    becomes of them."""
     believed, stages = lineage.believed(root), {node.name for node in lineage.graph(root)}
-    return {
+    outs = [out for out in lineage.locked_outs(root) if out.stage in stages]  # dvc.lock keeps those that are no more
+    return [out for out in outs if believed.get(out.path) == out.md5], {
         out.path: "was changed since its stage wrote it" if out.path in believed else "is not here"
-        for out in lineage.locked_outs(root)
-        if out.stage in stages and believed.get(out.path) != out.md5  # dvc.lock keeps those that are no more
+        for out in outs
+        if believed.get(out.path) != out.md5
     }
 
 

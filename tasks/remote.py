@@ -388,10 +388,15 @@ def _shown(out: Any) -> str:
 # ------------------------------------------------------------------------------- states of trainings
 
 
+def state_folder(root: Path, name: str) -> Path:
+    """Where the training of this stage keeps its states, below ``root``: as tasks.stage names it."""
+    return RESUME / f"{name}-{lineage.inputs(root, name).hash[:16]}"
+
+
 def _take_up(root: Path, name: str, url: str) -> None:
     """Bring the state of a training that was cut off elsewhere, if none lies here; and from now on send what this one
     leaves, by a process that ends with it. Without a state the stage begins at its beginning."""
-    folder = RESUME / f"{name}-{lineage.inputs(root, name).hash[:16]}"  # as tasks.stage names it
+    folder = state_folder(root, name)
     try:
         with _repo(root) as repo:
             if not folder.exists() and (text := _read_state(repo, folder.name)) is not None:

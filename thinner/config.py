@@ -199,13 +199,13 @@ def _contradictions(params: Params) -> Iterable[str]:
 def _looks(params: Params) -> Iterable[str]:
     """A network and its control are looked at, and may be stopped, after as many steps; they see unequal numbers of
     images, so once an epoch is not as often."""
-    for section, pair, known in (
+    for section, pair, training in (
         ("student", "scratch sees fewer images than distill", params.student.training),
         ("prune", "small sees fewer images than prune", params.prune.training),
         ("self_train", "its control takes all images of a step from the labelled ones", params.self_train.training),
     ):
         off = params.data.unlabelled == 0 if section != "self_train" else not params.self_train.networks
-        if known.validate_every is None and not off:
+        if training.validate_every is None and not off:
             yield (
                 f"{section}.training.validate_every: null is once per epoch, but {pair}: one would be chosen among "
                 f"more weights than the other. Set {section}.training.validate_every: 100"

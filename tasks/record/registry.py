@@ -146,12 +146,13 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
         challenger = _alias(client, model_name(params), CHALLENGER)
     name, version = register(root, params)
     with mlflow_client.reachable():
-        later = challenger is not None and int(challenger.version) > int(version)  # made elsewhere, as by the schedule
-        if challenger is not None and later and not again:
-            client.set_registered_model_alias(name, CHALLENGER, challenger.version)
+        # made elsewhere, as by the schedule
+        later = challenger if challenger is not None and int(challenger.version) > int(version) else None
+        if later is not None and not again:
+            client.set_registered_model_alias(name, CHALLENGER, later.version)
             raise UserError(
-                f"{name}: what lies here is version {version}, and the {CHALLENGER} is version {challenger.version}, "
-                f"of commit {challenger.tags.get('git.commit', 'unknown')[:12]}. To promote that, bring it here and "
+                f"{name}: what lies here is version {version}, and the {CHALLENGER} is version {later.version}, "
+                f"of commit {later.tags.get('git.commit', 'unknown')[:12]}. To promote that, bring it here and "
                 "run it: git merge its branch, thinner run. To promote what lies here all the same: thinner promote "
                 "--again"
             )
@@ -192,8 +193,8 @@ def promote(root: Path, params: Params, *, other_images: bool = False, again: bo
         named = _alias(client, name, CHALLENGER)
         if named is not None and str(named.version) == version:  # another may have come meanwhile
             client.delete_registered_model_alias(name, CHALLENGER)
-        if challenger is not None and later:
-            client.set_registered_model_alias(name, CHALLENGER, challenger.version)
+        if later is not None:
+            client.set_registered_model_alias(name, CHALLENGER, later.version)
         _write(client, mine, f"{CHAMPION}: {reason}")
         return Decision(name, version, True, reason)
 

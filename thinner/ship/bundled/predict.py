@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import functools
 import hashlib
 import importlib.util
 import json
@@ -157,6 +158,7 @@ def eight_bits(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+@functools.cache
 def readable() -> list[str]:
     Image.init()
     for module, _ in LIBRARIES.values():
