@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from flows import recipes
-from flows.plan import about
+from flows.plan import about, too_long
 from tasks import forecast, lineage
 from thinner.compress import pruning
 from thinner.config import holds_results, load_params
@@ -45,6 +45,10 @@ KEPT = Path(".thinner/params-before-init.yaml")
 FROM = "as in the recipe"
 _LOOKED_AT = 300  # pictures
 _DRAWN = 0.2  # of the labelled pictures for testing, and as many for choosing, where no split of their own is there
+_MOST_DRAWN, _MOST_OF_A_CLASS = (
+    20_000,
+    10,
+)  # beyond, a split shows differences of 0.6 points, and costs hours to look at
 _PASSES = 65  # over all pictures, in the recovery of a cut network: as measured for the recipe photos
 _FLOAT_BYTES = 4
 # of a checkpoint beside its weights: what batch norms keep, and the list of tensors
@@ -222,16 +226,17 @@ def _choose_data(proposal: Proposal, pictures: Pictures, side: int) -> tuple[int
     say("data.channels", 3 if pictures.colour else 1, "colour" if pictures.colour else "grey: no colour was found")
     train, own_test = pictures.count(Part.TRAIN), pictures.count(Part.TEST)
     own_validation = pictures.count(Part.VALIDATION)
+    classes = len(pictures.listing.classes)
     share = {
-        "test": 0.0 if own_test else _DRAWN,
-        "validation": 0.0 if own_validation else (_DRAWN if train < 5000 else _DRAWN / 2),
+        "test": 0.0 if own_test else _drawn(train, classes, _DRAWN),
+        "validation": 0.0 if own_validation else _drawn(train, classes, _DRAWN if train < 5000 else _DRAWN / 2),
     }
     for name, own in (("test", own_test), ("validation", own_validation)):
         if own:
             say(f"data.{name}", None, f"the {own:,} pictures of your own {name} split")
         else:
             say(f"data.{name}", share[name], f"{int(share[name] * train):,} of {train:,} pictures with a label")
-    rest = round(1.0 - sum(share.values()), 2)
+    rest = round(1.0 - sum(share.values()), 3)
     labelled = int(rest * train)
     say("data.labelled", rest, f"the other {labelled:,}: those are learned from")  # a share, for pictures come and go
     without = pictures.count(Part.UNLABELLED, labelled=False) + pictures.count(Part.TRAIN, labelled=False)
@@ -246,6 +251,12 @@ def _choose_data(proposal: Proposal, pictures: Pictures, side: int) -> tuple[int
         say("data.max_unreadable", most, f"{seen}; prepare names each")
     say("data.corrections", pictures.corrections)
     return labelled, labelled + without
+
+
+def _drawn(train: int, classes: int, share: float) -> float:
+    """The share of ``train`` pictures that a split is: no larger than what has something more to show."""
+    most = max(_MOST_DRAWN, _MOST_OF_A_CLASS * classes)
+    return share if share * train <= most else math.ceil(1000 * most / train) / 1000
 
 
 _UNEQUAL = 5  # times as many images of one class as of another
@@ -581,11 +592,17 @@ def fit_to_time(
         return Fitted(made(sides[0], 1.0), None, "No GPU is here, so no time was foretold: thinner plan does, there")
     listing = pictures.listing
 
-    def seconds_of(side: int, effort: float) -> float:
+    def costs_of(side: int, effort: float) -> tuple[Params, dict[str, forecast.Cost]]:
         params = as_params(root, made(side, effort).values)
-        counts = forecast.count_images(params, listing)
-        costs = forecast.foretell(params, counts, clock)
+        return params, forecast.foretell(params, forecast.count_images(params, listing), clock)
+
+    def seconds_of(side: int, effort: float) -> float:
+        params, costs = costs_of(side, effort)
         return forecast.whole_run(costs, nodes, params, 2, clock.start_seconds)
+
+    def fitted(side: int, effort: float, seconds: float, *remarks: str) -> Fitted:
+        lines = [*remarks, *too_long(costs_of(side, effort)[1], nodes)]
+        return Fitted(made(side, effort), seconds, "\n".join(lines))
 
     limit = 60 * wishes.minutes
     smallest = sides[-1]
@@ -595,10 +612,11 @@ def fit_to_time(
     for side in hopeful:
         for effort in EFFORTS:
             if (effort >= 0.5 or side == smallest) and (seconds := seconds_of(side, effort)) <= limit:
-                return Fitted(made(side, effort), seconds, "")
+                return fitted(side, effort, seconds)
     seconds = seconds_of(smallest, EFFORTS[-1])
-    return Fitted(
-        made(smallest, EFFORTS[-1]),
+    return fitted(
+        smallest,
+        EFFORTS[-1],
         seconds,
         f"--minutes: {wishes.minutes:g} are too few on this machine as busy as it is now; the least takes "
         f"{about(seconds)}. To go below: fewer finetune.training.epochs, student.training.steps, "
@@ -645,7 +663,7 @@ def init(
     before = (root / "params.yaml").read_bytes()
     recipes.write(root, proposal.values, recipe or "init", proposal.why)
     try:
-        load_params(root / "params.yaml", deep=True)
+        load_params(root / "params.yaml", deep=True, classes=len(pictures.listing.classes))
     except BaseException:  # Ctrl-C, too: it is kept nowhere else yet
         write_whole(root / "params.yaml", lambda partial: partial.write_bytes(before))
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,17 @@ class Plan:
     bytes: int
     free: int
     words: str
+    too_long: tuple[str, ...] = ()  # a line for each stage that would be ended before it is done
 
     def as_json(self) -> dict[str, Any]:
         rows = [{**asdict(each.cost), "runs": each.runs, "why": each.why} for each in self.stages]
-        return {"stages": rows, "seconds": self.seconds, "bytes": self.bytes, "free_bytes": self.free}
+        return {
+            "stages": rows,
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "free_bytes": self.free,
+            "too_long": list(self.too_long),
+        }
 
 
 def make_plan(root: Path, params: Params, jobs: int, *, fresh: bool = False) -> Plan:
@@ -68,7 +76,18 @@ def make_plan(root: Path, params: Params, jobs: int, *, fresh: bool = False) -> 
     size = sum(cost.bytes for cost in wanted.values())
     threads = thread_count(params.run.threads)
     words = f"{threads} thread{'s' * (threads > 1)} a stage, {jobs} stage{'s' * (jobs > 1)} side by side"
-    return Plan(stages, seconds, size, forecast.free_bytes(root), words)
+    return Plan(stages, seconds, size, forecast.free_bytes(root), words, tuple(too_long(wanted, nodes)))
+
+
+def too_long(costs: Mapping[str, forecast.Cost], nodes: Sequence[lineage.Node]) -> Iterator[str]:
+    """A line for each stage that the flow would end before it is done, if it takes what is foretold."""
+    for node in nodes:
+        limit, cost = node.timeout_seconds, costs.get(node.name)
+        if limit is not None and cost is not None and cost.seconds > limit:
+            yield (
+                f"{node.name} takes about {about(cost.seconds)}, but is ended after {about(limit)}. Raise its "
+                f"meta.timeout_minutes in dvc.yaml: {node.meta['timeout_minutes']:g}"
+            )
 
 
 def print_plan(plan: Plan) -> None:
@@ -92,6 +111,8 @@ def print_plan(plan: Plan) -> None:
     )
     if 2 * plan.bytes > plan.free:
         console.print("The disk is too small for that. Lower teach.views or data.image_size", style="red")
+    for line in plan.too_long:
+        console.print(line, style="red")
     console.print("\nNext     thinner run")
 
 

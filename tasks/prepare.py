@@ -66,8 +66,7 @@ def warnings(report: dict[str, Any]) -> list[str]:
     def some(part: dict[str, Any]) -> str:
         return ", ".join(list(part["files"])[:5])
 
-    images, ignored, leaks = report["images"], report["ignored"], report["leakage"]["count"]
-    seen = leaks["labelled_test"] + leaks["unlabelled_test"]
+    images, ignored, seen = report["images"], report["ignored"], report["leakage"]["test_images"]
     found = [
         (report["unreadable"]["count"], f"could not be read: {some(report['unreadable'])}"),
         (ignored["count"], f"files are of a kind we do not read ({ignored['kinds']}): {some(ignored)}"),

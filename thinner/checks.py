@@ -36,14 +36,16 @@ from thinner.runtimes import catalogue
 if TYPE_CHECKING:
     from thinner.params import LossPart, Network, Params
 
-_CLASSES = 10  # a stand-in where the data are not prepared yet; nothing here depends on the number
+_CLASSES = 10  # a stand-in where the number is not known yet; what depends on it asks `_classes`
+_FEW_CLASSES, _MANY_CLASSES = 2, 1000  # what is refused of a number that nobody knows yet is refused of both
 _IMAGES = 64  # the same, for the memory of crd
 
 Seeing = tuple[nn.Module, tuple[int, int, int]]  # a network, and the shape of the images that it is given
 
 
-def deep(params: Params) -> Iterator[str]:
-    """One line for each mistake: key, value, choices."""
+def deep(params: Params, classes: int | None = None) -> Iterator[str]:
+    """One line for each mistake: key, value, choices. ``classes``: how many, where whoever asks has seen the pictures
+    and they are not prepared yet."""
     yield from _drop(params)
     built: dict[str, nn.Module] = {}
     for name in ("finetune", "student"):
@@ -85,7 +87,7 @@ def deep(params: Params) -> Iterator[str]:
                 yield f"teach.teachers[{number}]: {error}"
     yield from _features(params, teacher)
     yield from _losses(params, built, teacher)
-    yield from _pruning(params, built)
+    yield from _pruning(params, built, classes or _classes(params))
     yield from _devices(params)
     yield from _source(params.data.source, params.data.root)
     if line := catalogue.missing(params.export.formats):
@@ -421,7 +423,7 @@ def _pruned(params: Params) -> dict[str, str]:
     return sources
 
 
-def _pruning(params: Params, built: Mapping[str, nn.Module]) -> Iterator[str]:
+def _pruning(params: Params, built: Mapping[str, nn.Module], classes: int | None) -> Iterator[str]:
     prune = params.prune
     sources = _pruned(params)
     yield from _rewinding(params)
@@ -445,13 +447,13 @@ def _pruning(params: Params, built: Mapping[str, nn.Module]) -> Iterator[str]:
             "or set prune.granularity: channels"
         )
         return
-    yield from _control(params, built)
+    yield from _control(params, built, classes)
     for section_name, source in sources.items():
-        for line in _reachable(params, section_name, built[section_name]) if section_name in built else ():
+        for line in _reachable(params, section_name, built[section_name], classes) if section_name in built else ():
             yield line if source == prune.source else f"{line}; or take '{source}' out of prune_also"
 
 
-def _control(params: Params, built: Mapping[str, nn.Module]) -> Iterator[str]:
+def _control(params: Params, built: Mapping[str, nn.Module], classes: int | None) -> Iterator[str]:
     """`small` is cut to prune's size: a network that cannot be cut, or is smaller to begin with, is no control."""
     asked, control = params.prune.asked, params.small.source
     mine, its = ("finetune" if name == "finetune" else "student" for name in (control, params.prune.source))
@@ -460,7 +462,7 @@ def _control(params: Params, built: Mapping[str, nn.Module]) -> Iterator[str]:
     unit = "macs" if asked.is_measured else asked.unit  # as tasks/small.py counts it
     section: Network = getattr(params, mine)
     try:
-        own, _ = _reach(params, section, unit)
+        own, _ = _reach(params, section, unit, classes or _CLASSES)
     except UserError as error:
         if mine not in _pruned(params):  # else `_reachable` says it
             yield f"small.source: {control}: '{section.network}': {error}"
@@ -468,11 +470,11 @@ def _control(params: Params, built: Mapping[str, nn.Module]) -> Iterator[str]:
     if asked.is_drop or asked.is_measured:
         return
     try:
-        now, fewest = _reach(params, getattr(params, its), unit)
+        now, fewest = _reach(params, getattr(params, its), unit, classes or _CLASSES)
     except UserError:
         return
     left = fewest if ":" in params.prune.granularity else asked.limit(now, fewest)
-    if own < left:
+    if own < left and (classes or _reach(params, section, unit, _MANY_CLASSES)[0] < left):
         yield (
             f"small.source: {control}, whose '{section.network}' has {asked.sized(own)}, but of "
             f"{params.prune.source} {asked.sized(left)} are to be left: it would be no control at prune's size. Set "
@@ -510,7 +512,7 @@ def _keep(params: Params, networks: Mapping[str, nn.Module]) -> Iterator[str]:
             )
 
 
-def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterator[str]:
+def _reachable(params: Params, section_name: str, skeleton: nn.Module, classes: int | None) -> Iterator[str]:
     """Whether the network of this section can be pruned, by this criterion, and as far as is asked."""
     prune = params.prune
     section: Network = getattr(params, section_name)
@@ -523,7 +525,7 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterat
     asked = prune.asked
     unit = asked.unit
     try:
-        now, fewest = _reach(params, section, unit)
+        now, fewest = _reach(params, section, unit, classes or _CLASSES)
     except architectures.ArchitectureError as error:
         yield f"{section_name}.network: '{section.network}': {error}"
         return
@@ -535,6 +537,11 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterat
             yield f"prune.target: nothing of '{section.network}' can go. Lower prune.round_to, or shorten prune.keep"
         return
     wanted = asked.limit(now, fewest)
+    if classes is None and not asked.is_measured and not fewest <= wanted < now:
+        most = _reach(params, section, unit, _MANY_CLASSES)[0]
+        least = _reach(params, section, unit, _FEW_CLASSES)[1]
+        if least <= asked.limit(most, least) < most:
+            return
     if wanted < fewest:
         yield (
             f"prune.target: {asked.sized(wanted)} are asked for; '{section.network}' has "
@@ -547,9 +554,9 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module) -> Iterat
         )
 
 
-def _reach(params: Params, section: Network, unit: Any) -> tuple[float, float]:
+def _reach(params: Params, section: Network, unit: Any, classes: int) -> tuple[float, float]:
     """(size now, smallest size) of a fresh network; a latency is measured, here and now."""
-    prune, spec, shape = params.prune, models.describe(section, _CLASSES), _shape(section)
+    prune, spec, shape = params.prune, models.describe(section, classes), _shape(section)
     if prune.granularity != "channels":
         return _zeros_reach(spec, prune.granularity, tuple(prune.keep))
     layout_ = torch.channels_last if params.run.channels_last else torch.contiguous_format
@@ -651,13 +658,24 @@ def _labelled(params: Params) -> int | None:
     """How many images finetune sees, where that is known: a count, or what prepare made of this very section."""
     if isinstance(params.data.labelled, int):
         return params.data.labelled
+    count = _prepared(params).get("counts", {}).get("labelled")
+    return None if count is None else int(count)
+
+
+def _classes(params: Params) -> int | None:
+    """How many classes the pictures have, where they are prepared."""
+    return len(_prepared(params).get("classes", ())) or None
+
+
+def _prepared(params: Params) -> Mapping[str, Any]:
+    """What prepare wrote of this very section of params.yaml; nothing where it has not run, or of another."""
     try:
         lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
         made_of = lock["stages"]["prepare"]["params"]["params.yaml"]["data"]
-        count = json.loads(Path("data/prepared/info.json").read_text(encoding="utf-8"))["counts"]["labelled"]
+        found = json.loads(Path("data/prepared/info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
-    return int(count) if made_of == params.data.model_dump() else None
+        return {}
+    return found if made_of == params.data.model_dump() and isinstance(found, dict) else {}
 
 
 def _claims(params: Params) -> Iterator[str]:

@@ -31,12 +31,12 @@ class ParamsError(UserError):
         super().__init__("\n".join([f"{path}: {count}", *(f"  {line}" for line in self.lines)]))
 
 
-def load_params(path: str | Path = "params.yaml", deep: bool = False) -> Params:
+def load_params(path: str | Path = "params.yaml", deep: bool = False, classes: int | None = None) -> Params:
     """The choices in ``path``. Raises ParamsError with every mistake of the file."""
     params = read_params(path)
     lines = list(_contradictions(params))
     if deep:
-        lines += _deep_contradictions(params)
+        lines += _deep_contradictions(params, classes)
     if lines:
         raise ParamsError(path, lines)
     return params
@@ -287,7 +287,7 @@ def _teachers(params: Params) -> Iterable[str]:
         )
 
 
-def _deep_contradictions(params: Params) -> list[str]:
+def _deep_contradictions(params: Params, classes: int | None) -> list[str]:
     from thinner import checks
 
-    return list(checks.deep(params))
+    return list(checks.deep(params, classes))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 2.0  # one log_batch in two seconds costs nothing; one log_metric a step costs 5 ms each
 FIGURES = "figures/all.html"
 BATCH = 1000  # MLflow's own limit for metrics in one call
+LAST_SECONDS = 30  # that the end of a run waits for what is unsent
 
 
 def _call(method: str, *arguments: Any, **named: Any) -> Callable[[MlflowClient, str], object]:
@@ -175,12 +176,17 @@ class Recorder:
         self._do(_call("log_table", columns, f"tables/{name}.json"))
 
     def end(self, status: str) -> None:
-        """FINISHED, FAILED or KILLED. Waits for what is unsent, at most half a minute."""
+        """FINISHED, FAILED or KILLED. Waits for what is unsent, at most `LAST_SECONDS`; then it says what is lost."""
         self.metrics(joules_since(self._joules))
         if self._thread is not None:
             self._ending = True
             self._wake.set()
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=LAST_SECONDS)
+            if self._thread.is_alive():
+                self._warn(
+                    f"MLflow at {mlflow_client.shown_uri()} is slow: what run {self.run_id} had not sent within "
+                    f"{LAST_SECONDS} s of its end is lost to the record. The stage's own files have it all"
+                )
         self._do(_call("set_terminated", status))
 
     def _later(self, call: Callable[[MlflowClient, str], object]) -> None:

@@ -100,6 +100,17 @@ def test_what_are_no_pictures_is_said_in_a_line(root: Path, photos: str, said: s
         init.look(photos)
 
 
+@pytest.mark.parametrize(
+    ("train", "classes", "share"),
+    [(1_000, 2, 0.2), (100_000, 2, 0.2), (1_000_000, 2, 0.02), (1_000_000, 10_000, 0.1), (10_000_000, 2, 0.002)],
+)
+def test_a_split_of_very_many_pictures_is_no_larger_than_what_shows_something_more(
+    train: int, classes: int, share: float
+) -> None:
+    assert init._drawn(train, classes, 0.2) == share
+    assert share * train >= classes
+
+
 def test_too_few_pictures_are_told_before_anything_is_timed_and_just_enough_can_be_split(root: Path) -> None:
     draw(root / "photos" / "cat", 7)
     draw(root / "photos" / "dog", 2)

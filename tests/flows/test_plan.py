@@ -5,6 +5,7 @@ import pytest
 from flows import console, plan
 from flows.plan import Plan, Planned, about
 from tasks.forecast import Cost, each_step
+from tasks.lineage import Node
 
 PREPARE = Cost("prepare", 20.0, 47_000_000, "60,000 pictures of 28 px")
 TEACH = Cost("teach", 754.0, 1_430_000, "1 view of 58,000 images")
@@ -48,6 +49,19 @@ def test_a_plan_says_each_stages_time_what_lies_on_the_disk_and_what_next() -> N
 def test_a_disk_that_is_too_small_is_said_before_anything_runs() -> None:
     lines = said(Plan([Planned("teach", ["changed"], TEACH)], 754.0, 1_430_000, 2_000_000, WORDS))
     assert "The disk is too small for that. Lower teach.views or data.image_size" in lines
+
+
+def test_a_stage_that_would_be_ended_before_it_is_done_is_said_with_the_mend() -> None:
+    def node(name: str, **meta: object) -> Node:
+        return Node(name=name, upstream=(), command="", outs=(), meta=meta)
+
+    nodes = [node("prepare", timeout_minutes=60), node("teach", timeout_minutes=12), node("own")]
+    lines = tuple(plan.too_long({"prepare": PREPARE, "teach": TEACH, "own": TEACH}, nodes))
+    expected = "teach takes about 13 min, but is ended after 12 min. Raise its meta.timeout_minutes in dvc.yaml: 12"
+    assert lines == (expected,)
+    assert not list(plan.too_long({"teach": TEACH}, [node("teach", timeout_minutes=13)]))
+    shown = said(Plan([Planned("teach", ["changed"], TEACH)], 754.0, 1, 10**9, WORDS, lines))
+    assert expected in " ".join(shown) and shown[-1] == "Next thinner run"
 
 
 def test_nothing_to_do_is_said() -> None:

@@ -8,6 +8,7 @@ import yaml
 
 from tasks import forecast
 from tasks.forecast import Counts, makespan
+from thinner.compress import pruning
 from thinner.data.sources import Listing, Part
 from thinner.measure.profiling import count_macs
 from thinner.params import Params
@@ -97,6 +98,30 @@ def test_steps_of_the_head_alone_are_counted(clock: forecast.Clock) -> None:
     none, some, more = seconds(0), seconds(1_000), seconds(3_000)
     assert none < some
     assert more - none == pytest.approx(3 * (some - none), rel=1e-9)
+
+
+def test_a_clock_that_says_another_thing_each_time_ends_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, refused = np.random.default_rng(0), []
+
+    def wild(calls: dict[str, object], **_: object) -> dict[str, np.ndarray]:
+        return {name: np.full(30, numbers.uniform(0.1, 10.0)) for name in calls}
+
+    def cut(*given: object, **named: object) -> object:
+        try:
+            return real(*given, **named)
+        except pruning.PruningError as error:
+            refused.append(error)
+            raise
+
+    real = pruning.cut
+    monkeypatch.setattr(pruning, "cut", cut)
+    monkeypatch.setattr(pruning, "measure_latency", wild)
+    params = params_with(prune__target={"latency_ms": 1.0})
+    for _ in range(5):
+        fresh = forecast._fresh(params.student, COUNTS.classes)
+        made = forecast.Clock().cut(params, "distill", fresh, params.student)
+        assert len(made) == params.prune.rounds
+    assert refused  # or nothing was shown
 
 
 @pytest.mark.integration

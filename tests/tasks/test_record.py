@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,27 @@ def test_what_cannot_be_recorded_is_told_and_stops_nothing(store: Path, capsys: 
     recorder.end("FINISHED")
     assert capsys.readouterr().err.count("could not be recorded") == 1
     assert mlflow_client.connect()[0].get_run(recorder.run_id).data.metrics["loss"] == 1.0  # and all else is
+
+
+def test_a_record_so_slow_that_its_run_ends_before_it_has_all_says_what_is_lost(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage_run, "LAST_SECONDS", 0.1)
+    recorder = stage_run.start("scratch", {}, "hash-slow", {}, "cpu")
+    working, answered = recorder._client, threading.Event()
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            if name != "set_terminated":
+                assert answered.wait(60)
+            return getattr(working, name)
+
+    recorder._client = Slow()
+    recorder.metrics({"loss": 1.0})
+    recorder.end("FINISHED")
+    assert f"run {recorder.run_id} had not sent within 0.1 s of its end is lost" in capsys.readouterr().err
+    answered.set()
+    recorder._thread.join(60)
 
 
 @pytest.fixture

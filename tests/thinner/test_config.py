@@ -12,7 +12,7 @@ import yaml
 
 from tasks import check, learning
 from thinner import checks, layout
-from thinner.config import ParamsError, load_params
+from thinner.config import ParamsError, load_params, read_params
 from thinner.data import views
 from thinner.networks import checkpoint, models
 from thinner.networks.spec import NetworkSpec
@@ -293,6 +293,29 @@ def passes(tmp_path, changes):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     load_params(tmp_path / "params.yaml", deep=True)
     return True
+
+
+def test_a_target_is_judged_by_the_classes_that_there_are(tmp_path, monkeypatch):
+    target = {"params": 100_000}  # resnet8 has 77,754 with 10 classes, and 142,104 with 1,000
+    monkeypatch.chdir(tmp_path)
+    assert passes(tmp_path, {"prune.target": target})  # nobody knows yet how many there will be
+    path = tmp_path / "params.yaml"
+    load_params(path, deep=True, classes=1000)
+    with pytest.raises(ParamsError, match=r"100,000 parameters are asked for, and 'resnet8' has no more than"):
+        load_params(path, deep=True, classes=10)
+    made_of = read_params(path).data.model_dump()
+    lock = {"stages": {"prepare": {"params": {"params.yaml": {"data": made_of}}}}}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    info = tmp_path / "data/prepared/info.json"
+    info.write_text(json.dumps({"classes": [str(number) for number in range(1000)]}))
+    load_params(path, deep=True)
+    info.write_text(json.dumps({"classes": [str(number) for number in range(10)]}))
+    with pytest.raises(ParamsError, match="'resnet8' has no more than"):
+        load_params(path, deep=True)
+    lock["stages"]["prepare"]["params"]["params.yaml"]["data"] = made_of | {"source": "folder:elsewhere"}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))  # of other pictures
+    load_params(path, deep=True)
 
 
 SAME = {"network": "resnet14", "width": 16, "stem_stride": 2, "weights": None, "mean": [0.3], "std": [0.3], "freeze": 0}

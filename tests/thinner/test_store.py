@@ -650,6 +650,13 @@ def test_the_report_does_not_tell_the_classes_of_the_unlabelled_part(tmp_path: P
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (16, 1)])
+def test_of_a_picture_however_long_something_is_left_between_the_bars(size: tuple[int, int]) -> None:
+    padded = decode(lambda: Image.new("RGB", size, "white"), 8, 1, "pad")[:, :, 0]
+    line = padded if size[0] > size[1] else padded.T
+    assert (line == 255).all(axis=1).sum() == 1 and (line == 0).all(axis=1).sum() == 7
+
+
 # ---------------------------------------------------------------- duplicates and leakage
 
 
@@ -677,8 +684,13 @@ def test_twins_leaks_and_contradictions_are_counted(tmp_path: Path) -> None:
         "labelled_unlabelled": 0, "labelled_validation": 1, "labelled_test": 0,
         "unlabelled_validation": 0, "unlabelled_test": 1, "validation_test": 0,
     }  # fmt: skip
+    assert report["leakage"]["test_images"] == 1
     assert len(report["leakage"]["groups"]) == 2
     assert report["images"]["unused"] == 2
     assert report["balance"]["labelled"] == {"a": 2, "b": 1, "c": 0}
+    both = {"labelled": [0], "unlabelled": [1], "validation": [], "test": [4, 2]}  # of 0, 1 and 4 all is equal
+    again = {name: np.array(rows, dtype=np.int64) for name, rows in both.items()}
+    found = integrity_report(listing, written, forget(listing.labels, again), again)["leakage"]
+    assert (found["count"]["labelled_test"], found["count"]["unlabelled_test"], found["test_images"]) == (1, 1, 1)
     few = integrity_report(listing, written, forget(listing.labels, splits), splits, examples=1)
     assert few["duplicates"]["groups"] == report["duplicates"]["groups"][:1] and few["duplicates"]["count"] == 4

@@ -195,10 +195,10 @@ def share_of(fewest: float, now: float) -> str:
 def out_of_reach(unit: Unit, now: float, fewest: float, round_to: int, keep: Sequence[str]) -> str:
     """What can be reached, what stands in the way, and the mend."""
     kept = f", with prune.keep: {list(keep)}" if keep else ""
+    mend = "Ask for more" if unit == "latency_ms" else f"Ask for {share_of(fewest, now)} to 100%"  # no share of a clock
     return (
         f"with round_to {round_to}{kept} the smallest that can be reached is {sized(unit, fewest)} "
-        f"({fewest / now:.0%}). Ask for {share_of(fewest, now)} to 100%, or lower prune.round_to"
-        + (" or prune.keep" * bool(keep))
+        f"({fewest / now:.0%}). {mend}, or lower prune.round_to" + (" or prune.keep" * bool(keep))
     )
 
 

@@ -284,9 +284,16 @@ UNREADABLE = (
 )  # fmt: skip
 
 
+def _padded(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    """With black bars. Of a picture so long that Pillow's would leave nothing of it, a line of one pixel stays."""
+    if 2 * min(image.size) * max(size) <= max(image.size):
+        image = image.resize((size[0], 1) if image.width > image.height else (1, size[1]), method)
+    return ImageOps.pad(image, size, method)
+
+
 FITS: Mapping[str, Callable[..., Image.Image]] = {
     "crop": ImageOps.fit,
-    "pad": ImageOps.pad,
+    "pad": _padded,
     "stretch": Image.Image.resize,
 }
 
@@ -490,6 +497,8 @@ def integrity_report(
     groups = [members for _, members in _grouped(twins, group[twins])]
 
     leaks, leaking, conflicts = {}, [], 0
+    learned_from = np.isin(home, [SPLITS.index("labelled"), SPLITS.index("unlabelled")])
+    seen = int(np.isin(group[home == SPLITS.index("test")], group[learned_from]).sum())  # some in both: once
     for first in range(len(SPLITS)):
         for second in range(first + 1, len(SPLITS)):
             inside = np.isin(group[home == second], group[home == first])
@@ -527,7 +536,7 @@ def integrity_report(
             "with_other_label": int(conflicts),
             "groups": named(groups),
         },
-        "leakage": {"count": leaks, "groups": named(leaking)},
+        "leakage": {"count": leaks, "test_images": seen, "groups": named(leaking)},
         "balance": balance,
     }
 
