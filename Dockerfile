@@ -2,7 +2,8 @@
 #
 #   docker build --tag thinner --build-arg TORCH_INDEX=URL .            without a GPU: URL as in docs/setup.md
 #   docker build --tag thinner:cuda .                                   with CUDA: torch's usual wheels bring it
-#   docker run --rm --volume "$PWD:$PWD" --workdir "$PWD" --user "$(id -u)" thinner python -m flows.pipeline
+#   docker run --rm --volume "$PWD:$PWD" --workdir "$PWD" --user "$(id -u)" --env HOME="$PWD/.thinner" thinner \
+#     python -m flows.pipeline
 #
 # A change of the code makes the last layer again, and installs nothing.
 ARG PYTHON=3.11.14-slim-bookworm
@@ -25,7 +26,12 @@ ENV PIP_NO_CACHE_DIR=1 \
     PREFECT_WORKER_WEBSERVER_HOST=127.0.0.1 \
     PREFECT_WORKER_WEBSERVER_PORT=8080 \
     THINNER_ROOT=/thinner \
-    LOGNAME=thinner
+    LOGNAME=thinner \
+    DO_NOT_TRACK=true \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    DVC_NO_ANALYTICS=1 \
+    RAY_USAGE_STATS_ENABLED=0
 
 WORKDIR /thinner
 

@@ -1,6 +1,6 @@
 """How near training, teach and distillation come to what a CUDA card can do, as ratios measured in one run.
 
-    python -m benchmarks.gpu                          # all parts, at most 8 minutes on an H100
+    python -m benchmarks.gpu                          # all parts; after 8 minutes none is begun
     python -m benchmarks.gpu --json FILE              # and the numbers, written after each part
     python -m benchmarks.gpu --check                  # exits with 1 unless all goals hold
     python -m benchmarks.gpu --parts resnet50 teach   # some parts

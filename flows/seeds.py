@@ -63,7 +63,8 @@ def evaluate_seeds(
         )
     refuse_changes(root, "Seeds are run from a commit")
     with only_run(root):
-        keys = find_keys(root, seeds)
+        given = {seed: with_values(root, {"run.seed": seed}) for seed in seeds}  # once: a person may edit params.yaml
+        keys = find_keys(root, given)
         missing = {seed: key for seed, key in keys.items() if not _is_kept(root, seed, key)}
         console.console.print(f"To run: {_named(missing)}" if missing else f"Up to date: {_named(seeds)}", markup=False)
         if missing:
@@ -72,7 +73,7 @@ def evaluate_seeds(
             with engines.connected(choice, root) as engine:
                 trees = Worktrees(root, [root / FOLDER / f"worktree-{seed}" for seed in missing], engine=engine)
                 name, count = f"claims over {_named(seeds)}", engines.side_by_side(engine, workers)
-                state = conduct(root, name, min(count, len(missing)), trees, bring_up_to_date, root, missing)
+                state = conduct(root, name, min(count, len(missing)), trees, bring_up_to_date, root, missing, given)
             if not state.is_completed():
                 raise UserError(
                     f"{state.message}\nNothing was judged. What was finished is kept. "
@@ -80,7 +81,7 @@ def evaluate_seeds(
                 )
     folders = [root / FOLDER / str(seed) for seed in seeds]
     for seed, folder in zip(seeds, folders, strict=True):  # whose results they are; their key has told that it is so
-        write_params(folder, with_values(root, {"run.seed": seed}))
+        write_params(folder, given[seed])
     return folders
 
 
@@ -125,12 +126,13 @@ def render(params: Params, folders: Mapping[int, Path], verdicts: Mapping[str, A
     )
 
 
-def find_keys(root: Path, seeds: Sequence[int]) -> dict[int, str]:
-    """What each seed's evaluation rests on. One worktree tells it for all, so that raw data are hashed once."""
+def find_keys(root: Path, given: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
+    """What each seed's evaluation rests on (``given``: its params.yaml). One worktree tells it for all, so that raw
+    data are hashed once."""
     trees = Worktrees(root, [root / FOLDER / "keys"])
     keys = {}
-    for seed in seeds:
-        write_params(trees.paths[0], with_values(root, {"run.seed": seed}))
+    for seed, params in given.items():
+        write_params(trees.paths[0], params)
         keys[seed] = lineage.key(trees.paths[0], TARGET)
     trees.remove()
     return keys
@@ -146,7 +148,9 @@ def _named(seeds: Collection[int]) -> str:
 
 
 @flow(name="thinner-seeds", persist_result=False, validate_parameters=False)
-def bring_up_to_date(root: Path, keys: dict[int, str], trees: Worktrees, begin: worktrees.Begin) -> State:
+def bring_up_to_date(
+    root: Path, keys: dict[int, str], given: dict[int, dict[str, Any]], trees: Worktrees, begin: worktrees.Begin
+) -> State:
     """Train, side by side; then evaluate one seed after the other. One that fails does not stop the others."""
     folders = dict(zip(keys, trees.paths, strict=True))
     with ended_together():
@@ -154,7 +158,7 @@ def bring_up_to_date(root: Path, keys: dict[int, str], trees: Worktrees, begin: 
             return Failed(message=worktrees.NOT_BEGUN)
         futures = {}
         for seed, folder in folders.items():
-            write_params(folder, with_values(root, {"run.seed": seed}))
+            write_params(folder, given[seed])
             name = f"train seed {seed}"
             futures[seed] = train.with_options(name=name, task_run_name=name).submit(seed, folder, trees, environment)
         for future in futures.values():
@@ -179,6 +183,8 @@ def train(seed: int, folder: Path, trees: Worktrees, environment: dict[str, str]
 def evaluate(root: Path, seed: int, folder: Path, key: str, environment: dict[str, str]) -> State:
     """Evaluate, and keep what it wrote."""
     state = _bring(folder, [TARGET], seed, environment)
+    if state.is_completed() and lineage.key(folder, TARGET) != key:
+        return Failed(message=f"seed {seed}: the data changed while it ran, so it is of neither. Run it again")
     if state.is_completed():
         kept = root / FOLDER / str(seed)
         partial = kept.with_name(f".partial-{seed}")

@@ -2,8 +2,12 @@
 
 import contextlib
 import os
+import re
+import shlex
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ import pytest
 
 from tests.servers import answers, end_group, free_port, wait_until
 from tests.stores import postgres, signed_s3
-from tests.toy import Toy
+from tests.toy import PROJECT, Toy
 
 STAGES = ["prepare", "finetune", "scratch", "distill"]
 pytestmark = pytest.mark.integration
@@ -20,19 +24,25 @@ pytestmark = pytest.mark.integration
 
 @contextlib.contextmanager
 def mlflow_server(folder: Path, database: str, s3: str, secrets: dict[str, str]) -> Iterator[str]:
-    """As docs/remotes.md starts it; on a port that it is told."""
+    """As docs/remotes.md starts it, word by word; but on a port that it is told, and for this machine alone."""
     port = str(free_port())
-    command = ["server", "--backend-store-uri", database, "--artifacts-destination", "s3://team/mlflow"]
-    env = os.environ | secrets | {"MLFLOW_S3_ENDPOINT_URL": s3, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    page = (PROJECT / "docs" / "remotes.md").read_text()
+    (lines,) = [block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "mlflow server" in block]
+    told = {"0.0.0.0": "127.0.0.1", "5000": port, "HOST": "localhost", "s3://BUCKET": "s3://team"}  # noqa: S104
+    for word, value in {"postgresql://USER@DATABASE/mlflow": database, **told}.items():
+        assert word in lines
+        lines = lines.replace(word, value)
+    exports, command = lines.replace("\\\n", "").splitlines()
+    env = os.environ | secrets | {"MLFLOW_S3_ENDPOINT_URL": s3}
+    env |= dict(word.split("=") for word in exports.removeprefix("export ").split())
     with (folder / "mlflow.log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", port, "--workers", "1"],
+            [sys.executable, "-m", *shlex.split(command), "--workers", "1"],
             cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), server, folder / "mlflow.log")
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://localhost:{port}"
     finally:
         end_group(server)
 
@@ -55,6 +65,14 @@ def test_runs_are_in_postgresql_files_in_the_bucket_and_no_password_is_anywhere(
         url = servers.enter_context(
             mlflow_server(tmp_path / "server", records, store.words[-1], store.env | database.env)
         )
+        with pytest.raises(
+            urllib.error.HTTPError, match="403"
+        ):  # it answers to the name that it was told, and no other
+            urllib.request.urlopen(url.replace("localhost", "127.0.0.1"), timeout=60)
+        assistant = f"{url}/ajax-api/3.0/mlflow/assistant/config"
+        put = urllib.request.Request(assistant, b"{}", {"Content-Type": "application/json"}, method="PUT")
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(put, timeout=60)
         toy = Toy(tmp_path / "toy")
         for file in ("mlflow.db", ".prefect/prefect.db"):
             (toy.root / file).unlink()

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.states import Completed
 from typer.testing import CliRunner
 
 from flows import cli, seeds
+from tasks import lineage
 from tests.clusters import started
 from tests.toy import GRAPH, PROGRAM, PROJECT, Toy, eventually
 
@@ -180,6 +182,23 @@ def test_what_is_stopped_goes_on(toy: Toy) -> None:
     journal(toy)
     assert "1 seed: what another seed would change is not known" in claims(toy, "--seeds", "3")
     assert begun(toy) == ["evaluate 3", "scratch 3"]
+
+
+@pytest.mark.integration
+def test_what_is_measured_while_what_it_rests_on_changes_is_kept_for_neither(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeds, "_bring", lambda *_: Completed())  # as if it had run
+    for name in ("reports/metrics.json", "data/evaluate/latency.csv"):
+        (toy.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (toy.root / name).write_text("{}")
+    kept = toy.root / seeds.FOLDER / "1"
+    before = lineage.key(toy.root, seeds.TARGET)
+    (toy.root / "program.py").write_text("# edited\n" + (toy.root / "program.py").read_text())
+    ended = seeds.evaluate.fn(toy.root, 1, toy.root, before, {})
+    assert ended.is_failed() and "so it is of neither" in str(ended.message) and not kept.exists()
+    assert seeds.evaluate.fn(toy.root, 1, toy.root, now := lineage.key(toy.root, seeds.TARGET), {}).is_completed()
+    assert (kept / seeds.KEY).read_text() == now
 
 
 @pytest.mark.parametrize(

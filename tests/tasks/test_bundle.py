@@ -203,7 +203,9 @@ def test_so_it_does_in_colour_and_however_pictures_are_made_to_fit(
 ) -> None:
     root = write_project(tmp_path / "project", channels, colours, fit, size)
     monkeypatch.chdir(root)
-    compare(root, root / make(root), write_files(tmp_path / "files"))
+    files = write_files(tmp_path / "files")
+    Image.new("RGB", (3 * size * size, 1), "white").save(tmp_path / "files" / "long.png")
+    compare(root, root / make(root), [*files, tmp_path / "files" / "long.png"])
 
 
 def compare(root: Path, folder: Path, files: list[Path]) -> None:

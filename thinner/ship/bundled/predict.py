@@ -135,11 +135,18 @@ class Network:
             of_another = missing(picture) if isinstance(error, UnidentifiedImageError) else ""
             raise RefusedError(f"{shown(picture)}: {of_another or one_line(error)}") from error
         if image.width != image.height:
-            fits: dict[str, Any] = {"crop": ImageOps.fit, "pad": ImageOps.pad, "stretch": Image.Image.resize}
+            fits: dict[str, Any] = {"crop": ImageOps.fit, "pad": padded, "stretch": Image.Image.resize}
             image = fits[how["fit"]](image, (side, side), Image.Resampling.BILINEAR)
         elif image.width != side:
             image = image.resize((side, side), Image.Resampling.BILINEAR)
         return np.asarray(image, dtype=np.uint8).reshape(side, side, -1)
+
+
+def padded(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    """With black bars. Of a picture so long that Pillow's would leave nothing of it, a line of one pixel stays."""
+    if 2 * min(image.size) * max(size) <= max(image.size):
+        image = image.resize((size[0], 1) if image.width > image.height else (1, size[1]), method)
+    return ImageOps.pad(image, size, method)
 
 
 def eight_bits(image: Image.Image, mode: str) -> Image.Image:
