@@ -179,7 +179,7 @@ def measure(job: Job, rounds: int, folder: Path, params: Any, student: Any = Non
             steps=count,
             validate_every=count,
             optimizer=training.make_optimizer(
-                model, plan.optimizer, lr=1e-3, weight_decay=plan.weight_decay, head=models.head_of(model)[0]
+                model, plan.optimizer, lr=1e-3, weight_decay=plan.weight_decay, heads=[models.head_of(model)[0]]
             ),
             factor=lambda number: 1.0,
             validate=lambda judged: {"val_accuracy": 0.0, "val_loss": 0.0},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import teachers
-from tasks.learning import balance_of, policy_of
+from tasks.learning import balance_of, policy_of, training_pool
 from thinner.data import store, views
 from thinner.learn import losses, signals, training
 from thinner.networks import models
@@ -59,11 +59,12 @@ def step_of(
             side: {name: tuple(value.shape[1:]) for name, value in found.items()}
             for side, found in (("student", taps), ("teacher", features))
         }
+    pool = training_pool(data)  # sorted; what a loss remembers of each image, it has of these alone
     combined = losses.combine(
         parts,
         shapes["student"],
         shapes["teacher"],
-        images=len(data.images),
+        images=len(pool),
         seed=params.run.seed,
         balance=balance_of(params, data, device, drawn_evenly=False),
     ).to(device)
@@ -77,7 +78,7 @@ def step_of(
             epoch=number / per_epoch,
             student_features=taps,
             teacher_features=features,
-            index=views.send(torch.from_numpy(batch.index), device),
+            index=views.send(torch.from_numpy(np.searchsorted(pool, batch.index)), device),
         )
 
     return DistillationStep(step, combined if any(True for _ in combined.state_dict()) else None)

@@ -66,7 +66,7 @@ def _formats(stage: Stage, folder: Path, source: str, images: Any) -> Iterator[s
             if pixels:
                 spec["input"] = "pixels"
                 about = {**metadata, "input": "pixels"}
-                add_preprocessing(target, preprocessing, images.shape[-1], about, section.opset)
+                add_preprocessing(target, preprocessing, images.shape[-1], about)
             if not format_.int8:
                 run = runtime.open(target, 0)
                 difference = check_parity(loaded.model, target, compared, inputs=pictures if pixels else None, run=run)

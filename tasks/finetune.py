@@ -38,9 +38,9 @@ def _probe(stage: Stage, model: nn.Module, data: store.Store, preprocessing: vie
     et al. 2022, https://arxiv.org/abs/2202.10054)."""
     section = stage.params.finetune
     probe = copy.deepcopy(model)  # or its batch norms would stay as they are for good
-    models.freeze(probe, len(list(models.stages_of(probe))))
-    for name, parameter in probe.named_parameters():
-        parameter.requires_grad_(name.startswith(f"{models.head_of(probe)[0]}."))  # class tokens are in no part
+    models.freeze_all(probe)
+    for _, head in models.heads_of(probe):
+        head.requires_grad_(True)
     budget = section.training.model_copy(
         update={"steps": section.probe_steps, "epochs": None, "validate_every": section.probe_steps, "keep_step": None}
     )

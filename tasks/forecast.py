@@ -314,7 +314,9 @@ class _Job:
 
         def held() -> Any:
             model = make()
-            models.freeze(model, len(list(models.stages_of(model))))
+            models.freeze_all(model)
+            for _, head in models.heads_of(model):
+                head.requires_grad_(True)
             return model
 
         each = self._step("finetune", ((key, "head"), held), section, section.augment, section.training, False)
@@ -421,7 +423,9 @@ class _Job:
         with torch.no_grad():
             model(torch.zeros(1, section.channels, section.image_size, section.image_size))
         shapes = {name: tuple(value.shape[1:]) for name, value in taps.items()}
-        return sum(shapes[f.layer][0] if f.keep == "pooled" else math.prod(shapes[f.layer]) for f in kept)
+        return sum(
+            models.pooled_width(shapes[f.layer]) if f.keep == "pooled" else math.prod(shapes[f.layer]) for f in kept
+        )
 
     def _pruned(self, stage: str, source: str) -> Cost:
         params, plan = self.params, self.params.prune.training

@@ -83,11 +83,11 @@ def prune(stage: Stage) -> None:
         memory_format = learning.memory_format_of(params)
         rounds.add_latencies(found, plan, source.preprocessing.shape, memory_format, source_name, say)
     for row in found.rows:
-        row["target_met"] = asked.is_met(row, plan.limit)
+        row["target_met"] = asked.is_met(row, plan.limit, cut_to_it=found.cut_to_limit(plan, row))
     chosen = target.choose_round(found.rows[1:], asked)
     for row in found.rows:
         row["chosen"] = row["round"] == chosen
-    reached = _reached(stage, plan, found.rows, chosen, len(validation))
+    reached = _reached(stage, plan, found, chosen, len(validation))
     for line in reached["lines"]:
         say(line)
     if not reached["met"] and section.on_miss == "fail":
@@ -243,10 +243,9 @@ def _with_penalty(
     return penalised
 
 
-def _reached(
-    stage: Stage, plan: rounds.PruningPlan, rows: list[rounds.Row], chosen: int, images: int
-) -> dict[str, Any]:
+def _reached(stage: Stage, plan: rounds.PruningPlan, found: rounds.Rounds, chosen: int, images: int) -> dict[str, Any]:
     """reports/prune/target.json: what was asked, what came out, and the sentences that say so everywhere."""
+    rows = found.rows
     asked, row = plan.target, next(row for row in rows if row["round"] == chosen)
     lost = rounds.drop_in(row, images, asked.bound)
     size, source_size = float(row[asked.column]), float(rows[0][asked.column])
@@ -275,7 +274,7 @@ def _reached(
             size=size,
             source_size=source_size,
             met=met,
-            why="" if met else rounds.why_missed(asked, plan.way, lost),
+            why="" if met else rounds.why_missed(asked, plan.way, lost, cut_to_it=found.cut_to_limit(plan, row)),
             drop=lost,
             clocked=(row["latency_low"], row["latency_high"]) if asked.is_measured else None,
         ),

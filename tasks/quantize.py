@@ -258,7 +258,9 @@ class Climb:
     def _sensitivity(self, method: str) -> list[dict[str, Any]]:
         """Measured once, also when the stage was stopped in between."""
         file = self.work / f"sensitivity-{method}.csv"
-        known = pd.read_csv(file).to_dict("records") if file.is_file() else []  # whole: it is replaced, not rewritten
+        known: list[Any] = []
+        if file.is_file():  # whole: it is replaced, not rewritten. A layer may be called 8
+            known = pd.read_csv(file, dtype={"layer": str, "kind": str}).to_dict("records")
         self.sensitivity = [{str(key): value for key, value in row.items()} for row in known]
         session = export.open_session(self.float.folder / "model.onnx", torch.get_num_threads())
         expected = export.run_session(session, self.inputs)
@@ -393,7 +395,7 @@ def _write_network(stage: Stage, climb: Climb, chosen: Attempt, target: Path) ->
         spec["input"] = "pixels"
         channels = climb.data.images.shape[-1]
         about = {**climb.about, "input": "pixels"}
-        export.add_preprocessing(target / "model.onnx", climb.preprocessing, channels, about, section.opset)
+        export.add_preprocessing(target / "model.onnx", climb.preprocessing, channels, about)
     checkpoint.write_spec(target, spec, "model.onnx")
 
 

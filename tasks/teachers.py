@@ -84,6 +84,12 @@ def teacher(
                 f"teach.teachers[{number}]: '{name}' knows the classes {loaded.spec['classes']}, "
                 f"the data have {list(data.classes)}"
             )
+        theirs, ours = loaded.preprocessing.channels, int(data.images.shape[-1])
+        if theirs < ours:
+            raise checkpoint.CheckpointError(
+                f"teach.teachers[{number}]: '{name}' takes pictures of {theirs} channel, the data have {ours}. Name a "
+                "teacher of colour pictures"
+            )
         model = loaded.model.to(device).to(memory_format=learning.memory_format_of(params))
         kept = features if number == 0 else ()
         autocast = training.autocast(device, params.run.precision)
@@ -96,10 +102,11 @@ def teacher(
             known[name] = _accuracy(one, data, validation, device)
     if section.at_chance == "refuse":
         for number, (name, one) in enumerate(zip(section.teachers, made, strict=True)):
-            if name in known:
-                answers = None if name.endswith(".npz") else partial(_answers, one, data, validation, device)
-                where = f"teach.teachers[{number}]: '{name}'"
-                _refuse_chance(where, known[name], data, answers, _mend_of(params, name))
+            where = f"teach.teachers[{number}]: '{name}'"
+            rows = validation if name in known else data.splits["labelled"]  # those a file has in any case
+            accuracy = known[name] if name in known else _accuracy(one, data, rows, device)
+            answers = partial(_answers, one, data, rows, device)
+            _refuse_chance(where, accuracy, data.labels[rows], answers, _mend_of(params, name), name in known)
     scores = [known[name] if section.combine == "accuracy" else 1.0 for name in section.teachers]
     total = sum(scores)
     weights = {name: score / total for name, score in zip(section.teachers, scores, strict=True)}
@@ -107,7 +114,7 @@ def teacher(
 
 
 def _accuracy(one: signals.Teacher, data: store.Store, index: np.ndarray, device: torch.device) -> float:
-    """On the validation split, of the images as they are."""
+    """On the images ``index`` as they are."""
     return int((_answers(one, data, index, device) == data.labels[index]).sum()) / len(index)
 
 
@@ -123,26 +130,28 @@ def _answers(one: signals.Teacher, data: store.Store, index: np.ndarray, device:
 def _refuse_chance(
     what: str,
     accuracy: float,
-    data: store.Store,
+    labels: np.ndarray,
     answers: Callable[[], np.ndarray] | None = None,
     mend: str = "Name another teacher",
+    chosen_by: bool = True,
 ) -> None:
     """Raise UserError for a teacher that is not shown to know more than which class is the most frequent one (exact
     one-sided binomial test, 5 %; of fewer images than 100 it must only do better): its answers would be taught.
 
     Where classes are unequal, one that was trained to heed the rare ones may name fewer images right than that and know
-    much: ``answers`` for the validation images, if they are to be had, are then looked at as well.
+    much: ``answers`` for these images, if they are to be had, are then looked at as well. ``labels``: of the validation
+    images, or (not ``chosen_by``) of the labelled ones.
     """
     from scipy import stats
 
-    labels = data.labels[data.splits["validation"]]
     count, chance = len(labels), float(np.bincount(labels).max()) / len(labels)
     shown = stats.binomtest(round(accuracy * count), count, chance, alternative="greater").pvalue <= 0.05
     if accuracy > chance and (count < 100 or shown):
         return
     if answers is None or not _tells_classes_apart(answers(), labels):
+        split = "validation" if chosen_by else "labelled"
         raise UserError(
-            f"{what} names {accuracy:.1%} of {count:,} validation images right, and naming always the most frequent "
+            f"{what} names {accuracy:.1%} of {count:,} {split} images right, and naming always the most frequent "
             f"class would {chance:.1%}: it has nothing to teach. {mend}; look at labels and classes. To go on all the "
             "same: teach.at_chance: allow"
         )

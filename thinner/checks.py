@@ -274,6 +274,9 @@ def _losses(params: Params, built: Mapping[str, nn.Module], teacher: Seeing | No
             yield f"{where}.name: unknown '{part.name}'. Choose one of: {', '.join(losses.LOSSES)}"
             continue
         given = {k: v for k, v in part.parameters.items() if k != "warmup_epochs"}
+        warm = part.parameters.get("warmup_epochs")
+        if warm is not None and (type(warm) not in (int, float) or not 0 <= warm < math.inf):
+            yield f"{where}.warmup_epochs: {warm!r} is no number of epochs. Give one from 0 on, or null"
         needs = losses.LOSSES[part.name].needs & {"features", "pooled"}
         if needs and params.distill.teacher == "cached":
             yield from _kept(params, where, given.get("teacher_layers", []), whole="features" in needs)
@@ -361,6 +364,12 @@ def _outputs(seeing: Seeing, paths: Sequence[str]) -> dict[str, Tensor]:
     for path in paths:
         if not isinstance(outputs.get(path), Tensor):
             raise models.NetworkError(f"layer '{path}' gives no tensor. Name another, or one within it")
+        rows, *more = outputs[path].shape[1:]
+        if len(more) == 2 and rows == more[0] != more[1]:
+            raise models.NetworkError(
+                f"layer '{path}' gives {[rows, *more]}, the channels last, and what compares maps takes them first. "
+                "Name a layer that gives [channels, height, width]"
+            )
     return outputs
 
 

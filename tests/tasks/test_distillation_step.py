@@ -174,11 +174,8 @@ def test_a_teacher_at_chance_is_refused_before_anybody_is_taught(project):
     [(20, 0.5, True), (20, 0.55, False), (1000, 0.51, True), (1000, 0.53, False), (1000, 0.4, True)],
 )
 def test_chance_is_judged_by_a_test_where_there_are_images_enough(count, accuracy, refused):
-    class Data:
-        labels, splits = np.arange(count) % 2, {"validation": np.arange(count)}
-
     with pytest.raises(UserError) if refused else contextlib.nullcontext():
-        teachers._refuse_chance("x", accuracy, Data)
+        teachers._refuse_chance("x", accuracy, np.arange(count) % 2)
 
 
 def test_what_was_kept_says_who_said_it(project):
@@ -214,6 +211,34 @@ def test_logits_from_a_file_teach(project):
     # weighing needs the validation images, which the file does not have
     with pytest.raises(SignalsError, match="no logits for 10 of the 34 images, such as 24.png"):
         run_teach(params_of(teach__teachers=["data/teachers/api.npz", "finetune"], teach__combine="accuracy"))
+
+
+def test_logits_from_a_file_that_know_nothing_are_refused_by_the_labelled_images_that_they_have(project):
+    (project / "data" / "teachers").mkdir()
+    labels = np.load(project / "data" / "prepared" / "labels.npy")
+    params = params_of(teach__teachers=["data/teachers/api.npz"], teach__at_chance="refuse")
+    names = np.array([f"{n}.png" for n in range(24)])
+    known = np.flatnonzero(labels[:24] >= 0)
+    for right, refused in ((0.0, True), (9.0, False)):
+        given = np.zeros((24, 3), np.float32)
+        given[known, labels[known]] = right
+        given[known, (labels[known] + 1) % 3] += 1.0
+        np.savez(project / "data/teachers/api.npz", names=names, logits=given)
+        wrong = pytest.raises(
+            UserError, match=r"teachers\[0\]: 'data/teachers/api.npz' names 0.0% of .* labelled images"
+        )
+        with wrong if refused else contextlib.nullcontext():
+            run_teach(params)
+
+
+def test_a_grey_teacher_of_colour_pictures_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, labels = np.zeros((12, 16, 16, 3), np.uint8), np.arange(12) % 3
+    parts = np.split(np.arange(12), [3, 6, 9])
+    write_prepared(tmp_path, images, labels, dict(zip(store.SPLITS, parts, strict=True)), CLASSES)
+    make_teacher(tmp_path / "data" / "finetune", 0)
+    with pytest.raises(UserError, match=r"teachers\[0\]: 'finetune' takes pictures of 1 channel, the data have 3"):
+        run_teach(params_of())
 
 
 def test_a_teacher_of_other_classes_is_refused(project):

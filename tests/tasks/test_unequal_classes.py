@@ -3,7 +3,6 @@
 import json
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -133,13 +132,11 @@ def test_a_class_that_cannot_choose_is_said(data: store.Store, capsys: pytest.Ca
 
 def test_a_teacher_that_heeds_rare_classes_is_not_at_chance() -> None:
     labels = np.repeat([0, 1], (180, 20))
-
-    data: Any = SimpleNamespace(labels=labels, splits={"validation": np.arange(200)})
     knows = np.where(np.arange(200) % 5 == 0, 1 - labels, labels)  # 80 % of each class, and of all: less than 90 %
     with pytest.raises(UserError, match="names 80.0% of 200"):
-        teachers._refuse_chance("x", 0.8, data)
-    teachers._refuse_chance("x", 0.8, data, lambda: knows)
+        teachers._refuse_chance("x", 0.8, labels)
+    teachers._refuse_chance("x", 0.8, labels, lambda: knows)
     guesses = np.random.default_rng(0).permutation(knows)
     for nothing in (guesses, np.zeros(200, dtype=np.int64)):
         with pytest.raises(UserError, match="nothing to teach"):
-            teachers._refuse_chance("x", 0.8, data, lambda answers=nothing: answers)
+            teachers._refuse_chance("x", 0.8, labels, lambda answers=nothing: answers)

@@ -219,7 +219,7 @@ def with_preprocessing(exported: Path, tmp_path_factory: pytest.TempPathFactory)
     path = tmp_path_factory.mktemp("pixels") / "model.onnx"
     shutil.copy(exported, path)
     add_preprocessing(
-        path, views.Preprocessing.from_json(METADATA["preprocessing"]), 1, {**METADATA, "input": "pixels"}, opset=20
+        path, views.Preprocessing.from_json(METADATA["preprocessing"]), 1, {**METADATA, "input": "pixels"}
     )
     return path
 
@@ -243,12 +243,47 @@ def test_grey_pictures_become_three_channels_in_the_graph(tmp_path: Path) -> Non
     preprocessing = views.Preprocessing(8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.2))
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
     export_onnx(network, tmp_path / "model.onnx", (3, 8, 8), {}, opset=18)
-    add_preprocessing(tmp_path / "model.onnx", preprocessing, 1, {}, opset=18)
+    add_preprocessing(tmp_path / "model.onnx", preprocessing, 1, {})
     pictures = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
     mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (preprocessing.mean, preprocessing.std))
     with torch.inference_mode():
         expected = network((torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
     np.testing.assert_allclose(run_session(open_session(tmp_path / "model.onnx"), pictures), expected, atol=1e-5)
+
+
+def test_preprocessing_is_not_put_before_operators_that_cannot_be_in_one_graph_with_it(tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(200, 2)).eval()
+    export_onnx(plain, tmp_path / "model.onnx", (1, 12, 12), METADATA, opset=17)
+    before = (tmp_path / "model.onnx").read_bytes()
+    seen = views.Preprocessing.from_json(METADATA["preprocessing"])
+    with pytest.raises(ExportError, match=r"version 17, and .* Set export\.opset: 18 or more, and export it again"):
+        add_preprocessing(tmp_path / "model.onnx", seen, 1, METADATA)
+    assert (tmp_path / "model.onnx").read_bytes() == before
+
+
+def test_a_version_of_operators_that_a_network_cannot_be_written_with_is_refused(tmp_path: Path) -> None:
+    padded = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(288, 2)).eval()
+    with pytest.raises(ExportError, match=r"export\.opset: 17, .* Set export\.opset: 18"):
+        export_onnx(padded, tmp_path / "model.onnx", (1, 12, 12), METADATA, opset=17)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+class Deciding(nn.Module):
+    """What it computes hangs on numbers: no exporter can follow that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(1)[:, :2]
+        return flat if float(x.sum()) > 0 else -flat
+
+
+def test_a_network_that_cannot_be_exported_is_one_line_with_the_way_around(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match=r"'Deciding' cannot be written as ONNX .* set quantize\.rungs: \[\]"
+    ) as onnx_:
+        export_onnx(Deciding().eval(), tmp_path / "model.onnx", (1, 12, 12), METADATA, opset=20)
+    with pytest.raises(ExportError, match=r"cannot be written as a torch\.export program .* leave pt2 out of") as pt2:
+        export_pt2(Deciding().eval(), tmp_path / "model.pt2", (1, 12, 12), METADATA)
+    assert not {"\n"} & {*str(onnx_.value), *str(pt2.value)} and not list(tmp_path.iterdir())
 
 
 def test_a_graph_with_preprocessing_says_so_and_is_as_reproducible(
@@ -262,7 +297,6 @@ def test_a_graph_with_preprocessing_says_so_and_is_as_reproducible(
         views.Preprocessing.from_json(METADATA["preprocessing"]),
         1,
         {**METADATA, "input": "pixels"},
-        opset=20,
     )
     assert (tmp_path / "again.onnx").read_bytes() == with_preprocessing.read_bytes()
 
@@ -271,7 +305,7 @@ def test_int8_may_have_preprocessing_in_float(exported: Path, images: np.ndarray
     plain, pixels = tmp_path / "int8.onnx", tmp_path / "pixels.onnx"
     quantise_onnx(exported, plain, [images])
     shutil.copy(plain, pixels)
-    add_preprocessing(pixels, views.Preprocessing.from_json(METADATA["preprocessing"]), 1, METADATA, opset=20)
+    add_preprocessing(pixels, views.Preprocessing.from_json(METADATA["preprocessing"]), 1, METADATA)
     pictures = np.random.default_rng(1).integers(0, 256, (4, 12, 12, 1), dtype=np.uint8)
     prepared = ((pictures.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).astype(np.float32)
     expected = run_session(open_session(plain), prepared)

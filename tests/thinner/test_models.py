@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
@@ -141,6 +142,56 @@ def test_a_class_token_learns_as_slowly_as_the_patches():
     scales = models.layer_scales(model, 0.9)
     assert scales["cls_token"] == scales["pos_embed"] == scales["patch_embed.proj.weight"] == min(scales.values())
     assert scales["blocks.11.mlp.fc1.weight"] == pytest.approx(scales["blocks.0.mlp.fc1.weight"] / 0.9**11)
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [("torchvision:vgg11", "classifier.0.weight"), ("torchvision:mobilenet_v3_small", "classifier.0.weight"),
+     ("timm:convnext_atto", "head.norm.weight")],
+)  # fmt: skip
+def test_layers_in_one_module_with_the_head_learn_nearly_as_fast_as_it(name, beside):
+    with torch.device("meta"):
+        model = models.create(replace(OURS, name=name))
+    scales = models.layer_scales(model, 0.5)
+    assert scales[f"{models.head_of(model)[0]}.weight"] == 1.0
+    assert scales[beside] == 0.5
+    first = min(scales, key=scales.__getitem__)
+    assert first.startswith(("features.0.", "stem.")) and scales[first] < 0.5**4
+
+
+def test_both_heads_of_a_distilled_network_are_heads():
+    with torch.device("meta"):
+        model = models.create(replace(OURS, name="timm:deit_tiny_distilled_patch16_224"))
+    parts = [name for name, _ in models.stages_of(model)]
+    assert "blocks.11" in parts and not {"head", "head_dist"}.intersection(parts)
+    scales = models.layer_scales(model, 0.5)
+    assert scales["head.weight"] == scales["head_dist.bias"] == 1.0
+
+
+def test_the_parts_of_a_network_that_lies_in_one_module_are_that_modules():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)),
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
+            )  # fmt: skip
+
+    model = Wrapped()
+    assert [name for name, _ in models.stages_of(model)] == ["net.0", "net.1", "net.2.0", "net.2.1"]
+    assert models.layer_scales(model, 0.5)["net.0.weight"] == 0.5**4
+    model.net.token = nn.Parameter(torch.zeros(4))  # of no part, and in one module with all of them
+    assert models.layer_scales(model, 0.5)["net.token"] == 0.5**4
+    assert models.freeze(model, 2) == ["net.0", "net.1"] and not model.net[1].train().training
+
+
+def test_pooling_averages_places_of_maps_and_tokens_of_transformers():
+    generator = np.random.default_rng(0)
+    maps, tokens, pooled = (generator.normal(size=shape) for shape in ((2, 5, 3, 4), (2, 7, 5), (2, 5)))
+    np.testing.assert_allclose(models.pooled(torch.from_numpy(maps)), maps.reshape(2, 5, 12).mean(2))
+    np.testing.assert_allclose(models.pooled(torch.from_numpy(tokens)), tokens.mean(1))
+    np.testing.assert_array_equal(models.pooled(torch.from_numpy(pooled)), pooled)
+    assert [models.pooled_width(array.shape[1:]) for array in (maps, tokens, pooled)] == [5, 5, 5]
 
 
 def test_freezing_more_than_there_is_says_how_many_parts_there_are():

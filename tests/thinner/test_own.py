@@ -14,8 +14,9 @@ from thinner import predict
 from thinner.compress import pruning
 from thinner.config import ParamsError, load_params
 from thinner.data import views
+from thinner.errors import UserError
 from thinner.measure import verify
-from thinner.measure.profiling import count_macs
+from thinner.measure.profiling import count_macs, count_params
 from thinner.networks import checkpoint, models, own
 from thinner.networks.spec import NetworkSpec
 
@@ -98,6 +99,56 @@ def test_it_is_pruned_and_loads_pruned():
     loaded = checkpoint.load("kept")
     assert loaded.spec["pruned"]
     assert loaded.model(x).equal(pruned(x))
+
+
+def test_modules_and_tensors_that_are_used_twice_are_loaded_as_one(here):
+    two = "one := nn.Conv2d(32, 32, 1), nn.ReLU(), two := nn.Conv2d(32, 32, 1)"
+    code = MINE.replace("Block(32), Block(32)", f"block := Block(32), block, {two}")
+    Path("nets/mine.py").write_text(code.replace("    return nn", "    two.weight = one.weight\n    return nn"))
+    model, x = kept(network_here()), torch.rand(2, 1, 16, 16)
+    loaded = checkpoint.load("kept").model
+    assert loaded[2] is loaded[3] and loaded[4].weight is loaded[6].weight and loaded(x).equal(model(x))
+    assert count_params(loaded) == count_params(model)
+
+
+def test_a_module_that_is_used_twice_is_cut_once_and_loads_so(here):
+    Path("nets/mine.py").write_text(MINE.replace("Block(32), Block(32)", "block := Block(32), block"))
+    network = network_here()
+    model, x = kept(network), torch.rand(2, 1, 16, 16)
+    pruned, _ = pruning.cut(model, x[:1], params=count_params(model) // 2, criterion="l2", round_to=4)
+    checkpoint.save("kept", pruned.eval(), spec_of(network))
+    loaded = checkpoint.load("kept").model
+    assert loaded[2] is loaded[3] and loaded(x).equal(pruned(x))
+    assert count_params(loaded) == count_params(pruned) <= count_params(model) // 2
+
+
+def test_a_cut_that_would_take_logits_is_refused_with_the_mend(here):
+    """The head is a convolution, and a linear layer lies somewhere before it: that one would be kept whole."""
+    code = (
+        MINE
+        + """
+
+class Gate(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x * self.scale(x.mean((2, 3)))[:, :, None, None].sigmoid()
+
+
+def make(classes, channels):
+    parts = [nn.Conv2d(channels, 32, 3, 2, 1), nn.ReLU(), Gate(32), Block(32), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*parts, nn.Conv2d(32, classes, 1), nn.Flatten())
+"""
+    )
+    Path("nets/mine.py").write_text(code)
+    model, example = models.create(network_here()), torch.zeros(1, 1, 16, 16)
+    half = count_macs(model, (1, 16, 16)) // 2
+    with pytest.raises(UserError, match=r"a cut leaves \d of its 10 logits\..* keep the one that is: prune\.keep"):
+        pruning.cut(model, example, macs=half, criterion="l2")
+    pruned, _ = pruning.cut(model, example, macs=half, criterion="l2", keep=["^5$"])
+    assert pruned(example).shape == (1, 10)
 
 
 @pytest.mark.parametrize("ask", [checkpoint.load, predict.open_candidate, models.create, models.skeleton])

@@ -14,6 +14,7 @@ from torch import nn
 
 from thinner.compress import criteria, pruning, rounds
 from thinner.compress.target import Target
+from thinner.evidence.drop import Drop
 from thinner.evidence.statistics import Estimate
 from thinner.learn import training
 from thinner.measure.profiling import count_macs, count_params
@@ -217,6 +218,31 @@ def test_a_network_that_is_small_enough_already_is_an_error_that_says_so(source)
 def test_when_a_round_is_the_last(target, stop_drop, points, enough):
     way = rounds.Way("l2", rounds=3, stop_drop=stop_drop)
     assert rounds._is_enough(target, way, 1, points, lambda text: None) is enough
+
+
+@pytest.mark.parametrize(
+    ("schedule", "numbers", "ended", "aimed"),
+    [
+        ("linear", [0, 1, 2, 3], False, [False, False, False, True]),
+        ("linear", [0, 1, 2], False, [False, False, True]),  # the second was small enough for the third
+        ("linear", [0, 1, 2], True, [False, False, False]),  # the second lost too much
+        ("one_shot", [0, 1], False, [False, True]),
+        ("one_shot", [0, 1], True, [False, True]),
+    ],
+)
+def test_which_rounds_were_cut_to_the_target_itself(schedule, numbers, ended, aimed):
+    plan = rounds.PruningPlan(
+        Target("params", 0.5), rounds.Way("l2", schedule=schedule, rounds=3), models.create(NETWORK), SHAPE
+    )
+    found = rounds.Rounds([{"round": number} for number in numbers], [], ended)
+    assert [found.cut_to_limit(plan, row) for row in found.rows] == aimed
+
+
+def test_milliseconds_that_no_round_was_cut_to_are_not_missed_for_the_clock():
+    lost, way = Drop(3.0, 2.0, 4.0, 100, None), rounds.Way("l2", rounds=3, stop_drop=2.0)
+    asked = Target("latency_ms", 1.5)
+    assert "the machine is slower now" in rounds.why_missed(asked, way, lost)
+    assert "prune.stop_drop is 2.0" in rounds.why_missed(asked, way, lost, cut_to_it=False)
 
 
 @pytest.mark.parametrize(

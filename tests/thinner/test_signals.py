@@ -254,6 +254,7 @@ def test_logits_from_a_file_are_matched_by_name_and_class(tmp_path):
         ({"classes": np.array(["cow", "cat"])}, r"has the classes \['cow', 'cat'\], the data \['cat', 'dog'\]"),
         ({"logits": np.zeros((10, 3), np.float32)}, r"logits are \[10, 3\], but there are 10 names and 2 classes"),
         ({"logits": np.full((10, 2), np.nan)}, "some logits are not finite"),
+        ({"names": np.array([NAMES[n] for n in (*INDEX[:-1], INDEX[0])])}, "names 'cat/.*' twice. Give each"),
         ({"names": None}, "cannot be read as teacher logits .*numpy.savez"),
     ],
 )

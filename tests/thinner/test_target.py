@@ -62,6 +62,12 @@ def test_a_row_meets_the_target_or_not(asked, row, met):
     assert asked.is_met(row, 500) is met
 
 
+def test_a_round_that_was_to_be_slower_than_asked_is_fast_enough_only_where_that_is_shown():
+    asked = Target("latency_ms", 500)
+    for high, met in ((501, False), (500, True)):
+        assert asked.is_met({"latency_low": 450, "latency_high": high}, 500, cut_to_it=False) is met
+
+
 def test_params_yaml_gives_the_one_value():
     section = load_params(Path(__file__).parents[2] / "params.yaml").prune
     assert section.asked == Target("macs", 0.5, "channels", section.latency_batch, section.tolerance)

@@ -365,7 +365,7 @@ def test_rates_rise_and_then_never_rise_again(schedule):
 
 
 def test_norms_and_biases_are_not_decayed_and_the_head_has_its_rate():
-    optimizer = training.make_optimizer(network(), "adamw", lr=0.1, weight_decay=0.5, head="6", head_lr=1.0)
+    optimizer = training.make_optimizer(network(), "adamw", lr=0.1, weight_decay=0.5, heads=["6"], head_lr=1.0)
     found = {(g["lr"], g["weight_decay"]): sorted(tuple(p.shape) for p in g["params"]) for g in optimizer.param_groups}
     assert found == {
         (0.1, 0.5): [(4, 1, 3, 3), (4, 4, 3, 3)], (0.1, 0.0): [(4,)] * 4, (1.0, 0.5): [(2, 256)], (1.0, 0.0): [(2,)],
@@ -402,6 +402,29 @@ def test_mixed_targets_are_shares_and_a_function_of_the_step(mixup, cutmix):
         assert torch.allclose(one.targets.sum(1), torch.ones(16))
         changed += not torch.equal(one.images, batch.images)  # a drawn share of nearly 1 can leave 8 pixels as they are
     assert changed >= 5
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0)])
+def test_images_in_the_order_of_their_classes_are_mixed_with_the_other_class_as_often_as_not(mixup, cutmix):
+    """Batches come in the order of the store, and a folder's classes lie one after the other in it."""
+    count = 64
+    labels = np.repeat([0, 1], count // 2)
+    images = (100 * labels[:, None, None, None] + np.zeros((count, 8, 8, 1))).astype(np.uint8)
+    batch = batches(images=images, labels=labels, pool=np.arange(count), batch_size=count)(0)
+    assert batch.index.tolist() == list(range(count))
+    mixed = [training.mix(batch, mixup=mixup, cutmix=cutmix, classes=2, seed=0, step=step) for step in range(20)]
+    shares = [float(((one.targets > 0).sum(1) == 2).float().mean()) for one in mixed]
+    assert 0.4 < np.mean(shares) < 0.6, shares  # of two classes with as many images each
+    for one in mixed:  # a row's number, view, label and pixels stay together
+        assert sorted(one.index) == list(range(count)) and one.labels.tolist() == labels[one.index].tolist()
+        alone = one.targets.max(1).values == 1
+        assert torch.equal(one.images[alone], batch.images[torch.from_numpy(one.index)][alone])
+
+
+def test_a_mixed_batch_keeps_the_layout_of_its_memory():
+    batch = batches(images=np.repeat(IMAGES, 3, axis=3), mean=(0.5,) * 3, std=(0.5,) * 3, channels_last=True)(0)
+    mixed = training.mix(batch, mixup=1.0, cutmix=0.0, classes=2, seed=0, step=0)
+    assert mixed.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_extra_modules_train_along_and_resume(tmp_path):
@@ -577,6 +600,8 @@ def test_two_processes_learn_what_one_does(trained, case):
     assert curves[1] == curves[2]  # each looked at half of the images, and all were told the same
     learned = [name for name in one if not any(own in name for own in OF_A_PROCESS)]
     assert all(first[name].equal(second[name]) for name in learned)
+    # what was measured is what is kept, by whichever process
+    assert all(first[name].equal(second[name]) for name in one if "running_" in name)
     if case in OF_A_SHARE:
         assert any(not torch.allclose(one[name], first[name], atol=1e-5) for name in learned)  # or docs say too little
         return
@@ -661,6 +686,21 @@ def test_synchronised_norms_share_their_tensors_and_hooks_and_go_again(name):
     assert heard == [first]
     assert all(model.get_submodule(path) is norm and not norm.training for path, norm in norms.items())
     assert all(torch.equal(tensor, plain.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_statistics_of_synchronised_norms_are_kept_of_a_network_that_was_moved():
+    """As a GPU's are, to which it goes while it trains: then it has other buffers, and parameters with other tensors."""
+    from thinner.networks import models
+
+    torch.manual_seed(0)
+    model = models.create(NetworkSpec("resnet8", 2, 3, width=8, stem_stride=1))
+    plain, x = copy.deepcopy(model).train(), torch.randn(4, 3, 16, 16)
+    plain(x)
+    with training._with_synchronised_norms(model):
+        model._apply(lambda tensor: tensor.clone())
+        model.train()(x)
+    assert all(torch.equal(tensor, plain.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
 
 
 def test_frozen_norms_stay_frozen_and_one_process_is_left_as_it_is():

@@ -22,7 +22,7 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thinner.errors import UserError
+from thinner.errors import UserError, one_line
 
 
 class ArchitectureError(UserError):
@@ -58,7 +58,8 @@ def prunable(model: nn.Module, example: Float[Tensor, "batch channels height wid
     """While the block runs, ``model`` can be traced and cut by Torch-Pruning; afterwards it computes again.
 
     At the end the sizes that the network keeps for itself are set, and ``example`` goes through once. Raises
-    ArchitectureError when the network cannot be traced, or does not run after the cut; it is spoilt then.
+    ArchitectureError when the network cannot be traced, does not run after the cut, or then has fewer logits; it is
+    spoilt then.
     """
     if reason := refusal(model):
         raise ArchitectureError(f"{_name(model)} cannot be pruned: {reason}. {_INSTEAD}")
@@ -74,13 +75,15 @@ def prunable(model: nn.Module, example: Float[Tensor, "batch channels height wid
             # class tokens and the like: cut along with what they are added to
             warnings.filterwarnings("ignore", message=".*[Uu]nwrapped parameters.*")
             warnings.filterwarnings("ignore", message="Maximum recursive depth.*")  # what comes of it is an error here
+            with torch.no_grad():
+                before = model(example).shape
             yield handling
     except UserError:
         raise
     except Exception as error:
         raise ArchitectureError(
             f"{_name(model)} cannot be pruned: its layers' dependencies could not be found "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). {_INSTEAD}"
+            f"({type(error).__name__}: {one_line(error)}). {_INSTEAD}"
         ) from error
     finally:
         for restore in replaced:
@@ -89,11 +92,16 @@ def prunable(model: nn.Module, example: Float[Tensor, "batch channels height wid
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(example)
+            after = model.eval()(example).shape
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ArchitectureError(
-            f"{_name(model)} cannot be pruned: it does not run after a cut ({str(error).splitlines()[0]}). {_INSTEAD}"
+            f"{_name(model)} cannot be pruned: it does not run after a cut ({one_line(error)}). {_INSTEAD}"
         ) from error
+    if after != before:
+        raise ArchitectureError(
+            f"{_name(model)} cannot be pruned: a cut leaves {after[1]} of its {before[1]} logits. The last linear "
+            "layer (or, without one, convolution) is taken for the classifier; keep the one that is: prune.keep"
+        )
     model.train(training)
 
 

@@ -29,12 +29,12 @@ Masks = dict[str, Bool[Tensor, "..."]]  # layer's path -> True where its weight 
 
 def _layers(model: nn.Module, keep: Sequence[str]) -> dict[str, Any]:
     """Convolutions and linear layers; the classifier and what matches ``keep`` stay whole."""
-    head = models.head_of(model)[1]
+    heads = [head for _, head in models.heads_of(model)]
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
-        and module is not head
+        and all(module is not head for head in heads)
         and not any(re.search(pattern, name) for pattern in keep)
     }
 

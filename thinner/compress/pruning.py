@@ -270,7 +270,7 @@ def _prune(
     smaller = copy.deepcopy(model).eval()
     frozen = {name for name, p in smaller.named_parameters() if not p.requires_grad}
     smaller.requires_grad_(True)  # the graph is read off autograd
-    ignored = [models.head_of(smaller)[1]]
+    ignored = [head for _, head in models.heads_of(smaller)]
     ignored += [m for name, m in smaller.named_modules() if name and any(re.search(pattern, name) for pattern in keep)]
     with architectures.prunable(smaller, example) as handling:
         pruner = _WholeMultiples(

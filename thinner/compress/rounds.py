@@ -141,6 +141,10 @@ class PruningPlan:
         last = number == self.way.rounds
         return int(size if last or not self._channels else max(size, self._reachable(model, number, 1)[1]))
 
+    def aims_at_limit(self, number: int) -> bool:
+        """Whether round ``number`` is cut to the target itself, and not to a size before it."""
+        return pruning.size_after(self._now, self.limit, self.way.schedule, number, self.way.rounds) <= self.limit
+
     def limits(self, allowed: float) -> dict[str, float]:
         """What the saved network is held to; a latency is a measurement and is reported instead."""
         return {} if self.target.is_measured else {self.target.column: allowed}
@@ -203,10 +207,17 @@ Answers = Callable[[nn.Module], Bool[np.ndarray, " images"]]
 
 @dataclass(frozen=True)
 class Rounds:
-    """What came out: row 0 is the source. ``networks`` are beside their rows, on the CPU."""
+    """What came out: row 0 is the source. ``networks`` are beside their rows, on the CPU. ``ended``: a round that lost
+    too much was the last, before others that were to be cut further."""
 
     rows: list[Row]
     networks: list[nn.Module]
+    ended: bool = False
+
+    def cut_to_limit(self, plan: PruningPlan, row: Row) -> bool:
+        """Whether this row's network was cut to the target itself, or found to be small enough for it in the last
+        round."""
+        return plan.aims_at_limit(row["round"]) or (row is self.rows[-1] and not self.ended)
 
 
 def prune_in_rounds(
@@ -242,7 +253,7 @@ def prune_in_rounds(
     before = float(source_right.mean())
     rows = [_row(0, facts, source_folder, before, before, drop_of(source_right, source_right, target.bound))]
     early = checkpoint.load(source_folder / EARLY).model if way.rewind else None
-    first = fabric.global_rank == 0
+    first, ended = fabric.global_rank == 0, False
 
     def is_there(number: int) -> bool:
         return bool(fabric.broadcast(first and _is_whole(folder / str(number), way.rewind, say)))
@@ -284,10 +295,11 @@ def prune_in_rounds(
         networks.append(model)
         on_round(number, place)
         if _is_enough(target, way, number, rows[-1]["loss_points"], say):
+            ended = True
             break
     if len(rows) == 1:
         raise plan.nothing_cut(source_folder.name)
-    return Rounds(rows, networks)
+    return Rounds(rows, networks, ended)
 
 
 def _cut_once(
@@ -417,7 +429,8 @@ def add_latencies(
                     row[f"latency_ms_b{batch}"] = profiling.summarise_latency(samples[str(n)])[0]
                     if asked:
                         row["latency_low"], row["latency_high"] = profiling.median_interval(samples[str(n)])
-                if asked and target.is_measured and target.is_met(rows[-1], plan.limit):
+                aimed = found.cut_to_limit(plan, rows[-1])
+                if asked and target.is_measured and target.is_met(rows[-1], plan.limit, cut_to_it=aimed):
                     break
             for n, row in enumerate(rows):
                 if not asked or n == 0:
@@ -438,14 +451,14 @@ def drop_in(row: Row, images: int, bound: float | None) -> Drop:
     return Drop(row["loss_points"], row["loss_low"], row["loss_high"], images, bound)
 
 
-def why_missed(target: Target, way: Way, drop: Drop) -> str:
-    """One sentence, with the mend."""
+def why_missed(target: Target, way: Way, drop: Drop, *, cut_to_it: bool = True) -> str:
+    """One sentence, with the mend. ``cut_to_it``: whether the last round was cut to the target."""
     if target.is_drop:
         return (
             f"No round is shown to have lost less than {target.value:g} points. Give prune.rounds more (smaller cuts), "
             "prune.training.steps more, data.validation more images, or max_drop more."
         )
-    if target.is_measured:
+    if target.is_measured and cut_to_it:
         return "It was fast enough when it was cut; the machine is slower now. Run it on a quiet one, or ask for more."
     return (
         f"No round came as far: the last lost {drop}, and prune.stop_drop is {way.stop_drop}. Give prune.rounds or "

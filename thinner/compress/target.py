@@ -84,13 +84,15 @@ class Target:
             return fewest
         return self.value if self.is_measured else limit_of(self.value, now)
 
-    def is_met(self, row: Mapping[str, Any], limit: float) -> bool:
+    def is_met(self, row: Mapping[str, Any], limit: float, *, cut_to_it: bool = True) -> bool:
         """Whether a row of rounds.csv is what the target asks for. A drop has to be shown to be no more than was asked.
-        A latency was shown to be low enough when the network was cut; measured again it is missed when *that* is
-        shown."""
+        A latency was shown to be low enough when the network was ``cut_to_it``; measured again it is missed when *that*
+        is shown. Of a round that was to be slower, it has to be shown now."""
         if self.is_drop:
             return bool(row["loss_high"] < self.value)
-        return bool(row["latency_low" if self.is_measured else self.column] <= limit)
+        if self.is_measured:
+            return bool(row["latency_low" if cut_to_it else "latency_high"] <= limit)
+        return bool(row[self.column] <= limit)
 
     def sized(self, size: float) -> str:
         return sized(self.unit, size)

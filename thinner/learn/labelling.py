@@ -8,7 +8,8 @@ to the classifier's weights, were the label what the network answers,
 It is long where the network is unsure (uncertainty sampling: Settles 2009,
 http://digital.library.wisc.edu/1793/60660), and points elsewhere for other features and other rivals. The seeding of
 k-means++ (Arthur & Vassilvitskii 2007) then draws pictures with a probability that is their squared distance from those
-drawn already. As in the authors' program the first is the longest.
+drawn already. As in the authors' program the first is the longest. Unlike theirs, no gradient at all (a picture that
+the network is sure of) counts as drawn already: who labels is not asked about such pictures.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from thinner.data.views import send
 from thinner.errors import UserError, did_you_mean
 from thinner.learn.imbalance import Balance, cross_entropy
+from thinner.networks import models
 
 # `temperature: 4` in a YAML file is an int; a type checker that runs wants to hear that ints are welcome.
 Number = float | int
@@ -707,8 +708,8 @@ def make_crd(
     """Contrastive representation distillation: `crd` both ways between embeddings of one pooled layer each.
 
     The student's embedding is contrasted with a memory of the teacher's, and the other way round; a memory
-    keeps one embedding for each of `images` images, as a moving average. Tian, Krishnan, Isola 2020,
-    https://arxiv.org/abs/1910.10699, section 3.1, memory after Wu et al. 2018,
+    keeps one embedding for each of `images` images, all of which are learned from, as a moving average. Tian,
+    Krishnan, Isola 2020, https://arxiv.org/abs/1910.10699, section 3.1, memory after Wu et al. 2018,
     https://arxiv.org/abs/1805.01978; weight 0.8 in the paper, with 16,384 negatives. The teacher's embedding
     is trained, the teacher is not.
 
@@ -955,7 +956,7 @@ def _bins(size: int, side: int) -> Float[Tensor, "side size"]:
 
 
 def _pooled(x: Tensor) -> Tensor:
-    return x if x.dim() == 2 else _wide(x).flatten(2).mean(2)
+    return x if x.dim() == 2 else models.pooled(_wide(x))
 
 
 @contextlib.contextmanager
@@ -972,7 +973,7 @@ def _shape(layer: str, shapes: Mapping[str, Shape] | None, key: str, side: str, 
         hint = did_you_mean(layer, known, always=f"Measured: {', '.join(known) or 'none'}")
         raise UserError(f"{key}.{side}_layers: the shape of {layer!r} is not known. {hint}")
     shape = tuple(shapes[layer])
-    return shape[:1] if "pooled" in row.needs else shape
+    return (models.pooled_width(shape),) if "pooled" in row.needs else shape
 
 
 def _pick(layers: Sequence[str], features: Mapping[str, Tensor] | None, part: Part, side: str) -> list[Tensor]:

@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,7 +217,7 @@ class NetworkTeacher:
         found: dict[str, Tensor] = {}
         for feature in self._features:
             output = self._taps[feature.layer].float()
-            found[feature.layer] = output.flatten(2).mean(2) if feature.pooled and output.ndim > 2 else output
+            found[feature.layer] = models.pooled(output) if feature.pooled else output
         return logits, found
 
 
@@ -292,6 +293,9 @@ def read_given(
             f"{path}: has the classes {one_line(repr(columns), 300)}, the data {one_line(list(classes), 300)}"
         )
     logits = logits[:, [columns.index(name) for name in classes]]
+    if len(set(theirs)) < len(theirs):
+        twice = next(name for name, count in Counter(theirs).items() if count > 1)
+        raise SignalsError(f"{path}: names '{one_line(twice, 100)}' twice. Give each picture one row")
     numbers = {name: number for number, name in enumerate(names)}
     known = [(numbers[name], row) for row, name in enumerate(theirs) if name in numbers]
     index = np.array([number for number, _ in known], dtype=np.int64)

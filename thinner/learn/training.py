@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -232,24 +232,26 @@ def make_optimizer(
     *,
     lr: float,
     weight_decay: float,
-    head: str = "",
+    heads: Sequence[str] = (),
     head_lr: float | None = None,
     scales: Mapping[str, float] | None = None,
     extra: nn.Module | None = None,
     fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """``sgd`` (Nesterov momentum 0.9), ``adam`` or ``adamw``; the head (a module path) may have its own rate.
+    """``sgd`` (Nesterov momentum 0.9), ``adam`` or ``adamw``; the heads (module paths) may have a rate of their own.
     ``scales`` multiply ``lr`` by tensor (``models.layer_scales``).
 
     Biases and normalisation weights (tensors of one dimension) are not decayed, as in He et al. 2019, section 3.1
     (https://arxiv.org/abs/1812.01187). ``fused`` has to be off where fp16 meets ``clip_norm``: fused optimisers take
-    the loss's scale off the gradients themselves, and so after they would have been clipped.
+    the loss's scale off the gradients themselves, and so after they would have been clipped. And where it meets
+    ``sgd``: PyTorch's fused kernel keeps a momentum that it never wrote where the first step is skipped.
     """
+    at_heads = tuple(f"{path}." for path in heads)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     named = [*model.named_parameters(), *(extra.named_parameters() if extra is not None else ())]
     for path, parameter in named:
         if parameter.requires_grad:
-            rate = head_lr if head_lr is not None and head and path.startswith(f"{head}.") else lr
+            rate = head_lr if head_lr is not None and path.startswith(at_heads) else lr
             rate *= 1.0 if scales is None else scales.get(path, 1.0)
             decay = weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
@@ -310,7 +312,8 @@ def mix(batch: Batch, *, mixup: float, cutmix: float, classes: int, seed: int, s
     """Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412) or CutMix (Yun et al. 2019,
     https://arxiv.org/abs/1905.04899) by torchvision, one of the two per batch where both are asked for.
 
-    Rows without a label are not mixed with others' labels: a batch that has any stays as it is.
+    Rows without a label are not mixed with others' labels: a batch that has any stays as it is. Partners are drawn:
+    torchvision pairs neighbours, and batches are in the order of the store, in which those often are of one class.
     """
     if mixup == 0 and cutmix == 0:
         return batch
@@ -322,8 +325,15 @@ def mix(batch: Batch, *, mixup: float, cutmix: float, classes: int, seed: int, s
     choices += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_step_seed(seed, step) ^ 0x5EED)
-        images, targets = choices[step % len(choices)](batch.images, batch.labels)
-    return replace(batch, images=images, targets=targets)
+        order = torch.randperm(len(batch.labels))
+        place, rows = views.send(order, batch.images.device), order.numpy()
+        images, targets = choices[step % len(choices)](batch.images[place], batch.labels[place])
+    if batch.images.is_contiguous(memory_format=torch.channels_last):
+        images = images.contiguous(memory_format=torch.channels_last)
+    return replace(
+        batch, images=images, targets=targets, labels=batch.labels[place], index=batch.index[rows],
+        view=batch.view[rows],
+    )  # fmt: skip
 
 
 def supervised_step(
@@ -452,6 +462,9 @@ def fit(
             if done % validate_every == 0 or done == steps:
                 means = {name: float(total) / count for name, total in sums.items()}
                 judged = bare if average is None else average.module
+                if fabric.world_size > 1:  # statistics of batch norms are each process's own; kept are the first's
+                    for buffer in judged.buffers():
+                        torch.distributed.broadcast(buffer, src=0)
                 row = {"step": float(done), "lr": optimizer.param_groups[0]["lr"], **means, **validate(judged)}
                 row = fabric.broadcast(row)  # all processes decide by the numbers of the first
                 bare.train()
@@ -517,7 +530,10 @@ def _with_synchronised_norms(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for name, norm in norms.items():
-            norm.train(model.get_submodule(name).training)
+            trained = model.get_submodule(name)
+            for key, buffer in trained.named_buffers(recurse=False):  # a network that was moved has other ones by now
+                setattr(norm, key, buffer)
+            norm.train(trained.training)
             model.set_submodule(name, norm)
 
 

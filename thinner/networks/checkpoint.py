@@ -22,7 +22,7 @@ from torch import nn
 from thinner.data.views import Preprocessing
 from thinner.errors import DamagedError, UserError, one_line
 from thinner.files import json_files, whole
-from thinner.networks import models
+from thinner.networks import models, own
 from thinner.networks.spec import NetworkSpec
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
@@ -225,8 +225,9 @@ def _said(tensor: torch.Tensor | None) -> str:
 
 
 def _materialise(model: nn.Module, spec: dict[str, Any]) -> nn.Module:
-    """Out of "meta". Buffers that are not in the state (position tables) must be computed, so build for real."""
-    if not _hidden(model):
+    """Out of "meta". Buffers that are not in the state (position tables) must be computed, so build for real; so are
+    networks of one's own, in which two modules may share a tensor: each would get one of its own."""
+    if not _hidden(model) and not own.is_own(spec["network"]["name"]):
         return model.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
         real = models.create(NetworkSpec.from_json(spec["network"]))
@@ -284,7 +285,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 def apply_dimensions(model: nn.Module, pruned: dict[str, Any]) -> None:
     """Set the attributes and give the tensors their sizes (values are left empty). Raises DamagedError where that is
     more than to make them smaller: whoever wrote the description may have had other things in mind."""
-    modules, known = dict(model.named_modules()), dict(_tensors(model))
+    modules, known = dict(model.named_modules(remove_duplicate=False)), dict(_tensors(model))
     for name, values in pruned["attributes"].items():
         for key, given in values.items():
             value = tuple(given) if isinstance(given, list) else given

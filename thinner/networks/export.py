@@ -14,7 +14,7 @@ import json
 import mmap
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,23 @@ class ExportError(UserError):
     """An export that does not compute what the network computes."""
 
 
+@contextlib.contextmanager
+def writing(kind: str, model: nn.Module, instead: str) -> Iterator[None]:
+    """Around another library's conversion of ``model``: whatever that raises, of a network that it cannot read or
+    write, is an ExportError of one line that says what to do ``instead``."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"'{type(model).__name__}' cannot be written as {kind} ({one_line(error)}). To do without: {instead}"
+        ) from error
+
+
+_WITHOUT_ONNX = "leave what is made of ONNX out of export.formats, and set quantize.rungs: []"
+
+
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -60,19 +77,30 @@ def export_onnx(
     network = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     # batch 2, because torch.export takes a size of 1 to be a constant
     example = torch.zeros((2, *input_shape))
-    program = torch.onnx.export(
-        network,
-        (example,),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        opset_version=opset,
-        verbose=False,
-    )
+    with writing("ONNX", model, _WITHOUT_ONNX):
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=opset,
+            verbose=False,
+        )
     if program is None:
         raise ExportError(f"torch.onnx.export gave no program for {type(model).__name__}")
+    if (written := opset_of(program.model_proto)) != opset:
+        raise ExportError(
+            f"export.opset: {opset}, but '{type(model).__name__}' could only be written with {written}. Set "
+            f"export.opset: {written}"
+        )
     save_onnx(program.model_proto, path, metadata)
+
+
+def opset_of(program: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a file needs."""
+    return next(int(one.version) for one in program.opset_import if one.domain in ("", "ai.onnx"))
 
 
 def export_pt2(
@@ -87,7 +115,8 @@ def export_pt2(
     """
     network = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     example = torch.zeros((2, *input_shape))  # batch 2, because a size of 1 would be taken for a constant
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with writing("a torch.export program", model, "leave pt2 out of export.formats"):
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
             node.meta.pop(key, None)
@@ -182,14 +211,21 @@ def _refuse_values(value: Any, refuse: Callable[[str], ExportError]) -> None:
 
 
 def add_preprocessing(
-    path: str | Path, preprocessing: views.Preprocessing, channels: int, metadata: Mapping[str, Any], opset: int
+    path: str | Path, preprocessing: views.Preprocessing, channels: int, metadata: Mapping[str, Any]
 ) -> None:
     """Put resizing and normalisation in front of the ONNX network at ``path``, in place.
 
     It then takes pictures as they are decoded: uint8 [batch, height, width, ``channels``], of any size, under the name
     `PIXELS`. The operators are those of ``views.preprocess``, antialiasing included, in float32 also where the network
-    is int8. Oblong pictures are stretched: cropping is up to whoever decodes them.
+    is int8. Oblong pictures are stretched: cropping is up to whoever decodes them. Raises ExportError for a network
+    with operators from before antialiased resizing.
     """
+    second = onnx.load(path)
+    if (opset := opset_of(second)) < ANTIALIASED:
+        raise ExportError(
+            f"{path}: has ONNX's operators of version {opset}, and antialiased resizing came with {ANTIALIASED}. Set "
+            f"export.opset: {ANTIALIASED} or more, and export it again"
+        )
     steps = _Preprocessing(preprocessing).eval()
     # sizes that are neither 1 nor equal, so that none is taken for a constant
     example = torch.zeros((2, 28, 30, channels), dtype=torch.uint8)
@@ -206,11 +242,14 @@ def add_preprocessing(
     )
     if program is None:
         raise ExportError("torch.onnx.export gave no program for the preprocessing")
-    first, second = program.model_proto, onnx.load(path)
+    first = program.model_proto
     # the two graphs count their values alike
     first = onnx.compose.add_prefix(first, "preprocessing.", rename_inputs=False, rename_outputs=False)
     first.ir_version = second.ir_version
     save_onnx(onnx.compose.merge_models(first, second, io_map=[(INPUT, INPUT)]), path, metadata)
+
+
+ANTIALIASED = 18  # the version of ONNX's operators whose Resize can do that
 
 
 class _Preprocessing(nn.Module):

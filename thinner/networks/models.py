@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from thinner.errors import NetworkError as NetworkError  # noqa: PLC0414 - callers say models.NetworkError
@@ -268,13 +269,23 @@ def replace_head(model: nn.Module, classes: int, path: str | None = None) -> Non
 
 
 def stages_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The network's own order of parts, from the image on, without the head; long sequences are parts each."""
-    head = head_of(model)[0]
-    for name, child in model.named_children():
-        if isinstance(child, nn.Sequential | nn.ModuleList) and not head.startswith(f"{name}.") and len(child) > 1:
+    """The network's own order of parts, from the image on, without the head and what it shares a module with; long
+    sequences are parts each. Where one module holds all of the network, its parts are meant."""
+    heads = [name for name, _ in heads_of(model)]
+    place, around = model, ""
+    while True:
+        whole = [name for name, child in place.named_children() if any(True for _ in child.parameters())]
+        if len(whole) != 1 or not all(head.startswith(f"{around}{whole[0]}.") for head in heads):
+            break
+        place, around = place.get_submodule(whole[0]), f"{around}{whole[0]}."
+    for leaf, child in place.named_children():
+        name = f"{around}{leaf}"
+        if any(head == name or head.startswith(f"{name}.") for head in heads):
+            continue
+        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1:
             for inner_name, inner in child.named_children():
                 yield f"{name}.{inner_name}", inner
-        elif name != head and not head.startswith(f"{name}.") and any(True for _ in child.parameters()):
+        elif any(True for _ in child.parameters()):
             yield name, child
 
 
@@ -290,27 +301,38 @@ def freeze(model: nn.Module, stages: int) -> list[str]:
             + ", ".join(name for name, _ in parts)
         )
     for _, part in parts[:stages]:
-        part.requires_grad_(False)
-        for module in part.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train = _stay_in_eval(module)  # type: ignore[method-assign,assignment]
-                module.eval()
+        freeze_all(part)
     return [name for name, _ in parts[:stages]]
+
+
+def freeze_all(part: nn.Module) -> None:
+    """No gradients, and batch norms keep their statistics."""
+    part.requires_grad_(False)
+    for module in part.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train = _stay_in_eval(module)  # type: ignore[method-assign,assignment]
+            module.eval()
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """By what each tensor's learning rate is multiplied with layer-wise decay: 1 for the head, ``decay`` for the part
-    before it (see ``stages_of``), its square for the one before that, and so on to the image. What belongs to no part,
-    such as a class token, goes with the first one. Clark et al. 2020 (https://arxiv.org/abs/2003.10555); after Howard &
+    before it (see ``stages_of``), its square for the one before that, and so on to the image. Layers in one module with
+    the head, which come after all parts, have ``decay``; what else belongs to no part, such as a class token, goes with
+    the first one. Clark et al. 2020 (https://arxiv.org/abs/2003.10555); after Howard &
     Ruder 2018 (https://arxiv.org/abs/1801.06146).
     """
-    head = head_of(model)[0]
-    parts = [name for name, part in stages_of(model) if any(True for _ in part.parameters())]
+    heads = tuple(f"{name}." for name, _ in heads_of(model))
+    parts = [f"{name}." for name, part in stages_of(model) if any(True for _ in part.parameters())]
+    places = {f"{head[:-1].rpartition('.')[0]}." for head in heads}  # the module that a head lies in
+    around = tuple(place for place in places if place != "." and not any(part.startswith(place) for part in parts))
 
     def distance(path: str) -> int:
-        if path.startswith(f"{head}."):
+        if path.startswith(heads):
             return 0
-        return len(parts) - next((i for i, part in enumerate(parts) if path.startswith(f"{part}.")), 0)
+        number = next((i for i, part in enumerate(parts) if path.startswith(part)), None)
+        if number is None and path.startswith(around):
+            return 1
+        return len(parts) - (number or 0)
 
     return {path: decay ** distance(path) for path, _ in model.named_parameters()}
 
@@ -342,3 +364,16 @@ def tap(model: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
 
         modules[name].register_forward_hook(keep)
     return outputs
+
+
+def pooled(output: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
+    """A layer's output, averaged over places: of a map [batch, channels, height, width] its height and width, of a
+    transformer's tokens [batch, tokens, width] the tokens."""
+    if output.ndim < 3:
+        return output
+    return output.mean(1) if output.ndim == 3 else output.flatten(2).mean(2)
+
+
+def pooled_width(shape: Sequence[int]) -> int:
+    """The width of what ``pooled`` makes of outputs of this shape, which is without the batch."""
+    return shape[-1] if len(shape) == 2 else shape[0]

@@ -33,7 +33,9 @@ FORWARD, METADATA = "forward", "metadata"  # what a file can be asked for
 def _write(source: Source, path: Path) -> None:
     import torch
 
-    with _quiet():
+    from thinner.networks import export
+
+    with _quiet(), export.writing("an ExecuTorch program", source.network, "leave executorch out of export.formats"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 

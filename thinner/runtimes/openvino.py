@@ -41,7 +41,10 @@ def _write_int8(source: Source, path: Path) -> None:
 
 def _convert(onnx: Path, path: Path, source: Source) -> None:
     openvino = _load()
-    model = openvino.Core().read_model(onnx)
+    from thinner.networks import export
+
+    with export.writing("OpenVINO's files", source.network, "leave openvino and openvino_int8 out of export.formats"):
+        model = openvino.Core().read_model(onnx)
     for number, node in enumerate(model.get_ordered_ops()):
         # what ONNX gave no name has a number that counts through the process's life
         if re.fullmatch(rf"{node.get_type_name()}_\d+", node.get_friendly_name()):

@@ -62,10 +62,10 @@ class Model:
 def write_model(source: Path, target: Path, channels: int, opset: int) -> Model:
     """Write the candidate in ``source`` to ``target`` as ONNX that takes pictures: a checkpoint is exported, an export
     gets its preprocessing in front, if it has none yet. Raises UserError for an export of another format."""
-    model = _write_network(source, target, opset)
+    model = _write_network(source, target, max(opset, export.ANTIALIASED))
     if model.spec.get("input") != "pixels":
         about = {**_about(model.spec), "input": "pixels"}
-        export.add_preprocessing(target, Preprocessing.from_json(model.spec["preprocessing"]), channels, about, opset)
+        export.add_preprocessing(target, Preprocessing.from_json(model.spec["preprocessing"]), channels, about)
     return replace(model, sha256=whole.file_sha256(target))
 
 
