@@ -45,10 +45,8 @@ KEPT = Path(".thinner/params-before-init.yaml")
 FROM = "as in the recipe"
 _LOOKED_AT = 300  # pictures
 _DRAWN = 0.2  # of the labelled pictures for testing, and as many for choosing, where no split of their own is there
-_MOST_DRAWN, _MOST_OF_A_CLASS = (
-    20_000,
-    10,
-)  # beyond, a split shows differences of 0.6 points, and costs hours to look at
+_MOST_DRAWN = 20_000  # such a split shows differences of 0.6 points, and a larger one costs hours to look at
+_MOST_OF_A_CLASS = 10  # of which more are drawn where there are very many classes
 _PASSES = 65  # over all pictures, in the recovery of a cut network: as measured for the recipe photos
 _FLOAT_BYTES = 4
 # of a checkpoint beside its weights: what batch norms keep, and the list of tensors

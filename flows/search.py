@@ -47,7 +47,6 @@ from flows.trials import (
 )
 from flows.worktrees import (
     NOT_BEGUN,
-    WORKER,
     Begin,
     Heard,
     Worktrees,
@@ -833,7 +832,7 @@ def start(
             return 0
         with engines.connected(choice, root) as engine:
             count = engines.side_by_side(engine, workers)
-            trees = Worktrees(root, [folder / f"{WORKER}{number}" for number in range(count)])
+            trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)])
             name, measured_by = _name(path, root, search_, space, trees)
             worker = worker_id(folder)
             # alone it draws the same at each beginning; beside others it must not draw what they do

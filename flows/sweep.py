@@ -29,7 +29,6 @@ from pydantic import Field, model_validator
 from flows import console, engines, recipes, server
 from flows.worktrees import (
     NOT_BEGUN,
-    WORKER,
     Begin,
     Worktrees,
     bring_up_to_date,
@@ -321,7 +320,7 @@ def start(
     with processes.only_one(folder / "lock", busy), engines.connected(choice, root) as engine:
         sources = {(run.params["data"]["root"], run.params["data"]["source"]) for run in runs}
         count = min(engines.side_by_side(engine, workers), len(runs))
-        trees = Worktrees(root, [folder / f"{WORKER}{number}" for number in range(count)], sources, engine=engine)
+        trees = Worktrees(root, [folder / f"worker-{number}" for number in range(count)], sources, engine=engine)
         state = conduct(
             root, f"study {path.stem}", count, trees, sweep, study, runs, results, modules=_WHAT_READS_RESULTS
         )

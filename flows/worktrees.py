@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 # What a person keeps outside of git and stages read: worktrees see the repository's own.
 OUTSIDE = ("data/teachers", "data/weights")
 _LOCAL = Path(".dvc") / "config.local"
-WORKER = "worker-"  # the copy of a worker, before its number
 # Changes to these concern no result.
 HARMLESS = ("reports", "docs", "studies", "searches", "tests", "dvc.lock")
 
@@ -125,9 +124,7 @@ class Worktrees:
                 self._free.notify()
 
     def remove(self) -> None:
-        """Also of those workers that an earlier start had more of: all is done that they were kept for."""
-        more = {path for own in self.paths if own.name.startswith(WORKER) for path in own.parent.glob(f"{WORKER}*")}
-        for path in sorted({*self.paths, *more}):
+        for path in self.paths:
             for place in self._outside:
                 (path / place).unlink(missing_ok=True)
             git(self._root, "worktree", "remove", "--force", str(path))

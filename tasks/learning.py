@@ -204,7 +204,7 @@ def learn(
                 plan.optimizer,
                 lr=plan.lr,
                 weight_decay=plan.weight_decay,
-                heads=[path for path, _ in models.heads_of(model)],
+                heads=[] if plan.head_lr is None else [path for path, _ in models.heads_of(model)],
                 head_lr=plan.head_lr,
                 scales=scales,
                 extra=extra,

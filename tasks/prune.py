@@ -201,6 +201,7 @@ def _recovery(
         model.to(fabric.device).to(memory_format=learning.memory_format_of(params))
         with autocast():
             pruning.reestimate_statistics(model, lambda step: batches(step).images, _STATISTICS_BATCHES)
+        training.share_buffers(model, fabric)
         before = validate(model)["val_accuracy"]
         resume = stage.resume / f"round-{number}"
         resume.mkdir(exist_ok=True)

@@ -84,7 +84,8 @@ def fit(model, device, *, precision="fp32", layout="channels_last", optimizer="s
     return training.fit(
         model, batches(device, layout), step or training.supervised_step(), steps=steps, validate_every=steps // 3,
         optimizer=training.make_optimizer(
-            model, optimizer, lr=0.02 if optimizer == "sgd" else 0.002, weight_decay=1e-3, extra=more.get("extra")
+            model, optimizer, lr=0.02 if optimizer == "sgd" else 0.002, weight_decay=1e-3, extra=more.get("extra"),
+            fused=precision != "fp16",
         ),
         factor=lambda number: 1.0, seed=1, fabric=fabric,
         validate=training.validation(IMAGES, LABELS, HELD_OUT, PREPROCESSING, device=fabric.device), **more,

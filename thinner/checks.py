@@ -313,9 +313,10 @@ def _compared(
 ) -> Iterator[str]:
     """Whether the layers of a loss are there and can be compared: in distill, and in all that prune recovers."""
     theirs: dict[str, Tensor] | None = None
+    maps = part.name != "sp"  # which compares images by all numbers of a layer, wherever they stand
     if teacher is not None:
         try:
-            theirs = _outputs(teacher, given["teacher_layers"])
+            theirs = _outputs(teacher, given["teacher_layers"], maps=maps)
         except UserError as error:
             yield f"{where}.teacher_layers: {error}"
     learners = {"student": ""}
@@ -331,7 +332,7 @@ def _compared(
         section: Network = getattr(params, section_name)
         model = built[section_name]
         try:
-            ours = _outputs((model, _shape(section)), given["student_layers"])
+            ours = _outputs((model, _shape(section)), given["student_layers"], maps=maps)
         except UserError as error:
             yield f"{where}.student_layers: {error}{also}"
             continue
@@ -339,7 +340,7 @@ def _compared(
         if _shape(section) != _shape(params.student):
             # tasks/distillation.py sizes what compares layers by images of the student's shape, whatever is recovered
             try:
-                sized = _outputs((model, _shape(params.student)), given["student_layers"])
+                sized = _outputs((model, _shape(params.student)), given["student_layers"], maps=maps)
             except _NO_WAY_THROUGH:
                 yield (
                     f"{where}.student_layers: are sized by the student's images, {_said(_shape(params.student))}, "
@@ -354,8 +355,9 @@ def _said(shape: tuple[int, int, int]) -> str:
     return f"{shape[1]} px in {shape[0]} channel" + "s" * (shape[0] > 1)
 
 
-def _outputs(seeing: Seeing, paths: Sequence[str]) -> dict[str, Tensor]:
-    """What the layers at ``paths`` give for two images, without the numbers. Raises NetworkError."""
+def _outputs(seeing: Seeing, paths: Sequence[str], *, maps: bool = True) -> dict[str, Tensor]:
+    """What the layers at ``paths`` give for two images, without the numbers. Raises NetworkError, also for what must be
+    ``maps`` and has its channels last."""
     model, shape = seeing
     model = copy.deepcopy(model).to("meta").eval()  # the hooks go with the copy
     outputs = models.tap(model, paths)
@@ -364,11 +366,11 @@ def _outputs(seeing: Seeing, paths: Sequence[str]) -> dict[str, Tensor]:
     for path in paths:
         if not isinstance(outputs.get(path), Tensor):
             raise models.NetworkError(f"layer '{path}' gives no tensor. Name another, or one within it")
-        rows, *more = outputs[path].shape[1:]
-        if len(more) == 2 and rows == more[0] != more[1]:
+        sizes = list(outputs[path].shape[1:])
+        if maps and len(sizes) == 3 and sizes[0] == sizes[1] != sizes[2]:
             raise models.NetworkError(
-                f"layer '{path}' gives {[rows, *more]}, the channels last, and what compares maps takes them first. "
-                "Name a layer that gives [channels, height, width]"
+                f"layer '{path}' gives {sizes}, the channels last, and what compares maps takes them first. Name a "
+                "layer that gives [channels, height, width]"
             )
     return outputs
 
@@ -483,7 +485,12 @@ def _control(params: Params, built: Mapping[str, nn.Module], classes: int | None
     except UserError:
         return
     left = fewest if ":" in params.prune.granularity else asked.limit(now, fewest)
-    if own < left and (classes or _reach(params, section, unit, _MANY_CLASSES)[0] < left):
+    if own < left and classes is None:
+        try:
+            own = _reach(params, section, unit, _MANY_CLASSES)[0]
+        except UserError:  # a network of one's own may take no others
+            return
+    if own < left:
         yield (
             f"small.source: {control}, whose '{section.network}' has {asked.sized(own)}, but of "
             f"{params.prune.source} {asked.sized(left)} are to be left: it would be no control at prune's size. Set "
@@ -547,8 +554,11 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module, classes: 
         return
     wanted = asked.limit(now, fewest)
     if classes is None and not asked.is_measured and not fewest <= wanted < now:
-        most = _reach(params, section, unit, _MANY_CLASSES)[0]
-        least = _reach(params, section, unit, _FEW_CLASSES)[1]
+        try:
+            most = _reach(params, section, unit, _MANY_CLASSES)[0]
+            least = _reach(params, section, unit, _FEW_CLASSES)[1]
+        except UserError:  # a network of one's own may take no others: prune will say it
+            return
         if least <= asked.limit(most, least) < most:
             return
     if wanted < fewest:

@@ -146,7 +146,7 @@ def test_a_class_token_learns_as_slowly_as_the_patches():
 
 @pytest.mark.parametrize(
     ("name", "beside"),
-    [("torchvision:vgg11", "classifier.0.weight"), ("torchvision:mobilenet_v3_small", "classifier.0.weight"),
+    [("timm:caformer_s18", "head.norm.weight"), ("torchvision:vgg11", "classifier.0.weight"), ("torchvision:mobilenet_v3_small", "classifier.0.weight"),
      ("timm:convnext_atto", "head.norm.weight")],
 )  # fmt: skip
 def test_layers_in_one_module_with_the_head_learn_nearly_as_fast_as_it(name, beside):

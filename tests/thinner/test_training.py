@@ -418,7 +418,7 @@ def test_images_in_the_order_of_their_classes_are_mixed_with_the_other_class_as_
     for one in mixed:  # a row's number, view, label and pixels stay together
         assert sorted(one.index) == list(range(count)) and one.labels.tolist() == labels[one.index].tolist()
         alone = one.targets.max(1).values == 1
-        assert torch.equal(one.images[alone], batch.images[torch.from_numpy(one.index)][alone])
+        torch.testing.assert_close(one.images[alone], batch.images[torch.from_numpy(one.index)][alone])
 
 
 def test_a_mixed_batch_keeps_the_layout_of_its_memory():

@@ -134,7 +134,8 @@ def _tables(reports: Path, names: Iterable[str], file: str) -> dict[str, pd.Data
 
 
 def _table(path: Path) -> pd.DataFrame | None:
-    found = pd.read_csv(path) if path.is_file() else None
+    words = {"layer": str, "kind": str, "float_names": str}  # of quantize: a layer may be called 8
+    found = pd.read_csv(path, dtype=words) if path.is_file() else None
     return None if found is None or found.empty else found
 
 

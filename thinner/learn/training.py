@@ -462,9 +462,7 @@ def fit(
             if done % validate_every == 0 or done == steps:
                 means = {name: float(total) / count for name, total in sums.items()}
                 judged = bare if average is None else average.module
-                if fabric.world_size > 1:  # statistics of batch norms are each process's own; kept are the first's
-                    for buffer in judged.buffers():
-                        torch.distributed.broadcast(buffer, src=0)
+                share_buffers(judged, fabric)
                 row = {"step": float(done), "lr": optimizer.param_groups[0]["lr"], **means, **validate(judged)}
                 row = fabric.broadcast(row)  # all processes decide by the numbers of the first
                 bare.train()
@@ -593,6 +591,18 @@ def _signals_wait() -> Iterator[list[int]]:
         yield arrived
     finally:
         restore(*before)
+
+
+def share_buffers(model: nn.Module, fabric: Fabric) -> None:
+    """Give every process the first one's statistics of batch norms, of which each has its own: those are kept, so those
+    are judged."""
+    if fabric.world_size == 1:
+        return
+    for buffer in model.buffers():
+        firsts = buffer.contiguous()
+        torch.distributed.broadcast(firsts, src=0)
+        if firsts is not buffer:
+            buffer.copy_(firsts)
 
 
 def _average_gradients(extra: nn.Module | None, fabric: Fabric) -> None:

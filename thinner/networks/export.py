@@ -57,15 +57,13 @@ def writing(kind: str, model: nn.Module, instead: str) -> Iterator[None]:
         ) from error
 
 
-_WITHOUT_ONNX = "leave what is made of ONNX out of export.formats, and set quantize.rungs: []"
-
-
 def export_onnx(
     model: nn.Module,
     path: str | Path,
     input_shape: tuple[int, int, int],
     metadata: Mapping[str, Any],
     opset: int,
+    instead: str = "leave what is made of ONNX out of export.formats, and set quantize.rungs: []",
 ) -> None:
     """Write ``model`` to ``path`` as ONNX with a free batch size, checked by ``onnx.checker``.
 
@@ -77,7 +75,7 @@ def export_onnx(
     network = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     # batch 2, because torch.export takes a size of 1 to be a constant
     example = torch.zeros((2, *input_shape))
-    with writing("ONNX", model, _WITHOUT_ONNX):
+    with writing("ONNX", model, instead):
         program = torch.onnx.export(
             network,
             (example,),

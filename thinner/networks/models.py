@@ -271,14 +271,8 @@ def replace_head(model: nn.Module, classes: int, path: str | None = None) -> Non
 def stages_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The network's own order of parts, from the image on, without the head and what it shares a module with; long
     sequences are parts each. Where one module holds all of the network, its parts are meant."""
-    heads = [name for name, _ in heads_of(model)]
-    place, around = model, ""
-    while True:
-        whole = [name for name, child in place.named_children() if any(True for _ in child.parameters())]
-        if len(whole) != 1 or not all(head.startswith(f"{around}{whole[0]}.") for head in heads):
-            break
-        place, around = place.get_submodule(whole[0]), f"{around}{whole[0]}."
-    for leaf, child in place.named_children():
+    heads, around = [name for name, _ in heads_of(model)], _whole(model)
+    for leaf, child in model.get_submodule(around[:-1]).named_children():
         name = f"{around}{leaf}"
         if any(head == name or head.startswith(f"{name}.") for head in heads):
             continue
@@ -287,6 +281,18 @@ def stages_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield f"{name}.{inner_name}", inner
         elif any(True for _ in child.parameters()):
             yield name, child
+
+
+def _whole(model: nn.Module) -> str:
+    """The path, with a point at its end, of the innermost module that holds all layers; nothing where that is the
+    network itself."""
+    heads, around = [name for name, _ in heads_of(model)], ""
+    while True:
+        place = model.get_submodule(around[:-1])
+        held = [name for name, child in place.named_children() if any(True for _ in child.parameters())]
+        if len(held) != 1 or not all(head.startswith(f"{around}{held[0]}.") for head in heads):
+            return around
+        around = f"{around}{held[0]}."
 
 
 def freeze(model: nn.Module, stages: int) -> list[str]:
@@ -323,8 +329,8 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """
     heads = tuple(f"{name}." for name, _ in heads_of(model))
     parts = [f"{name}." for name, part in stages_of(model) if any(True for _ in part.parameters())]
-    places = {f"{head[:-1].rpartition('.')[0]}." for head in heads}  # the module that a head lies in
-    around = tuple(place for place in places if place != "." and not any(part.startswith(place) for part in parts))
+    whole = _whole(model)
+    around = tuple(f"{whole}{head.removeprefix(whole).split('.')[0]}." for head in heads)  # what the heads lie in
 
     def distance(path: str) -> int:
         if path.startswith(heads):

@@ -84,7 +84,8 @@ def _write_network(source: Path, target: Path, opset: int) -> Model:
     elif (source / checkpoint.WEIGHTS).is_file():
         loaded, runtime = checkpoint.load(source), "pytorch"
         digest = loaded.sha256
-        export.export_onnx(loaded.model, target, _shape(spec), _about(spec), opset)
+        about, instead = _about(spec), "bundle another candidate"
+        export.export_onnx(loaded.model, target, _shape(spec), about, opset, instead)
     else:
         known = ", ".join(path.name for path in sorted(source.glob("model.*"))) or "nothing"
         raise UserError(
@@ -113,7 +114,7 @@ def write_bench(folder: Path, sources: Mapping[str, Path], opset: int) -> list[s
         if not known or of_another or checkpoint.read_spec(source).get("input") == "pixels":
             continue
         target = folder / "bench" / f"{name}.onnx"
-        model = _write_network(source, target, opset)
+        model = _write_network(source, target, max(opset, export.ANTIALIASED))  # before it few networks can be written
         networks[name] = {
             "file": target.name,
             "sha256": model.sha256,

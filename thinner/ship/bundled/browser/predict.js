@@ -71,7 +71,7 @@ async function decode(about, file) {
   const { fit, image_size: side, max_pixels: most } = about.picture;
   if (width * height > most) throw new Error(`has ${width * height} pixels; max_pixels in labels.json is ${most}`);
   const scale = side / (fit === "pad" ? Math.max(width, height) : Math.min(width, height));
-  const [across, down] = fit === "stretch" ? [side, side] : [Math.round(width * scale), Math.round(height * scale)];
+  const [across, down] = fit === "stretch" ? [side, side] : [width, height].map((sides) => Math.max(1, Math.round(sides * scale)));
   const canvas = new OffscreenCanvas(side, side);
   const pen = canvas.getContext("2d");
   pen.imageSmoothingQuality = "high"; // what is made smaller is averaged, as the data were
