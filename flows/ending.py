@@ -22,7 +22,7 @@ from thinner.config import load_params
 from thinner.errors import UserError
 from thinner.evidence import candidates, decision, shipping
 from thinner.files import json_files, whole
-from thinner.words import duration, percent, si
+from thinner.words import duration, milliseconds, percent, si
 
 MARK = "thinner run"  # "made_by" of the file that --json writes: another one is not overwritten
 # Prefect's name of the state in which a stage ended -> what a person is told; all else has not run
@@ -100,7 +100,9 @@ def _network(root: Path, folder: Path) -> str:
     if "val_accuracy" in spec:
         said = f"right on {percent(spec['val_accuracy'])} of the validation images"
     else:
-        said = f"round {target['round']}, {si(target['size'])} {target['unit']}"
+        measured = target["unit"] == "ms"
+        has = milliseconds(target["size"]) if measured else si(target["size"])
+        said = f"round {target['round']}, {has} {target['unit']}"
     return f"{folder.relative_to(root)}: {said}, {size}"
 
 

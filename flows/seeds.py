@@ -38,12 +38,13 @@ from tasks import lineage
 from thinner import layout, words
 from thinner.errors import UserError
 from thinner.evidence import shipping
+from thinner.measure import operating
 from thinner.params import Params
 
 TARGET = "evaluate"
 FOLDER = Path(".thinner/seeds")
 KEPT = ("reports/metrics.json", "data/evaluate")  # what tasks.report.judge_runs reads, with params.yaml
-ALSO_KEPT = ("reports/quantize",)  # the same, where 8 bits were tried
+ALSO_KEPT = ("reports/quantize", str(operating.FILE))  # the same, where 8 bits were tried and points chosen
 KEY = "key"
 
 

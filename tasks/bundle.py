@@ -124,6 +124,9 @@ def _reports(root: Path, candidate: str) -> dict[str, Any]:
     if table.is_file():
         with table.open(newline="", encoding="utf-8") as file:
             found["classes"] = [row for row in csv.DictReader(file) if row["candidate"] == candidate]
+        for row in found["classes"]:  # before such signs evaluate puts an apostrophe, for spreadsheets
+            if row["class"][:2] in ("'=", "'+", "'-", "'@"):
+                row["class"] = row["class"][1:]
     if (reports / "claims.json").is_file():
         found["verdicts"] = list(shipping.read_verdicts(reports / "claims.json").values())
     found["targets"] = shipping.targets_of(candidate, shipping.read_targets(reports))

@@ -130,12 +130,17 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
             )
     unfit = {name for root in roots for name in shipping.unfit(shipping.read_targets(root / "reports"))}
     evidence = statistics.over_seeds(runs)
-    untimed = [claim for claim in parsed if claim.device and not statistics.is_timed(claim, evidence)]
-    verdicts = iter(statistics.judge([claim for claim in parsed if claim not in untimed], evidence, seed=seed))
+    several = len(roots) > 1
+    unjudged = {
+        claim: _not_judged(claim, several)
+        for claim in parsed
+        if (claim.kind == "answers" and several) or (claim.device and not statistics.is_timed(claim, evidence))
+    }
+    verdicts = iter(statistics.judge([claim for claim in parsed if claim not in unjudged], evidence, seed=seed))
     found = {}
     for number, claim in enumerate(parsed, start=1):
-        if claim in untimed:
-            found[f"claim_{number}"] = _not_timed(claim)
+        if claim in unjudged:
+            found[f"claim_{number}"] = unjudged[claim]
             continue
         verdict = next(verdicts)
         estimate = verdict.estimate
@@ -161,9 +166,16 @@ def judge_runs(roots: Sequence[Path], claims: Sequence[str], seed: int) -> dict[
     return found
 
 
-def _not_timed(claim: statistics.Claim) -> dict[str, Any]:
+def _not_judged(claim: statistics.Claim, several: bool) -> dict[str, Any]:
     """The verdict on a claim about a device that has not timed the present networks: training them again makes every
-    such time one of other weights, and is no reason to stop."""
+    such time one of other weights, and is no reason to stop. And on one about points that each seed chooses anew."""
+    numbers = (
+        f"{claim.device} has not timed these weights at batch {claim.batch}: thinner bundle --bench, and then "
+        f"thinner device add {claim.device} bench.csv"
+    )
+    if several:
+        what = f"what {claim.device} has timed" if claim.device else "an operating point"
+        numbers = f"{what} is of one seed's weights, and these are several seeds'. thinner run judges it"
     empty = dict.fromkeys(("effect", "low", "high", "p_value"))
     return {
         "claim": claim.text,
@@ -174,10 +186,7 @@ def _not_timed(claim: statistics.Claim) -> dict[str, Any]:
         "count": 0,
         "seeds": 1,
         "method": "",
-        "numbers": (
-            f"{claim.device} has not timed these weights at batch {claim.batch}: thinner bundle --bench, and then "
-            f"thinner device add {claim.device} bench.csv"
-        ),
+        "numbers": numbers,
     }
 
 

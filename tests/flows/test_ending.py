@@ -100,6 +100,13 @@ def test_each_stage_says_what_it_took_and_what_it_made(root: Path) -> None:
     ]
 
 
+def test_milliseconds_are_not_rounded_to_none(root: Path) -> None:
+    target = {**TARGET, "target": {"latency_ms": 0.5}, "unit": "ms", "size": 0.4213}
+    (root / "reports/prune/target.json").write_text(json.dumps(target))
+    (end,) = ending.stages(root, [node("prune", "data/prune")], {"prune": "Completed"}, {"prune": 1.0})
+    assert end.made == "data/prune: round 2, 0.421 ms, 161 kB"
+
+
 @pytest.mark.parametrize(
     ("chosen", "said"), [("self_train", "it teaches"), ("finetune", "not shown better: finetune teaches")]
 )

@@ -590,6 +590,28 @@ def test_every_candidate_has_its_operating_points_and_the_weights_they_are_of(fi
 
 
 @pytest.mark.integration
+def test_what_is_of_one_seed_is_not_shown_of_several_and_stops_no_other_claim(finished: Path, tmp_path: Path) -> None:
+    roots = [tmp_path / str(seed) for seed in range(2)]
+    for seed, root in enumerate(roots):
+        for name in ("reports", "data/evaluate"):
+            shutil.copytree(finished / name, root / name)
+        params = yaml.safe_load((finished / "params.yaml").read_text())
+        (root / "params.yaml").write_text(yaml.safe_dump({**params, "run": {**params["run"], "seed": seed}}))
+    claims = [
+        "prune answers 5 % of images with at least 95 % accuracy",
+        "prune is smaller than finetune in parameters",
+        "prune is faster than finetune at batch 1 on pi5",
+    ]
+    points, size, device = judge_runs(roots, claims, 0).values()
+    assert (points["outcome"], size["outcome"], device["outcome"]) == ("not shown", "proven", "not shown")
+    assert (
+        points["numbers"]
+        == "an operating point is of one seed's weights, and these are several seeds'. thinner run judges it"
+    )
+    assert device["numbers"].startswith("what pi5 has timed is of one seed's weights")
+
+
+@pytest.mark.integration
 def test_nothing_is_claimed_of_8_bits_that_do_not_hold(finished: Path, tmp_path: Path) -> None:
     """Whatever the test images say: the ladder was asked on validation."""
     for name in ("reports", "data/evaluate"):

@@ -106,6 +106,13 @@ def test_alternatives_have_a_price_and_a_gain_and_are_beaten_by_no_other(results
         ["ONNX Runtime", "prune_onnx_int8", "file 4.0x smaller"],
         ["0.5 points", "prune_finetune", "2.1x faster"],
     ]
+    better = {**measured, "prune_int8": timed(1.0, 7_000, 2.9, "onnxruntime")}
+    for target, shown in (
+        ([], "prune_int8"),
+        ([{"candidate": "prune_int8", "rung": "static", "met": False}], "prune_onnx"),
+    ):
+        beside = replace(told, metrics=better, predictions=predictions | {"prune_int8": right}, targets=target)
+        assert shown in [cells[1] for cells in alternatives(beside).rows]  # what must not be advised beats nothing
     assert table.rows[2][3].startswith("99.5 %, \N{MINUS SIGN}0.5 [\N{MINUS SIGN}")
     assert table.rows[2][4:] == ["1.9 ms", "120 kB"]
 

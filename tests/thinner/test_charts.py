@@ -97,4 +97,7 @@ def test_the_ladder_is_a_table_and_its_layers_are_a_chart(results: Results) -> N
     text = " ".join(page.text)
     assert "mixed (chosen)" in text and "25.00 [20.00, 30.00]" in text and "In float stay 1 of 2." in text
     assert "| mixed (chosen) | minmax | 1 | 75.0 % | 0.00 [-0.50, 0.40] | yes |" in render_pull_request(climbed)
+    none = climbed.ladder.assign(float_names="")  # what was kept has no layer in float
+    chart = render_figures(replace(climbed, ladder=none))["sensitivity"]
+    assert len(next(trace for trace in chart.data if trace.name == "in float").y) == 0
     assert "sensitivity" not in render_figures(results)  # where only static was tried, no layer was looked at

@@ -686,6 +686,76 @@ def test_of_what_is_answered_and_right_both_have_to_hold(
     assert (e.low, e.high) == pytest.approx(tuple(np.where([True, seen < count], limits, 1.0)))
 
 
+def test_of_two_things_that_do_not_hold_the_one_that_is_surely_wrong_is_told() -> None:
+    """79 of 100 answers are right, where 90 were claimed, while the images answered are hardly fewer than claimed."""
+    claim = parse_claim("prune answers 80 % of images with at least 90 % accuracy")
+    (verdict,) = judge([claim], of_answers(159, 100))
+    assert (verdict.outcome, verdict.threshold) == ("refuted", 0.9)
+    assert verdict.p_value == pytest.approx(4 * tail(59, 159, 0.1))  # of two that were looked at
+
+
+def test_more_is_not_proven_where_less_is_not() -> None:
+    """Five images that only one of two has right: McNemar's exact p-value is 2 / 2^5, and the score test's 0.0285."""
+    ahead, none = np.arange(200) < 5, np.zeros(200, dtype=bool)
+    for margin in (0.0, 0.001):
+        estimate = statistics.accuracy_difference(ahead, none, margin=margin)
+        assert estimate.p_value == pytest.approx(0.0625)
+    assert statistics.score_difference(5, 0, 200, 0.001)[2] < 0.03
+    refuted = statistics.accuracy_difference(none, ahead, margin=-0.001)  # nor is less refuted
+    assert refuted.p_value == pytest.approx(0.0625)
+    within = statistics.accuracy_difference(ahead, none, margin=-0.02)  # "within" needs no difference
+    assert within.p_value == statistics.score_difference(5, 0, 200, -0.02)[2]
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_seeds_that_tie_by_chance_are_no_certainty(seeds: int) -> None:
+    """Each disagrees on five images of 1,000, and no two on the same one."""
+    one, other = np.zeros((seeds, 1000), dtype=np.int64), np.zeros((seeds, 1000), dtype=np.int64)
+    for number in range(seeds):
+        other[number, 5 * number : 5 * number + 5] = 1
+    estimate = statistics.agreement_share(one, other, share=0.994)
+    assert estimate.effect == pytest.approx(0.995)
+    assert estimate.low < 0.993 and estimate.high > 0.997 and estimate.p_value > 0.05
+    same = statistics.agreement_share(one, np.tile(other[:1], (seeds, 1)), share=0.994)  # the very same images: other images
+    assert same.low < 0.993 < 0.996 < same.high  # alone may be others
+
+
+def test_worst_classes_of_seeds_that_tie_by_chance_have_an_interval() -> None:
+    labels = np.repeat([0, 1], 500)
+    mine, theirs = np.tile(labels, (2, 1)), np.tile(labels, (2, 1))
+    for number in range(2):
+        mine[number, 5 * number : 5 * number + 5] = 1
+        theirs[number, 500 + 5 * number : 505 + 5 * number] = 0
+    estimate = statistics.worst_class_difference(mine, theirs, labels, margin=-0.02)
+    assert estimate.low < -0.005 and estimate.high > 0.005
+
+
+def test_rounds_are_counted_by_seed() -> None:
+    with pytest.raises(ClaimError, match="10 or more: there are 6 and 6"):
+        statistics.speed_ratio(np.ones((2, 6)), np.ones((2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "said"),
+    [
+        ("faster", (1.004, 1.0012, 1.007, 0.001, 30, 1, "m"), "1.004x [1.001, 1.007], asked 1.000x, p = 0.001"),
+        (
+            "at_most",
+            (0.500001, 0.500001, 0.500001, None, 1, 1, "m"),
+            "50.0001% [50.0001%, 50.0001%], asked at most 50.0000%",
+        ),
+        ("beats", (0.01, 0.0, 0.02, 0.5, 9, 1, "m"), "+1.00 points [+0.00, +2.00], asked +1.00, p = 0.5"),
+    ],
+)
+def test_what_differs_from_what_was_asked_reads_so(kind: str, numbers: Any, said: str) -> None:
+    asked = {"faster": 1.0, "at_most": 0.5, "beats": 0.01}[kind]
+    metric = {"faster": "latency", "at_most": "macs", "beats": "accuracy"}[kind]
+    verdict = statistics.Verdict(
+        Claim("", kind, "a", "b", asked, metric), "proven", statistics.Estimate(*numbers), asked, numbers[3]
+    )
+    assert verdict.numbers.startswith(said)
+
+
 def test_an_operating_point_that_answers_nothing_shows_nothing_and_one_that_is_missing_is_named() -> None:
     (nothing,) = judge([parse_claim("prune answers 5 % of images with at least 99 % accuracy")], of_answers(9, 9))
     assert (nothing.outcome, nothing.estimate.effect, nothing.threshold) == ("refuted", 0.0, 0.05)

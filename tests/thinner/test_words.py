@@ -6,7 +6,8 @@ from thinner.words import duration, number, points, si, times, with_thousands
 
 
 @pytest.mark.parametrize(
-    ("large", "small", "text"), [(99.6, 1, "100x"), (12.34, 1, "12.3x"), (3, 2, "1.5x"), (5, 5, "1.0x")]
+    ("large", "small", "text"),
+    [(99.6, 1, "100x"), (12.34, 1, "12.3x"), (3, 2, "1.5x"), (5, 5, "1.0x"), (1.004, 1, "1.004x"), (104, 100, "1.04x")],
 )
 def test_times(large: float, small: float, text: str) -> None:
     assert times(large, small) == text

@@ -157,7 +157,7 @@ def alternatives(results: Results) -> Table | None:
             and all(a <= b for a, b in zip(costs(row), mine, strict=True))
             and row["runtime"] in (measured[key]["runtime"], asked["runtime"])
             for other, row in measured.items()
-            if other not in (key, *CONTROLS)
+            if other not in (key, *CONTROLS, *unfit(results.targets))
         )
 
     rows, values = [], []

@@ -94,6 +94,8 @@ def threads(count: int) -> str:
 
 
 def _ratio(theirs: float, mine: float, less: str, more: str) -> str:
+    if theirs == mine:
+        return "the same"
     return f"{times(theirs, mine)} {less}" if theirs >= mine else f"{times(mine, theirs)} {more}"
 
 

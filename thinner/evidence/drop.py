@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
 
 from thinner.evidence import statistics
+from thinner.words import decimals
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Drop:
         return "proven" if self.high < self.bound else "refuted" if self.low > self.bound else "not shown"
 
     def __str__(self) -> str:
-        return f"{self.points:.2f} points [{self.low:.2f}, {self.high:.2f}]"
+        digits = 2 if self.bound is None else max(decimals(limit, self.bound) for limit in (self.low, self.high))
+        return f"{self.points:.{digits}f} points [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def drop_of(right: Bool[np.ndarray, " images"], source: Bool[np.ndarray, " images"], bound: float | None) -> Drop:
@@ -49,9 +52,10 @@ def refusal(points: float, images: int, key: str = "prune.target: max_drop") -> 
     """
     if points > least(images):
         return None
+    fewest = math.ceil(100 * least(images)) / 100  # rounded down it would be refused again
     return (
-        f"{key} {points:g} points, but {images:,} validation images show a drop of {least(images):.2f} "
-        "points at the least. Ask for more, or set data.validation higher"
+        f"{key} {points:g} points, but {images:,} validation images show a drop of {fewest:.2f} points at the least. "
+        "Ask for more, or set data.validation higher"
     )
 
 

@@ -90,7 +90,7 @@ def render_html(results: Results, samples: int) -> str:
         self_training=self_training_line(results.self_training) if results.self_training else "",
         calibration=candidates.calibration(results.metrics),
         cost=candidates.costs(results.metrics),
-        standard_error=math.sqrt(accuracy * (1 - accuracy) / len(results.labels)),
+        standard_error=_standard_error(accuracy, len(results.labels)),
         charts=all_charts(results),
         runs=stages_table(results),
         whole_matrices=len(results.classes) <= MOST_CLASSES_IN_A_TABLE,
@@ -123,6 +123,13 @@ def all_charts(results: Results) -> list[Chart]:
 def _chart_json(chart: Chart) -> str:
     # inside <script> only "</" could end the block
     return str(plotly.io.to_json(chart.figure, validate=True)).replace("</", "<\\/")
+
+
+def _standard_error(share: float, images: int) -> float:
+    """Of a share, with two images more that are right and two that are wrong (Agresti & Coull 1998,
+    https://doi.org/10.1080/00031305.1998.10480550): where all are right, others need not be."""
+    adjusted = (share * images + 2) / (images + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (images + 4))
 
 
 def _wrong_samples(results: Results, samples: int) -> list[dict[str, Any]]:

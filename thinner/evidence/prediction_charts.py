@@ -236,6 +236,10 @@ def confusion_matrices(results: Results) -> list[Chart]:
         figure.update_xaxes(tickangle=-45, type="category", showgrid=False)
         wrong = counts - np.diag(np.diag(counts))
         actual, predicted = divmod(int(wrong.argmax()), count)
+        most = "There is no mistake."
+        if wrong.any():
+            named = f"{results.classes[actual]} seen as {results.classes[predicted]}"
+            most = f"Most frequent mistake: {named}, {wrong[actual, predicted]} times."
         values = [[class_, *row] for class_, row in zip(results.classes, counts.tolist(), strict=True)]
         cells = [[class_, *(f"{images:,}" for images in row)] for class_, *row in values]
         listed = Table(["actual", *results.classes], cells, values)
@@ -244,9 +248,7 @@ def confusion_matrices(results: Results) -> list[Chart]:
                 f"confusion-{name}",
                 "confusion",
                 f"Confusion matrix of {name}",
-                "Images by actual class (row) and predicted class (column); colour is the share of the row. "
-                f"Most frequent mistake: {results.classes[actual]} seen as {results.classes[predicted]}, "
-                f"{wrong[actual, predicted]} times.",
+                f"Images by actual class (row) and predicted class (column); colour is the share of the row. {most}",
                 figure,
                 listed if count <= MOST_CLASSES_IN_A_TABLE else None,
             )

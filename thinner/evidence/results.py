@@ -136,7 +136,7 @@ def _tables(reports: Path, names: Iterable[str], file: str) -> dict[str, pd.Data
 def _table(path: Path) -> pd.DataFrame | None:
     words = {"layer": str, "kind": str, "float_names": str}  # of quantize: a layer may be called 8
     found = pd.read_csv(path, dtype=words) if path.is_file() else None
-    return None if found is None or found.empty else found
+    return None if found is None or found.empty else found.fillna({"float_names": ""})
 
 
 def _md5(path: Path) -> str:

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -35,6 +35,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from thinner.errors import UserError, did_you_mean
 from thinner.measure.scores import METRICS
+from thinner.words import decimals
 
 Kind = Literal["beats", "within", "faster", "smaller", "at_most", "agrees", "answers"]
 Outcome = Literal["proven", "refuted", "not shown"]
@@ -330,15 +331,16 @@ class Verdict:
     def numbers(self) -> str:
         """The effect with its interval, what was asked for, and what that rests on, in the claim's own units."""
         e = self.estimate
+        scale, sign, unit = 100, "", "%"
         if self.claim.kind in ("faster", "smaller"):
-            numbers = f"{e.effect:.2f}x [{e.low:.2f}, {e.high:.2f}], asked {self.threshold:.2f}x"
-        elif self.claim.kind == "at_most":
-            numbers = f"{e.effect:.2%} [{e.low:.2%}, {e.high:.2%}], asked at most {self.threshold:.2%}"
-        elif self.claim.kind in ("agrees", "answers"):
-            numbers = f"{e.effect:.2%} [{e.low:.2%}, {e.high:.2%}], asked {self.threshold:.2%}"
-        else:
-            points = [100 * x for x in (e.effect, e.low, e.high, self.threshold)]
-            numbers = "{:+.2f} points [{:+.2f}, {:+.2f}], asked {:+.2f}".format(*points)
+            scale, unit = 1, "x"
+        elif self.claim.kind not in ("at_most", "agrees", "answers"):
+            sign, unit = "+", " points"
+        effect, low, high, asked = (scale * value for value in (e.effect, e.low, e.high, self.threshold))
+        form = f"{sign}.{decimals(effect, asked)}f"
+        most = "at most " * (self.claim.kind == "at_most")
+        inner, last = (unit, unit) if unit == "%" else ("", unit.strip() if unit == "x" else "")
+        numbers = f"{effect:{form}}{unit} [{low:{form}}{inner}, {high:{form}}{inner}], asked {most}{asked:{form}}{last}"
         p = "" if self.p_value is None else f", p = {self.p_value:.2g}"
         units = {"latency": "rounds", "agreement": "images", **dict.fromkeys(METRICS, "images")}
         unit = units.get(self.claim.metric)
@@ -453,6 +455,9 @@ def _answers(claim: Claim, evidence: Evidence) -> tuple[Estimate, float]:
     parts = ((answered, claim.amount, "of images answered"), (right, claim.at_least or 0.0, "of answers right"))
     found = [(_share(part, asked, words), asked) for part, asked, words in parts]
     short = [pair for pair in found if pair[0].effect <= pair[1]]
+    if len(short) == 2:  # either would refute it: the smaller p-value of two, times two
+        (estimate, asked) = min(short, key=lambda pair: pair[0].p_value or 0.0)
+        return replace(estimate, p_value=min(1.0, 2 * (estimate.p_value or 0.0))), asked
     return short[0] if short else max(found, key=lambda pair: pair[0].p_value or 0.0)
 
 
@@ -518,7 +523,8 @@ def accuracy_difference(
     might.
 
     One seed, another margin (by how much, or within): the score test and its interval, see `score_difference`. A
-    bootstrap will not do here: with few images it called one false claim in eight proven.
+    bootstrap will not do here: with few images it called one false claim in eight proven. "By how much" is proven only
+    where McNemar's test proves that there is a difference at all.
 
     Several seeds ([seeds, images]): see `_over_seeds`. Raises ClaimError on unequal shapes or no images.
     """
@@ -532,6 +538,8 @@ def accuracy_difference(
     effect = (ahead - behind) / images
     if margin != 0:
         low, high, p_value = score_difference(ahead, behind, images, margin)
+        if effect > margin > 0 or effect < margin < 0:  # by so much means by anything, which has an exact test
+            p_value = max(p_value, mcnemar_exact(ahead, behind))
         return Estimate(effect, low, high, p_value, images, 1, "Tango's score test")
     cells = np.array([behind + 1, images - ahead - behind, ahead + 1])
     drawn = np.random.default_rng(seed).multinomial(images + 2, cells / cells.sum(), size=resamples)
@@ -615,10 +623,11 @@ def speed_ratio(
     short: they covered 91-94 % in simulation. Raises ClaimError on unequal or fewer than 10 rounds, and on
     times that are not positive.
     """
-    if candidate_ms.shape != reference_ms.shape or candidate_ms.size < FEWEST_ROUNDS:
+    rounds_of = [times.shape[-1] if times.size else 0 for times in (candidate_ms, reference_ms)]
+    if candidate_ms.shape != reference_ms.shape or min(rounds_of) < FEWEST_ROUNDS:
         raise ClaimError(
             f"a speed-up needs the same rounds of both, {FEWEST_ROUNDS} or more: "
-            f"there are {candidate_ms.size} and {reference_ms.size}"
+            f"there are {rounds_of[0]} and {rounds_of[1]}"
         )
     if not (np.minimum(candidate_ms, reference_ms) > 0).all():
         raise ClaimError("a speed-up needs positive times")
@@ -645,7 +654,7 @@ def speed_ratio(
 def _speed_over_seeds(logs: Float[np.ndarray, "seeds rounds"], factor: float) -> Estimate:
     by_seed = logs.mean(axis=1)
     ratio, seeds, rounds = float(np.exp(by_seed.mean())), *logs.shape
-    if np.ptp(by_seed) < 1e-9:  # equal but for rounding
+    if np.ptp(by_seed) < _ALIKE:
         method = "no spread between seeds: nothing can be tested"
         return Estimate(ratio, ratio, ratio, 1.0, rounds, seeds, method)
     test = stats.ttest_1samp(by_seed, np.log(factor))
@@ -669,7 +678,8 @@ def _over_seeds(
 
     - seeds: Student's t with seeds - 1 degrees of freedom, times the standard error of the seeds' means.
       Resampling itself is useless here: three or five seeds, drawn with replacement, vary too little (by
-      (n-1)/n, and not like t)
+      (n-1)/n, and not like t). Seeds that are right on as many images by chance, not on the same ones, have the
+      error that the rest alone would give: else a tie would be certainty
     - images: the images' means over seeds, resampled, and shrunk to leave out the rest's share, which is in
       the seeds'
 
@@ -685,26 +695,33 @@ def _over_seeds(
     groups = [values] if strata is None else [values[:, strata == k] for k in np.unique(strata)]
     by_seed = np.mean([group.mean(1) for group in groups], axis=0)
     mean = np.mean([group.mean() for group in groups])
-    drawn = np.zeros(resamples)
+    drawn, least = np.zeros(resamples), 0.0
     for group in groups:
         found = _Images.of(group, bounds)
         drawn += found.draw(rng, resamples) - (0.0 if strata is None else found.middle)
-    error = by_seed.std(ddof=1) / np.sqrt(seeds)
+        least += found.rest / len(groups) ** 2
+    alike = np.ptp(by_seed) < _ALIKE
+    error = np.sqrt(least if alike else by_seed.var(ddof=1) / seeds)
     draws = mean + error * rng.standard_t(seeds - 1, size=resamples) + drawn / len(groups)
     low, high = np.clip(np.quantile(draws, [0.025, 0.975]), *bounds)
     p_value = _inverted(draws, threshold)
     return Estimate(float(mean), float(low), float(high), p_value, images, seeds, "bootstrap over seeds and images")
 
 
+_ALIKE = 1e-9  # shares that are equal but for rounding
+
+
 @dataclass(frozen=True)
 class _Images:
     """What other images would make of a mean over seeds and images: the distinct ``offsets`` of the images' means, how
-    likely each is (``shares``), and by how much they are to be shrunk (``kept``)."""
+    likely each is (``shares``), and by how much they are to be shrunk (``kept``). ``rest``: what of the mean's variance
+    is neither the seeds' nor the images'."""
 
     images: int
     offsets: Float[np.ndarray, " distinct"]
     shares: Float[np.ndarray, " distinct"]
     kept: float
+    rest: float
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "seeds images"], bounds: tuple[float, float]) -> _Images:
@@ -718,7 +735,8 @@ class _Images:
         # each end of the scale, as in `accuracy_difference`.
         distinct, counts = np.unique(by_image, return_counts=True)
         offsets, weights = np.append(distinct, bounds) - mean, np.append(counts, [1.0, 1.0])
-        return cls(images, offsets, weights / (images + 2), float(np.sqrt(max(1 - rest_share, 0))))
+        kept = float(np.sqrt(max(1 - rest_share, 0)))
+        return cls(images, offsets, weights / (images + 2), kept, float(rest_variance / (seeds * images)))
 
     def draw(self, rng: np.random.Generator, resamples: int) -> Float[np.ndarray, " resamples"]:
         counts = rng.multinomial(self.images + 2, self.shares, size=resamples)
@@ -1032,16 +1050,23 @@ class _ComparedOverSeeds(_Compared):
         seeds = len(mine)
         a, b = (np.array([who[:, group].mean(axis=1) for group in groups]) for who in (mine, theirs))
         of_seeds = (a[:, None, :] - b[self.other]).var(axis=2, ddof=1) / seeds
-        alone_a, alone_b, paired = (
-            np.array([_Images.of(values[:, group], bounds).variance for group in groups])
+        found = [
+            [_Images.of(values[:, group], bounds) for group in groups]
             for values, bounds in (
                 (mine.astype(np.float64), (0, 1)),
                 (theirs.astype(np.float64), (0, 1)),
                 (mine.astype(np.float64) - theirs, (-1, 1)),
             )
-        )
-        of_images = alone_a[:, None] + alone_b[self.other]
-        of_images[:, 0] = paired
+        ]
+
+        def together(key: str) -> NDArray[np.float64]:
+            alone_a, alone_b, paired = (np.array([getattr(one, key) for one in of_groups]) for of_groups in found)
+            both = alone_a[:, None] + alone_b[self.other]
+            both[:, 0] = paired
+            return np.asarray(both)
+
+        of_images = together("variance")
+        of_seeds = np.where(of_seeds < _ALIKE**2, together("rest"), of_seeds)  # of a tie, see `_over_seeds`
         self.error = np.sqrt(of_seeds + of_images)
         self.freedom = np.full(self.error.shape, 1e9)
         np.divide((seeds - 1) * self.error**4, of_seeds**2, out=self.freedom, where=of_seeds > 0)
