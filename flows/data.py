@@ -346,7 +346,7 @@ def add(
     listing = list_source(data.source, data.root, lambda line: None)
     planned = additions.plan(file, listing, data.source, Path(data.root))
     if not planned:
-        console.print(f"{file}: no line has a `label` yet, so nothing is added", markup=False)
+        console.print(f"{file}: no line has a `label`, or all were added before: nothing is added", markup=False)
         raise typer.Exit(0)
     table = Table(box=None, pad_edge=False)
     for heading in ("class", "more pictures"):
@@ -354,10 +354,19 @@ def add(
     for label, count in sorted(Counter(one.label for one in planned).items()):
         table.add_row(Text(label), f"{count:,}")
     console.print(table)
-    if not (listing.parts == Part.TEST).any():
+    drawn = [name for name, part in (("test", Part.TEST), ("validation", Part.VALIDATION))
+             if not (listing.parts == part).any()]  # fmt: skip
+    if drawn:
         console.print(
-            f"{data.source} has no test split of its own: it will be drawn anew, so results before and after are of "
-            "different pictures",
+            f"{data.source} has no {' and no '.join(drawn)} split of its own. It is drawn anew, also from these "
+            "pictures: results before and after are of different ones, and hard ones that you chose may be tested",
+            style="yellow",
+            markup=False,
+        )
+    if isinstance(data.labelled, int):
+        console.print(
+            f"data.labelled: {data.labelled:,} pictures are drawn to learn from, and the labels of others are not "
+            "looked at, these among them. Give a larger number, or a share such as 0.8",
             style="yellow",
             markup=False,
         )
@@ -474,9 +483,10 @@ def difference(
     if old.stored != new.stored:
         console.print(f"stored differently: {old.stored}, then {new.stored}", markup=False)
     elif not found.came and not found.went and old_pixels != new_pixels:
-        console.print(
-            "the names are the same and the pixels are not: some file has another picture in it", markup=False
-        )
+        what = "some file has another picture in it, or another version of a library decoded it"
+        if list(old.labels) != list(new.labels):
+            what = "they come in another order; whether a file has another picture in it is not known"
+        console.print(f"the names are the same and the pixels are not: {what}", markup=False)
     if file is not None:
         rows = [("came", name, "", label or "") for name, label in found.came]
         rows += [("went", name, label or "", "") for name, label in found.went]

@@ -166,7 +166,7 @@ def _placed(source: str, root: str) -> dict[str, str]:
     kind, _, place = source.partition(":")
     folder = Path(os.path.normpath(place))
     if kind not in ("folder", "csv", "shards"):
-        return {"data.source": source}
+        return {"data.source": source, "data.root": "data/raw"}  # where sets are downloaded to
     if kind == "csv" or (kind == "shards" and folder.suffix == ".tar"):
         folder = folder.parent
     held = bool(root) and Path(root) in (folder, *folder.parents)

@@ -75,7 +75,10 @@ def warnings(report: dict[str, Any]) -> list[str]:
         (seen, "test images have an identical twin among the training images: the test flatters"),
         (images["unused"], "images are in no split"),
     ]
-    return [f"note: {count} {text} (reports/prepare.json)" for count, text in found if count]
+    lines = [f"note: {count} {text} (reports/prepare.json)" for count, text in found if count]
+    if any("pip install" in reason for reason in report["unreadable"]["files"].values()):
+        lines.append("note: DVC does not see that a package was installed. When it is: dvc repro --force prepare")
+    return lines
 
 
 def dark(images: UInt8[np.ndarray, "n height width channels"], most: int = 1000) -> list[str]:

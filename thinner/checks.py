@@ -487,7 +487,8 @@ def _control(params: Params, built: Mapping[str, nn.Module], classes: int | None
     left = fewest if ":" in params.prune.granularity else asked.limit(now, fewest)
     if own < left and classes is None:
         try:
-            own = _reach(params, section, unit, _MANY_CLASSES)[0]
+            if _reach(params, section, unit, _MANY_CLASSES)[0] >= left:
+                return
         except UserError:  # a network of one's own may take no others
             return
     if own < left:
@@ -554,13 +555,13 @@ def _reachable(params: Params, section_name: str, skeleton: nn.Module, classes: 
         return
     wanted = asked.limit(now, fewest)
     if classes is None and not asked.is_measured and not fewest <= wanted < now:
-        try:
-            most = _reach(params, section, unit, _MANY_CLASSES)[0]
-            least = _reach(params, section, unit, _FEW_CLASSES)[1]
-        except UserError:  # a network of one's own may take no others: prune will say it
-            return
-        if least <= asked.limit(most, least) < most:
-            return
+        for number in (_FEW_CLASSES, _MANY_CLASSES):
+            try:
+                most, least = _reach(params, section, unit, number)
+            except UserError:  # a network of one's own may take no others: prune will say it
+                return
+            if least <= asked.limit(most, least) < most:
+                return
     if wanted < fewest:
         yield (
             f"prune.target: {asked.sized(wanted)} are asked for; '{section.network}' has "
@@ -754,3 +755,9 @@ def _source(source: str, root: str) -> Iterator[str]:
         sources.check_files(root, source)
     except UserError as error:
         yield str(error)
+        return
+    if kind == "torchvision" and Path(root) != Path("data/raw") and not Path(root, "torchvision").is_dir():
+        yield (
+            f"data.root: '{root}' has no folder torchvision, and a set is downloaded to data/raw alone: DVC would see "
+            "pictures come where it watches. Set data.root: data/raw"
+        )

@@ -331,7 +331,8 @@ def test_the_list_when_it_is_filled_in_is_brought_into_the_source(at: Path, tmp_
         before = list_source("folder:data/raw/photos", "data/raw", lambda line: None)
         done = runner.invoke(cli.app, ["data", "add", "--yes", str(place)])
         assert done.exit_code == 0, done.output
-        assert "folder:data/raw/photos: 15 pictures more" in done.output and "no test split of its own" in done.output
+        assert "folder:data/raw/photos: 15 pictures more" in done.output
+        assert "has no test and no validation split of its own. It is drawn anew" in done.output
         after = list_source("folder:data/raw/photos", "data/raw", lambda line: None)
         more = {after.name(i): i for i in range(len(after))}.keys() - {before.name(i) for i in range(len(before))}
         assert sorted(Path(name).parent.name for name in more) == sorted(row["label"] for row in wanted)

@@ -59,11 +59,27 @@ def test_a_folder_source_gets_copies_in_the_folders_of_their_classes_once(at: Pa
     assert sorted(found.values()) == ["cat", "cat", "dog", "dog"] and len(found) == 4
     (copy,) = Path("data/raw/photos/dog").glob("a-*.png")
     assert copy.read_bytes() == Path("new/a.png").read_bytes() and Path("new/a.png").exists()
-    add(source, *lines)
+    assert add(source, *lines) == 0  # nothing is said to come again
     assert labels(source) == found
     Path("new/a.png").write_bytes(Path("new/b.png").read_bytes())  # another picture of that name is another picture
     add(source, "../new/a.png,dog,,1")
     assert len(labels(source)) == 5
+
+
+@pytest.mark.parametrize("source", ["folder:data/raw/photos", "csv:data/raw/list.csv"])
+def test_pictures_are_added_to_train_and_to_no_other_split(at: Path, source: str) -> None:
+    for split in ("test", "Val", "elsewhere"):
+        with pytest.raises(
+            DataError, match=f"line 2: 'new/a.png' is to go to '{split}', and pictures are added to train"
+        ):
+            add(source, f"../new/a.png,dog,{split},1")
+    assert add(source, "../new/a.png,dog,train,1") == 1
+
+
+def test_a_class_is_found_as_it_is_typed_however_a_folder_spells_it(at: Path) -> None:
+    Path("data/raw/photos/dog").rename("data/raw/photos/chie\u0301n ")  # in two signs, as on a Mac, and a blank
+    assert add("folder:data/raw/photos", "../new/a.png,chi\u00e9n,,1") == 1
+    assert sorted(labels("folder:data/raw/photos").values()) == ["cat", "chie\u0301n ", "chie\u0301n "]
 
 
 def test_what_prepare_would_not_read_is_not_added(at: Path) -> None:

@@ -64,6 +64,18 @@ def test_labels_are_corrected_and_the_source_stays_as_it_is() -> None:
     assert source.labels.tolist() == [0, 1, 0, -1, 2]
 
 
+def test_names_are_found_as_they_are_typed_where_that_is_one() -> None:
+    spelt = ("cafe\u0301", "dog ", " dog")  # two that nobody tells apart
+    source = Listing(
+        spelt, np.array([0, 0, 1]), np.zeros(3, np.int8), ["cafe\u0301/1.png", " 2.png", "3.png"].__getitem__,
+        lambda i: pytest.fail("no picture is read"), "folder photos",
+    )  # fmt: skip
+    rows = [Correction("caf\u00e9/1.png", "caf\u00e9", "dog "), Correction("2.png", "caf\u00e9", " dog")]
+    assert cleaning.relabelled(source, rows).tolist() == [1, 2, 1]
+    with pytest.raises(DataError, match="unknown class 'dog'"):
+        cleaning.relabelled(source, [Correction("3.png", "dog ", "dog")])
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -716,7 +716,9 @@ def test_seeds_that_tie_by_chance_are_no_certainty(seeds: int) -> None:
     estimate = statistics.agreement_share(one, other, share=0.994)
     assert estimate.effect == pytest.approx(0.995)
     assert estimate.low < 0.993 and estimate.high > 0.997 and estimate.p_value > 0.05
-    same = statistics.agreement_share(one, np.tile(other[:1], (seeds, 1)), share=0.994)  # the very same images: other images
+    same = statistics.agreement_share(
+        one, np.tile(other[:1], (seeds, 1)), share=0.994
+    )  # the very same images: other images
     assert same.low < 0.993 < 0.996 < same.high  # alone may be others
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from thinner.data.cleaning import raise_for, table, unquoted
+from thinner.data.cleaning import plain, raise_for, spellings, table, unquoted
 from thinner.data.packing import Member, write_tar
 from thinner.data.sources import (
     EXTENSIONS,
@@ -63,9 +63,15 @@ def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition
     earlier = {Path(name).name: listing.classes[label] for name, label in known.items() if label >= 0}
     wrong: list[str] = []
     found: dict[str, Addition] = {}  # by what tells pictures apart: a copy's name, or the place where it lies
-    for where, picture, label in _rows(file):
-        shown = one_line(picture)
-        if is_refused(str(picture)):
+    spelt = spellings(listing.classes)
+    for where, picture, written, split in _rows(file):
+        shown, label = one_line(picture), spelt.get(plain(written), written)
+        if split and PART_NAMES.get(split.lower()) != Part.TRAIN:
+            wrong.append(
+                f"{where}: '{shown}' is to go to '{one_line(split, 40)}', and pictures are added to train alone. Leave "
+                "`split` empty"
+            )
+        elif is_refused(str(picture)):
             wrong.append(f"{where}: '{shown}' has a name that prepare refuses. Rename it")
         elif not picture.is_file():
             wrong.append(f"{where}: no file '{shown}'. Paths are relative to {file.parent}")
@@ -84,7 +90,7 @@ def plan(file: Path, listing: Listing, source: str, root: Path) -> list[Addition
         else:
             made = Addition(picture, label, _target(picture, label, kind, base, root))
             copied = made.target != picture
-            if kind == "shards" and earlier.get(made.target.name) == label:
+            if copied and earlier.get(made.target.name) == label:
                 continue  # it was added before
             if copied and earlier.get(made.target.name, label) != label:
                 wrong.append(
@@ -112,10 +118,12 @@ def bring(additions: Sequence[Addition], source: str) -> None:
         write(Path(place), lambda partial: partial.write_bytes(lines))
 
 
-def _rows(file: Path) -> list[tuple[str, Path, str]]:
-    """(where, picture, label) of each line that has a label."""
-    cells = [(n, unquoted(row["path"]), unquoted(row["label"])) for n, row in table(file, _WANTED)]
-    return [(f"{file} line {line}", _plain(file.parent / path), label) for line, path, label in cells if label]
+def _rows(file: Path) -> list[tuple[str, Path, str, str]]:
+    """(where, picture, label, split) of each line that has a label."""
+    cells = [(n, *(unquoted(row.get(key)) for key in ("path", "label", "split"))) for n, row in table(file, _WANTED)]
+    return [
+        (f"{file} line {line}", _plain(file.parent / path), label, split) for line, path, label, split in cells if label
+    ]
 
 
 def _plain(path: Path) -> Path:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,19 @@ def unquoted(cell: str | None) -> str:
     return text[1:] if text[:1] == "'" and text[1:2] in ("=", "+", "-", "@") else text
 
 
+def plain(name: str) -> str:
+    """A name as it is typed: a Mac's folders have é in two signs, and nobody sees a blank at an end."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def spellings(names: Iterable[str]) -> dict[str, str]:
+    """How names are spelt, by what is typed for them; of two that are typed alike neither."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(plain(name), []).append(name)
+    return {typed: spelt[0] for typed, spelt in found.items() if len(spelt) == 1}
+
+
 # ------------------------------------------------------------------------------- labels
 
 
@@ -94,10 +108,14 @@ def relabelled(listing: Listing, corrections: Sequence[Correction]) -> Labels:
     """The source's labels with the corrections. Raises DataError, with a line for each that does not fit."""
     numbers = _numbers(listing)
     index = {name: number for number, name in enumerate(listing.classes)}
+    classes, files = spellings(listing.classes), spellings(numbers)
     labels = listing.labels.copy()
     wrong: list[str] = []
     seen: dict[str, Correction] = {}
-    for one in corrections:
+    for typed in corrections:
+        given, label = (classes.get(plain(name), name) for name in (typed.given, typed.label))
+        file = typed.file if typed.file in numbers else files.get(plain(typed.file), typed.file)
+        one = replace(typed, file=file, given=given, label=label)
         before = seen.setdefault(one.file, one)
         if line := _mistake(one, before, listing, numbers, index):
             wrong.append(f"{one.where}: {line}")

@@ -110,8 +110,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "PPM": (".pgm", ".ppm", ".pbm", ".pnm"), "AVIF": (".avif",),
     "HEIF": (".heic", ".heif"), "JXL": (".jxl",),
 }  # fmt: skip
-# Read by a library that is not required. Without it such a picture is unreadable, and named, never passed over:
-# what is prepared does not depend on what happens to be installed.
+# Read by a library that is not required. Without it such a picture is unreadable, and named, never passed over.
 LIBRARIES: Mapping[str, tuple[str, str]] = {  # format -> (module, package)
     "HEIF": ("pillow_heif", "pillow-heif"),
     "JXL": ("pillow_jxl", "pillow-jxl-plugin"),
