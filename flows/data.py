@@ -357,9 +357,12 @@ def add(
     drawn = [name for name, part in (("test", Part.TEST), ("validation", Part.VALIDATION))
              if not (listing.parts == part).any()]  # fmt: skip
     if drawn:
+        said = "results before and after are of different ones, and hard ones that you chose may be tested"
+        if "test" not in drawn:
+            said = "networks before and after are chosen by different ones"
         console.print(
             f"{data.source} has no {' and no '.join(drawn)} split of its own. It is drawn anew, also from these "
-            "pictures: results before and after are of different ones, and hard ones that you chose may be tested",
+            f"pictures: {said}",
             style="yellow",
             markup=False,
         )

@@ -164,13 +164,13 @@ def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
             f"retest.seeds: {own.run.seed} is run.seed, by which the networks are chosen, so they would not be new to "
             "it. Give others"
         )
-    if search.retest is not None and search.batches:
+    if search.retest is not None and evidence.batch_of(search.against) is not None:
         from thinner.evidence.statistics import FEWEST_ROUNDS  # SciPy takes its time
 
-        if own.evaluate.latency_repeats < FEWEST_ROUNDS:
+        if (rounds := params["evaluate"]["latency_repeats"]) < FEWEST_ROUNDS:
             yield (
-                f"retest: milliseconds are compared in {FEWEST_ROUNDS} rounds or more, and evaluate.latency_repeats is "
-                f"{own.evaluate.latency_repeats}. Set it: thinner set evaluate.latency_repeats={FEWEST_ROUNDS}"
+                f"retest: {search.against} is compared in {FEWEST_ROUNDS} rounds or more, and evaluate.latency_repeats "
+                f"is {rounds}. Set it: thinner set evaluate.latency_repeats={FEWEST_ROUNDS}"
             )
     if search.retest is not None and own.data.test is not None:
         yield (

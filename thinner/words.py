@@ -20,14 +20,14 @@ def times(large: float, small: float) -> str:
     """How often ``small`` goes into ``large``, to two or three digits."""
     ratio = large / small
     if 1 < ratio < 1.05:  # 1.0x would say that they are alike
-        return f"{ratio:.{decimals(ratio, 1.0)}f}x"
+        return f"{ratio:.{decimals(ratio, 1.0, most=4)}f}x"
     return f"{ratio:.0f}x" if ratio >= 99.5 else f"{ratio:.1f}x"
 
 
 def decimals(value: float, limit: float, least: int = 2, most: int = 6) -> int:
     """How many it takes for ``value`` to read as another number than the ``limit`` that it is not."""
     for digits in range(least, most):
-        if value == limit or f"{value:.{digits}f}" != f"{limit:.{digits}f}":
+        if abs(value - limit) < 1e-9 or f"{value:.{digits}f}" != f"{limit:.{digits}f}":
             return digits
     return most
 

@@ -57,6 +57,12 @@ def test_what_changes_is_said_and_pictures_of_ones_own_take_the_recipes_place(ro
     assert (data.source, data.root) == ("folder:data/raw/mine", "data/raw/mine")  # which DVC then watches
 
 
+def test_a_set_of_torchvision_is_downloaded_where_dvc_does_not_watch(root: Path) -> None:
+    recipes.apply(root, "cifar10", source="torchvision:CIFAR10")
+    data = load_params(root / "params.yaml").data
+    assert (data.source, data.root) == ("torchvision:CIFAR10", "data/raw")
+
+
 def test_fashion_mnist_is_params_yaml_as_it_comes_and_leads_back_from_every_other(root: Path) -> None:
     before = (root / "params.yaml").read_text()
     assert recipes.apply(root, "fashion-mnist") == []

@@ -595,7 +595,7 @@ def test_what_is_of_one_seed_is_not_shown_of_several_and_stops_no_other_claim(fi
     for seed, root in enumerate(roots):
         for name in ("reports", "data/evaluate"):
             shutil.copytree(finished / name, root / name)
-        params = yaml.safe_load((finished / "params.yaml").read_text())
+        params = SMALL.model_dump(mode="json")
         (root / "params.yaml").write_text(yaml.safe_dump({**params, "run": {**params["run"], "seed": seed}}))
     claims = [
         "prune answers 5 % of images with at least 95 % accuracy",

@@ -1,6 +1,7 @@
 """thinner.evidence.charts and thinner.evidence.prediction_charts: what is drawn, and the same numbers in tables."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from tests.measured import (
     CLASSES,
@@ -16,7 +17,7 @@ from tests.measured import (
 from thinner.evidence import charts
 from thinner.evidence.markdown import render_pull_request
 from thinner.evidence.page import all_charts, render_figures, render_html
-from thinner.evidence.results import Results
+from thinner.evidence.results import Results, _table
 
 
 def test_the_pareto_front_is_of_those_that_nobody_beats_in_both(results: Results) -> None:
@@ -83,7 +84,7 @@ def test_what_charts_show_is_in_tables_as_well(fuller: Results) -> None:
     assert "of confusion matrices the most frequent mistakes." in Page(render_html(many, 0)).words
 
 
-def test_the_ladder_is_a_table_and_its_layers_are_a_chart(results: Results) -> None:
+def test_the_ladder_is_a_table_and_its_layers_are_a_chart(results: Results, tmp_path: Path) -> None:
     climbed = replace(
         results,
         ladder=LADDER,
@@ -98,6 +99,10 @@ def test_the_ladder_is_a_table_and_its_layers_are_a_chart(results: Results) -> N
     assert "mixed (chosen)" in text and "25.00 [20.00, 30.00]" in text and "In float stay 1 of 2." in text
     assert "| mixed (chosen) | minmax | 1 | 75.0 % | 0.00 [-0.50, 0.40] | yes |" in render_pull_request(climbed)
     none = climbed.ladder.assign(float_names="")  # what was kept has no layer in float
-    chart = render_figures(replace(climbed, ladder=none))["sensitivity"]
+    for name, table in (("ladder", none), ("sensitivity", SENSITIVITY.assign(layer=["8", "9"]))):
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    read = {name: _table(tmp_path / f"{name}.csv") for name in ("ladder", "sensitivity")}
+    assert read["sensitivity"]["layer"].tolist() == ["8", "9"]
+    chart = render_figures(replace(climbed, **read))["sensitivity"]
     assert len(next(trace for trace in chart.data if trace.name == "in float").y) == 0
     assert "sensitivity" not in render_figures(results)  # where only static was tried, no layer was looked at

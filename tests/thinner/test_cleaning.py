@@ -76,6 +76,19 @@ def test_names_are_found_as_they_are_typed_where_that_is_one() -> None:
         cleaning.relabelled(source, [Correction("3.png", "dog ", "dog")])
 
 
+def test_what_was_typed_once_is_the_same_when_it_is_shown_again() -> None:
+    source = Listing(
+        ("cafe\u0301", "dog"), np.array([1, 1]), np.zeros(2, np.int8), ["e\u0301.png", "2.png"].__getitem__,
+        lambda i: pytest.fail("no picture is read"), "folder photos",
+    )  # fmt: skip
+    first, changes = cleaning.merged(source, [], [Correction("\u00e9.png", "dog", "caf\u00e9")])
+    assert [(one.file, one.label) for one in first] == [("e\u0301.png", "cafe\u0301")] and len(changes) == 1
+    again, changes = cleaning.merged(source, first, [Correction("e\u0301.png", "cafe\u0301", "caf\u00e9")])
+    assert again == first and not changes
+    back, changes = cleaning.merged(source, first, [Correction("\u00e9.png", "caf\u00e9", "dog")])
+    assert not back and len(changes) == 1
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

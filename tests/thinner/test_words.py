@@ -2,7 +2,7 @@
 
 import pytest
 
-from thinner.words import duration, number, points, si, times, with_thousands
+from thinner.words import decimals, duration, number, points, si, times, with_thousands
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,14 @@ def test_times(large: float, small: float, text: str) -> None:
 )
 def test_si(count: float, text: str) -> None:
     assert si(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "digits"),
+    [(1.0, 1.0, 2), (1.004, 1.0, 3), (1.0 + 1e-12, 1.0, 2), (1.2, 1.0, 2), (1.00000001, 1.0, 6)],
+)
+def test_decimals_tell_a_value_from_its_limit(value: float, limit: float, digits: int) -> None:
+    assert decimals(value, limit) == digits
 
 
 def test_points_have_a_sign_and_no_negative_zero() -> None:

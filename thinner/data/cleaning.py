@@ -108,14 +108,10 @@ def relabelled(listing: Listing, corrections: Sequence[Correction]) -> Labels:
     """The source's labels with the corrections. Raises DataError, with a line for each that does not fit."""
     numbers = _numbers(listing)
     index = {name: number for number, name in enumerate(listing.classes)}
-    classes, files = spellings(listing.classes), spellings(numbers)
     labels = listing.labels.copy()
     wrong: list[str] = []
     seen: dict[str, Correction] = {}
-    for typed in corrections:
-        given, label = (classes.get(plain(name), name) for name in (typed.given, typed.label))
-        file = typed.file if typed.file in numbers else files.get(plain(typed.file), typed.file)
-        one = replace(typed, file=file, given=given, label=label)
+    for one in spelt(listing, corrections):
         before = seen.setdefault(one.file, one)
         if line := _mistake(one, before, listing, numbers, index):
             wrong.append(f"{one.where}: {line}")
@@ -123,6 +119,21 @@ def relabelled(listing: Listing, corrections: Sequence[Correction]) -> Labels:
             labels[numbers[one.file]] = index[one.label]
     raise_for(wrong)
     return labels
+
+
+def spelt(listing: Listing, corrections: Iterable[Correction]) -> list[Correction]:
+    """Corrections with files and classes as the source spells them, however they were typed."""
+    known = {listing.name(i) for i in range(len(listing))}
+    classes, files = spellings(listing.classes), spellings(known)
+
+    def of(one: Correction) -> Correction:
+        given, label = (
+            name if name in listing.classes else classes.get(plain(name), name) for name in (one.given, one.label)
+        )
+        file = one.file if one.file in known else files.get(plain(one.file), one.file)
+        return replace(one, file=file, given=given, label=label)
+
+    return [of(one) for one in corrections]
 
 
 def raise_for(wrong: Sequence[str]) -> None:
@@ -184,6 +195,7 @@ def merged(
     ``given`` of a row is the label that the person saw: the source's, or that of an existing correction. A row that
     gives a picture its label in the source back removes the correction. Raises DataError, a line for each wrong row.
     """
+    existing, rows = spelt(listing, existing), spelt(listing, rows)
     relabelled(listing, existing)
     kept = {one.file: one for one in existing}
     wrong = []

@@ -538,9 +538,11 @@ def accuracy_difference(
     effect = (ahead - behind) / images
     if margin != 0:
         low, high, p_value = score_difference(ahead, behind, images, margin)
-        if effect > margin > 0 or effect < margin < 0:  # by so much means by anything, which has an exact test
-            p_value = max(p_value, mcnemar_exact(ahead, behind))
-        return Estimate(effect, low, high, p_value, images, 1, "Tango's score test")
+        method, exact = "Tango's score test", mcnemar_exact(ahead, behind)
+        # by so much means by anything, which has an exact test
+        if (effect > margin > 0 or effect < margin < 0) and exact > p_value:
+            p_value, method = exact, "Tango's score test, and McNemar's"
+        return Estimate(effect, low, high, p_value, images, 1, method)
     cells = np.array([behind + 1, images - ahead - behind, ahead + 1])
     drawn = np.random.default_rng(seed).multinomial(images + 2, cells / cells.sum(), size=resamples)
     low, high = np.quantile((drawn[:, 2] - drawn[:, 0]) / (images + 2), [0.025, 0.975])

@@ -62,7 +62,7 @@ class Model:
 def write_model(source: Path, target: Path, channels: int, opset: int) -> Model:
     """Write the candidate in ``source`` to ``target`` as ONNX that takes pictures: a checkpoint is exported, an export
     gets its preprocessing in front, if it has none yet. Raises UserError for an export of another format."""
-    model = _write_network(source, target, max(opset, export.ANTIALIASED))
+    model = _write_network(source, target, max(opset, export.ANTIALIASED), "bundle another candidate")
     if model.spec.get("input") != "pixels":
         about = {**_about(model.spec), "input": "pixels"}
         export.add_preprocessing(target, Preprocessing.from_json(model.spec["preprocessing"]), channels, about)
@@ -73,7 +73,7 @@ def _about(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"classes": spec["classes"], "preprocessing": spec["preprocessing"]}
 
 
-def _write_network(source: Path, target: Path, opset: int) -> Model:
+def _write_network(source: Path, target: Path, opset: int, instead: str) -> Model:
     """The candidate as ONNX as it is, or exported: without preprocessing, unless it has it already."""
     spec = checkpoint.read_spec(source)
     if (source / MODEL).is_file():
@@ -84,8 +84,7 @@ def _write_network(source: Path, target: Path, opset: int) -> Model:
     elif (source / checkpoint.WEIGHTS).is_file():
         loaded, runtime = checkpoint.load(source), "pytorch"
         digest = loaded.sha256
-        about, instead = _about(spec), "bundle another candidate"
-        export.export_onnx(loaded.model, target, _shape(spec), about, opset, instead)
+        export.export_onnx(loaded.model, target, _shape(spec), _about(spec), opset, instead)
     else:
         known = ", ".join(path.name for path in sorted(source.glob("model.*"))) or "nothing"
         raise UserError(
@@ -114,7 +113,8 @@ def write_bench(folder: Path, sources: Mapping[str, Path], opset: int) -> list[s
         if not known or of_another or checkpoint.read_spec(source).get("input") == "pixels":
             continue
         target = folder / "bench" / f"{name}.onnx"
-        model = _write_network(source, target, max(opset, export.ANTIALIASED))  # before it few networks can be written
+        # before that version few networks can be written
+        model = _write_network(source, target, max(opset, export.ANTIALIASED), "leave --bench out")
         networks[name] = {
             "file": target.name,
             "sha256": model.sha256,
