@@ -24,6 +24,7 @@ _own = "PREFECT_HOME" not in os.environ and not _shared and OWN_SERVER not in os
 # Two servers on one SQLite file lock each other out, so while `make ui` or `make serve` runs, theirs is used.
 if _own and (_url := url_of(ROOT / ".thinner" / "prefect-server.json")):
     os.environ["PREFECT_API_URL"] = f"{_url}/api"
+    os.environ["PREFECT_HOME"] = str(ROOT / ".prefect")  # it is ours, and no server that somebody shares
 
 set_environment(root=ROOT)
 

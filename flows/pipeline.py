@@ -39,7 +39,7 @@ from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import console, ending, record, server
+from flows import console, ending, prefect_settings, record, server
 from flows import slots as gpu
 from flows.watch import MARK
 from tasks import forks, integrity, lineage, lockfile, processes, remote
@@ -76,6 +76,15 @@ _TALK = (
     "ERROR: failed to reproduce",
     "Data and pipelines are up to date",
 )
+
+
+def is_talk(line: str) -> bool:
+    """Whether a line of DVC's says nothing new. Of a failure that is its own, and not the stage's, it says the reason
+    in the line that names the stage."""
+    if line.startswith("ERROR: failed to reproduce") and line.count(": ") > 1 and ": failed to run: " not in line:
+        return False
+    return line.startswith(_TALK)
+
 
 _processes: dict[str, subprocess.Popen[str]] = {}  # stage -> the dvc that runs it now
 _guard = threading.Lock()
@@ -266,7 +275,7 @@ def _reproduce(root: Path, node: lineage.Node, environment: dict[str, str], logg
         if mended := lineage.mend_rwlock(root):
             logger.warning(mended)
         raise lineage.BusyError(everything[-500:])
-    tail = [line for line in said if line and not line.startswith(_TALK)]
+    tail = [line for line in said if line and not is_talk(line)]
     message = f"{node.name} failed after {took}: {tail[-1] if tail else f'exit code {code}'}"
     logger.error("failed after %s. To see it alone: dvc repro --single-item %s", took, node.name)
     return Failed(message=message)
@@ -299,7 +308,7 @@ def _pass_on(line: str, said: list[str], logger: Any) -> None:
             console.show_progress(json.loads(line.removeprefix(PROGRESS)), logger)
         return
     said.append(line)
-    if line.strip() and not line.strip().startswith(_TALK):
+    if line.strip() and not is_talk(line.strip()):
         logger.info(line)
 
 
@@ -340,7 +349,7 @@ def plan(root: Path, nodes: list[lineage.Node]) -> list[str]:
     except lineage.BusyError:
         stale = [node.name for node in nodes if _is_stale_or_busy(root, node.name)]
     if stale:
-        lineage.check_writable(root, nodes)
+        lineage.check_writable(root, nodes, lineage.cache_folder(root))
     return stale
 
 
@@ -546,6 +555,8 @@ def _end_leftovers() -> None:
     """A flow run that was killed would be shown as running for ever."""
     if os.environ.get(MARK) != processes.mark():
         return  # a shared server: others' runs are none of our business
+    if prefect_settings.is_shared_database():
+        return  # nor are those of other servers in one database
     from prefect.client.schemas.filters import (
         FlowFilter,
         FlowFilterName,

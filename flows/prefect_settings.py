@@ -21,6 +21,12 @@ def tell_of_wrong_ones() -> None:
     sys.excepthook = shown
 
 
+def is_shared_database() -> bool:
+    """Whether a person has told Prefect's servers of a database, in which others' runs may be as well."""
+    names = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
+    return any(os.environ.get(name) for name in names)
+
+
 def words(error: BaseException) -> str:
     """Which setting, its value, what is wrong with it and where it may be set."""
     said = " ".join(str(error).split())

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from flows import prefect_settings
 from tasks import processes
 from tasks.environment import child_environment, repository_root, set_environment
 from tasks.record.mlflow_client import tracking_uri, without_passwords
@@ -50,7 +51,8 @@ def serve() -> int:
     root = _prepare()
     with _Servers(root) as servers:
         url = servers.prefect()
-        env = child_environment(PREFECT_API_URL=f"{url}/api", THINNER_ROOT=str(root))
+        api = os.environ.get("PREFECT_API_URL") or f"{url}/api"  # a person's own may end otherwise
+        env = child_environment(PREFECT_API_URL=api, THINNER_ROOT=str(root))
         _once(env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _once(env, "deploy", "--all")
         servers.start(
@@ -96,6 +98,7 @@ class _Servers:
         signal.signal(signal.SIGTERM, _interrupt)
         # Started in the background of a script, SIGINT is ignored, and our children would inherit that.
         signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGHUP, _interrupt)  # the terminal is closed
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,7 +158,7 @@ class _Servers:
 
     def prefect(self) -> str:
         if shared := os.environ.get("PREFECT_API_URL"):
-            return shared.removesuffix("/api")
+            return shared.rstrip("/").removesuffix("/api")
         if known := running_server(self.root):
             return known
         port = _free_port(PREFECT_PORT)
@@ -243,6 +246,8 @@ with get_client(sync_client=True) as client:
 
 
 def _free_slots(env: Mapping[str, str]) -> None:
+    if prefect_settings.is_shared_database():
+        return  # another machine's server may have a worker
     done = subprocess.run([sys.executable, "-c", _FREE], env=dict(env), text=True, capture_output=True, check=False)
     print(done.stdout, end="", flush=True)
     if done.returncode:

@@ -11,6 +11,7 @@ import functools
 import http.client
 import logging
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -81,6 +82,8 @@ def why_dead(url: str, seconds: float = 5.0) -> str | None:
     except urllib.error.HTTPError as error:  # "who are you?" is an answer
         return None if error.code < 500 else f"HTTP {error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", error), ssl.SSLError):  # it is there; whom to trust is set for Prefect
+            return None
         return str(getattr(error, "reason", error)) or type(error).__name__
 
 

@@ -26,7 +26,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console, server, slots
-from flows.pipeline import ended_after, kill_group, select, start_dvc, stoppable
+from flows.pipeline import ended_after, is_talk, kill_group, select, start_dvc, stoppable
 from flows.record import Record
 from tasks import forks, lineage, processes
 from tasks.environment import CHECKED, FLOW, HOME, PARENT, PROGRESS, UNSENT, child_environment
@@ -74,7 +74,6 @@ class Worktrees:
         places = dict.fromkeys([*(self._raw if linked else ()), *OUTSIDE])
         self._root, self._free = root, threading.Condition()
         self.commit = commit or head(root)
-        git(root, "worktree", "prune")
         cache = lineage.cache_folder(root)
         self._outside = [place for place in places if (root / place).is_dir()]
         self.paths = [self._make(path, cache) for path in paths]
@@ -86,6 +85,8 @@ class Worktrees:
             if (path / place).is_symlink():
                 (path / place).unlink()
         if (path / ".git").exists():
+            with contextlib.suppress(UserError):  # where the repository was moved, or is a copy
+                git(self._root, "worktree", "repair", str(path))
             _unlock(path)
             lineage.mend_rwlock(path)
             git(path, "checkout", "--quiet", "--force", "--detach", self.commit)
@@ -410,7 +411,7 @@ def perform(
         return None
     if said and said[-1] == TOO_LONG:
         return f"{', '.join(node.name for node in nodes)}: {TOO_LONG}, {(seconds or 0) / 60:g} minutes"
-    told = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "Running stage", "> "))]
+    told = [line for line in said if not is_talk(line) and not line.startswith("> ")]
     return told[-1] if told else f"dvc ended with {code}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -58,7 +59,12 @@ def set_environment(root: Path | None = None) -> None:
     # A company's proxy is for the world outside; our servers are on this machine. Libraries read either spelling.
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host.strip()]
+        if [host.strip() for host in hosts] == ["*"]:  # no proxy at all; beside others it would be a name
+            continue
         os.environ[name] = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
+    record = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if root is not None and re.match(r"sqlite:///[^/]", record):  # of this folder, whichever copy of it reads that
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root.resolve() / record.removeprefix('sqlite:///')}"
     if root is not None and "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
 
@@ -101,7 +107,9 @@ def child_environment(**extra: str) -> dict[str, str]:
     path = os.environ.get("PATH", os.defpath)
     if path.split(os.pathsep)[0] != folder:
         path = folder + os.pathsep + path
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
+    # with PYTHONSAFEPATH a program in a copy of the repository would run the code of the one that is installed
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
 
 def of_the_disk(error: BaseException) -> str:

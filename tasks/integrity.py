@@ -49,6 +49,12 @@ def mend_inputs(root: Path, inputs: lineage.Inputs) -> list[Damage]:
         out = outs.get(path)
         if out is not None and out.md5 == md5:  # where DVC itself sees another, it is DVC's to say
             found += _mend(root, cache, out)
+    # a folder around the results of several stages (prune_also, self_train)
+    if within := [out for name, out in outs.items() if any(name.startswith(f"{path}/") for path in inputs.deps)]:
+        believed = lineage.believed(root)
+        for out in within:
+            if believed.get(out.path) == out.md5:
+                found += _mend(root, cache, out)
     return found
 
 

@@ -93,17 +93,19 @@ def check_data(root: str, source: str) -> None:
     sources.check_files(root, source)
 
 
-def check_writable(root: Path, nodes: Iterable[Node]) -> None:
-    """Raise UserError where a result could not be written: hours of training would end at that."""
+def check_writable(root: Path, nodes: Iterable[Node], cache: Path) -> None:
+    """Raise UserError where a result could not be written, or not kept in DVC's ``cache``: hours of training would end
+    at that."""
     outs = [out for node in nodes for out in node.outs]
-    for name in [".dvc/tmp", ".thinner", lockfile.LOCK.name, *outs]:
+    kept = [str(cache / name) for name in ("files/md5", "runs")]
+    for name in [".dvc/tmp", ".thinner", lockfile.LOCK.name, *kept, *outs]:
         place = root / name
         found = place.exists()
         while not place.exists():
             place = place.parent
         for path in [place, place.parent] if found and name in outs else [place]:  # a result that is there is replaced
             if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-                shown = path.relative_to(root) if path != root else path
+                shown = path.relative_to(root) if path != root and path.is_relative_to(root) else path
                 raise UserError(
                     f"{shown}: may not be written ({stat.filemode(path.stat().st_mode)}), and {name} has to be. "
                     f"Mend its owner or mode (chmod u+w {shown}), or the disk's mount"

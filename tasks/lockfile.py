@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 import psutil
 import yaml
 from ruamel.yaml import YAML
+
+from thinner.errors import UserError
 
 LOCK, KEPT = Path("dvc.lock"), Path(".thinner/dvc.lock")
 RWLOCK = Path(".dvc", "tmp", "rwlock")
@@ -52,6 +55,11 @@ def mend(root: Path) -> str | None:
         if not path.exists():  # nothing has run yet, or a person wants it so
             return None
         now = _read(path)
+        if now is None and re.search(r"^<<<<<<< ", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
+            raise UserError(
+                "dvc.lock: git could not merge it, and both sides are in it. Take one: git checkout --ours dvc.lock "
+                "(or --theirs), git add dvc.lock. Then thinner run: what that one lacks is made, or restored"
+            )
         best = _last_whole(root)
         if best is None or not (now is None or _is_cut(now, _stages(best[1]))):
             return None

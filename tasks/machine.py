@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,12 +57,31 @@ def set_up_torch(run: Run) -> str:
 
 
 def thread_count(threads: str | int) -> int:
-    """`auto` is every core that this process may use, which in a container is fewer than the machine has."""
+    """`auto` is every core that this process may use, which in a container is fewer than the machine has: by the cores
+    that it is given, or by its share of their time, rounded up."""
     if isinstance(threads, int):
         return threads
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(given, _quota())))
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _quota(root: Path = _CGROUP) -> float:
+    """Cores' worth of time that the control group of this process may use (``docker run --cpus``, Kubernetes' limit),
+    as it stands at ``root``: in a container its own is there."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()  # version 2
+    except (OSError, ValueError):
+        try:
+            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return math.inf
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except ValueError:  # max
+        return math.inf
 
 
 def keep_memory() -> None:

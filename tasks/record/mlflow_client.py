@@ -198,6 +198,9 @@ def _experiment(client: MlflowClient) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     found = client.get_experiment_by_name(name)
     if found is not None:
+        if found.lifecycle_stage == "deleted":  # in MLflow's pages; no run could begin in it
+            client.restore_experiment(found.experiment_id)
+            print(f"note: MLflow's experiment '{name}' was deleted; it is restored", file=sys.stderr, flush=True)
         return str(found.experiment_id)
     own = tracking_uri().startswith("sqlite:")  # elsewhere the server knows best where its files belong
     location = (home_root() / "mlartifacts").as_uri() if own else None

@@ -19,7 +19,7 @@ import pytest
 from prefect.settings import Settings
 from prefect.states import Completed, Failed, Pending
 
-from flows import own_server, pipeline, server, watch
+from flows import own_server, pipeline, serve, server, watch
 from flows.worktrees import Worktrees
 from tasks.lineage import Node
 from tests.servers import free_port
@@ -44,6 +44,29 @@ def test_select_takes_what_a_stage_needs_and_keeps_the_order() -> None:
 def test_select_names_the_choices() -> None:
     with pytest.raises(UserError, match=r"unknown stage 'e'\. Choose one of: a, b, c, d"):
         pipeline.select(NODES, ["e"])
+
+
+@pytest.mark.parametrize(
+    ("line", "talk"),
+    [
+        ("ERROR: failed to reproduce 'a': failed to run: python -m tasks.a, exited with 1", True),
+        ("ERROR: failed to reproduce 'a'", True),
+        ("ERROR: failed to reproduce 'a': missing data 'source': nets", False),
+        ("ERROR: failed to reproduce 'a': output 'data/a' does not exist", False),
+        ("Running stage 'a':", True),
+        ("a: 90 % on validation", False),
+    ],
+)
+def test_what_dvc_itself_failed_at_is_no_talk(line: str, talk: bool) -> None:
+    assert pipeline.is_talk(line) is talk
+
+
+def test_runs_in_a_database_that_others_use_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://u@h/prefect")
+    monkeypatch.setenv(watch.MARK, pipeline.processes.mark())
+    monkeypatch.setattr(pipeline, "get_client", lambda **_: pytest.fail("others' runs are asked for"))
+    pipeline._end_leftovers()
+    serve._free_slots({})  # nor does a program begin, which would have no address
 
 
 @pytest.mark.parametrize(

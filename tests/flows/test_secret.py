@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import flows
+from tasks import processes
 
 PROJECT = Path(__file__).parents[2]
 NAMES = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
@@ -47,6 +49,28 @@ def test_the_secret_is_long_its_owners_alone_and_stays(tmp_path: Path) -> None:
     # where it cannot be kept the process has one of its own
     (tmp_path / "file").write_text("")
     assert flows._secret(tmp_path / "file" / "prefect-secret").startswith("thinner:")
+
+
+def test_while_the_server_of_make_ui_runs_it_is_used_by_whatever_begins(tmp_path: Path) -> None:
+    """In a shell with no variable of Prefect's, as a person's is; in a folder of its own, which has no other server."""
+    (tmp_path / "flows").mkdir()
+    for name in ("__init__.py", "prefect_settings.py"):
+        shutil.copy(PROJECT / "flows" / name, tmp_path / "flows" / name)
+    (tmp_path / ".thinner").mkdir()
+    us = {"url": "http://127.0.0.1:4299", "pid": os.getpid(), "started": processes.started(os.getpid())}
+    (tmp_path / ".thinner" / "prefect-server.json").write_text(json.dumps(us))
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT") and k != "THINNER_OWN_SERVER"}
+    program = "import flows, os; print(os.environ['PREFECT_API_URL'], os.environ['PREFECT_API_AUTH_STRING'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True, check=False,
+        env=clean | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"},
+    )  # fmt: skip
+    secret = (tmp_path / ".thinner" / "prefect-secret").read_text()
+    assert done.stdout.split() == ["http://127.0.0.1:4299/api", secret], done.stderr
+
+
+def test_where_no_proxy_is_wanted_at_all_that_stays(tmp_path: Path) -> None:
+    assert variables(PREFECT_HOME=str(tmp_path), NO_PROXY="*")["NO_PROXY"] == "*"
 
 
 def test_a_proxy_is_not_asked_for_this_machine(tmp_path: Path) -> None:

@@ -45,6 +45,37 @@ def git(root: Path, *arguments: str) -> None:
     subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y", *arguments], cwd=root, check=True)
 
 
+def test_what_lies_in_a_folder_around_the_results_of_several_stages_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph = {
+        "stages": {
+            "each": {
+                "foreach": ["one", "two"],
+                "do": {"cmd": "mkdir -p all && echo ${item} > all/${item}", "outs": ["all/${item}"]},
+            },
+            "reader": {"cmd": "cat all/* > read.txt", "deps": ["all"], "outs": ["read.txt"]},
+        }
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    git(tmp_path, "init", "-q")
+    dvc(tmp_path, "init", "--quiet")
+    dvc(tmp_path, "repro", "--quiet")
+    file = tmp_path / "all" / "one"
+    inputs = lineage.inputs(tmp_path, "reader")
+    assert integrity.mend_inputs(tmp_path, inputs) == []
+    before, mode = file.stat(), file.stat().st_mode
+    file.chmod(0o644)
+    with file.open("r+b") as opened:
+        opened.write(b"0")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    file.chmod(mode)
+    (damage,) = integrity.mend_inputs(tmp_path, inputs)
+    assert damage.path == "all/one" and damage.stage == "each@one"
+    assert not file.exists() or file.read_text() == "one\n"
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("integrity") / "repo"

@@ -235,7 +235,7 @@ def test_where_a_result_cannot_be_written_is_said_before_anything_runs() -> None
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         root.chmod(0o777)
-        for name in ("data", "reports", ".dvc/tmp", ".thinner"):
+        for name in ("data", "reports", ".dvc/tmp", ".thinner", "cache"):
             (root / name).mkdir(parents=True)
             (root / name).chmod(0o777)
         (root / "dvc.lock").touch()
@@ -243,14 +243,20 @@ def test_where_a_result_cannot_be_written_is_said_before_anything_runs() -> None
         nodes = [lineage.Node("first", (), "true", ("data/first", "reports/first/x.csv"), {})]
         os.seteuid(65534)
         try:
-            lineage.check_writable(root, nodes)
-            for name, wanted in (("data", "data/first"), ("reports", "reports/first/x.csv"), ("dvc.lock", "dvc.lock")):
+            lineage.check_writable(root, nodes, root / "cache")
+            wants = {
+                "data": "data/first",
+                "reports": "reports/first/x.csv",
+                "dvc.lock": "dvc.lock",
+                "cache": "files/md5",
+            }
+            for name, wanted in wants.items():
                 os.seteuid(0)
                 before = (root / name).stat().st_mode
                 (root / name).chmod(0o555)
                 os.seteuid(65534)
                 with pytest.raises(UserError, match=rf"^{name}: may not be written .*r-xr-xr-x.*{wanted}.*chmod u\+w"):
-                    lineage.check_writable(root, nodes)
+                    lineage.check_writable(root, nodes, root / "cache")
                 os.seteuid(0)
                 (root / name).chmod(before)
         finally:

@@ -14,6 +14,7 @@ import yaml
 
 from tasks import lineage, lockfile
 from tests.toy import eventually
+from thinner.errors import UserError
 
 PROJECT = Path(__file__).parents[2]
 TEXT = (PROJECT / "dvc.lock").read_text(encoding="utf-8")
@@ -41,6 +42,15 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lock(tmp_path, TEXT)
     lockfile.keep(tmp_path)
     return tmp_path
+
+
+def test_what_git_could_not_merge_is_a_persons_to_decide(root: Path) -> None:
+    head, _, tail = TEXT.partition("stages:\n")
+    text = f"{head}<<<<<<< HEAD\nstages:\n=======\nstages: {{}}\n>>>>>>> thinner/nightly\n{tail}"
+    lock(root, text)
+    with pytest.raises(UserError, match="dvc.lock: git could not merge it.* git checkout --ours dvc.lock"):
+        lockfile.mend(root)
+    assert (root / "dvc.lock").read_text() == text
 
 
 def test_a_whole_file_is_left_alone(root: Path) -> None:

@@ -249,6 +249,18 @@ def test_runs_of_killed_processes_are_marked_by_the_next_pipeline_run(store: Pat
     living.end("FINISHED")
 
 
+def test_an_experiment_that_was_deleted_in_the_pages_is_restored_and_said(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, experiment = mlflow_client.connect()
+    client.delete_experiment(experiment)
+    recorder = stage_run.start("scratch", {}, "hash-deleted", {}, "cpu")
+    recorder.end("FINISHED")
+    assert client.get_run(recorder.run_id).info.experiment_id == experiment
+    assert client.get_experiment(experiment).lifecycle_stage == "active"
+    assert "was deleted; it is restored" in capsys.readouterr().err
+
+
 def test_what_cannot_be_recorded_is_told_and_stops_nothing(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorder = stage_run.start("scratch", {}, "hash-4", {}, "cpu")
     recorder.artifact(store / "missing.csv")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import processes
+from tasks import environment, machine, processes
 from tasks import stage as module
 from tasks.environment import of_the_disk
 from tasks.lineage import Inputs
@@ -141,6 +142,42 @@ def test_texts_of_progress() -> None:
 def test_auto_threads_are_the_cores_of_this_process() -> None:
     assert thread_count(3) == 3
     assert 1 <= thread_count("auto") <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "400000 100000\n"}, 4.0),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({}, math.inf),
+    ],
+)
+def test_a_containers_share_of_time_is_read(tmp_path: Path, files: dict[str, str], cores: float) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine._quota(tmp_path) == cores
+
+
+def test_auto_threads_keep_to_that_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_quota", lambda: 0.5)
+    assert thread_count("auto") == 1
+
+
+def test_programs_that_we_start_run_the_code_of_their_folder_and_write_one_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("PREFECT_HOME", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    assert "PYTHONSAFEPATH" not in environment.child_environment()
+    for given, seen in (("sqlite:///mlflow.db", f"sqlite:///{tmp_path}/mlflow.db"), ("sqlite:////a/b.db",) * 2):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+        environment.set_environment(tmp_path)
+        assert environment.child_environment()["MLFLOW_TRACKING_URI"] == seen
 
 
 def test_an_input_that_changed_meanwhile_fails_by_name_and_forgets_the_resume_folder(stage: Stage) -> None:

@@ -120,10 +120,12 @@ def bring(additions: Sequence[Addition], source: str) -> None:
 
 def _rows(file: Path) -> list[tuple[str, Path, str, str]]:
     """(where, picture, label, split) of each line that has a label."""
-    cells = [(n, *(unquoted(row.get(key)) for key in ("path", "label", "split"))) for n, row in table(file, _WANTED)]
-    return [
-        (f"{file} line {line}", _plain(file.parent / path), label, split) for line, path, label, split in cells if label
-    ]
+    found = []
+    for line, row in table(file, _WANTED):
+        path, label, split = (unquoted(row.get(key)) for key in (*_WANTED, "split"))
+        if label:
+            found.append((f"{file} line {line}", _plain(file.parent / path), label, split))
+    return found
 
 
 def _plain(path: Path) -> Path:

@@ -331,16 +331,16 @@ class Verdict:
     def numbers(self) -> str:
         """The effect with its interval, what was asked for, and what that rests on, in the claim's own units."""
         e = self.estimate
-        scale, sign, unit = 100, "", "%"
+        scale, sign, of = 100, "", "%"
         if self.claim.kind in ("faster", "smaller"):
-            scale, unit = 1, "x"
+            scale, of = 1, "x"
         elif self.claim.kind not in ("at_most", "agrees", "answers"):
-            sign, unit = "+", " points"
+            sign, of = "+", " points"
         effect, low, high, asked = (scale * value for value in (e.effect, e.low, e.high, self.threshold))
         form = f"{sign}.{decimals(effect, asked)}f"
         most = "at most " * (self.claim.kind == "at_most")
-        inner, last = (unit, unit) if unit == "%" else ("", unit.strip() if unit == "x" else "")
-        numbers = f"{effect:{form}}{unit} [{low:{form}}{inner}, {high:{form}}{inner}], asked {most}{asked:{form}}{last}"
+        inner, last = "%" * (of == "%"), of * (of != " points")
+        numbers = f"{effect:{form}}{of} [{low:{form}}{inner}, {high:{form}}{inner}], asked {most}{asked:{form}}{last}"
         p = "" if self.p_value is None else f", p = {self.p_value:.2g}"
         units = {"latency": "rounds", "agreement": "images", **dict.fromkeys(METRICS, "images")}
         unit = units.get(self.claim.metric)
