@@ -98,7 +98,8 @@ class _Servers:
         signal.signal(signal.SIGTERM, _interrupt)
         # Started in the background of a script, SIGINT is ignored, and our children would inherit that.
         signal.signal(signal.SIGINT, _interrupt)
-        signal.signal(signal.SIGHUP, _interrupt)  # the terminal is closed
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the terminal is closed; with nohup it may be
+            signal.signal(signal.SIGHUP, _interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
