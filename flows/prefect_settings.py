@@ -23,8 +23,9 @@ def tell_of_wrong_ones() -> None:
 
 def is_shared_database() -> bool:
     """Whether a person has told Prefect's servers of a database, in which others' runs may be as well."""
-    names = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
-    return any(os.environ.get(name) for name in names)
+    told = [os.environ.get(f"PREFECT_{of}_DATABASE_{name}", "") for of in ("API", "SERVER")
+            for name in ("CONNECTION_URL", "HOST")]  # fmt: skip
+    return any(value and not value.startswith("sqlite") for value in told)
 
 
 def words(error: BaseException) -> str:

@@ -170,7 +170,7 @@ def _mistakes(search: Search, space: Space, root: Path) -> Iterator[str]:
         if (rounds := params["evaluate"]["latency_repeats"]) < FEWEST_ROUNDS:
             yield (
                 f"retest: {search.against} is compared in {FEWEST_ROUNDS} rounds or more, and evaluate.latency_repeats "
-                f"is {rounds}. Set it: thinner set evaluate.latency_repeats={FEWEST_ROUNDS}"
+                f"is {rounds}. Give it {FEWEST_ROUNDS} in set, or by thinner set"
             )
     if search.retest is not None and own.data.test is not None:
         yield (

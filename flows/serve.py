@@ -103,6 +103,8 @@ class _Servers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # a closed terminal says it twice
+            signal.signal(number, signal.SIG_IGN)
         if self.note is not None:
             self.note.unlink(missing_ok=True)
         # The worker first: it passes the signal on to the flow it runs, which ends the stages and tells the
@@ -247,8 +249,9 @@ with get_client(sync_client=True) as client:
 
 
 def _free_slots(env: Mapping[str, str]) -> None:
-    if prefect_settings.is_shared_database():
-        return  # another machine's server may have a worker
+    if prefect_settings.is_shared_database():  # another machine's server may have a worker
+        print("What Prefect's shared database holds for running is left alone. After a power cut: its pages, Flow Runs")
+        return
     done = subprocess.run([sys.executable, "-c", _FREE], env=dict(env), text=True, capture_output=True, check=False)
     print(done.stdout, end="", flush=True)
     if done.returncode:

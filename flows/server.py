@@ -82,9 +82,10 @@ def why_dead(url: str, seconds: float = 5.0) -> str | None:
     except urllib.error.HTTPError as error:  # "who are you?" is an answer
         return None if error.code < 500 else f"HTTP {error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
-        if isinstance(getattr(error, "reason", error), ssl.SSLError):  # it is there; whom to trust is set for Prefect
+        why = getattr(error, "reason", error)
+        if isinstance(why, ssl.SSLCertVerificationError):  # it is there; whom to trust is said to Prefect
             return None
-        return str(getattr(error, "reason", error)) or type(error).__name__
+        return str(why) or type(error).__name__
 
 
 def watch_own() -> None:

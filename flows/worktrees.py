@@ -85,13 +85,14 @@ class Worktrees:
             if (path / place).is_symlink():
                 (path / place).unlink()
         if (path / ".git").exists():
-            with contextlib.suppress(UserError):  # where the repository was moved, or is a copy
-                git(self._root, "worktree", "repair", str(path))
+            self._make_ours(path)
+        if (path / ".git").exists():
             _unlock(path)
             lineage.mend_rwlock(path)
             git(path, "checkout", "--quiet", "--force", "--detach", self.commit)
         else:
             shutil.rmtree(path, ignore_errors=True)
+            path.parent.mkdir(parents=True, exist_ok=True)  # or git would not know a path that is registered
             git(self._root, "worktree", "add", "--quiet", "--force", "--detach", str(path), self.commit)
         for place in self._outside:
             if (path / place).is_symlink():  # what leads out of two copies is one link
@@ -108,6 +109,20 @@ class Worktrees:
             (path / place).symlink_to(self._root / place)
         _share_cache(self._root / _LOCAL, path / _LOCAL, cache)
         return path
+
+    def _make_ours(self, path: Path) -> None:
+        """Where this repository was moved, or is a copy of another one, a worktree names the record that it has there.
+        It gets its own, and without one it goes. `git worktree repair` would take the other repository's as well."""
+        named = Path((path / ".git").read_text(encoding="utf-8").removeprefix("gitdir:").strip())
+        records = Path(git(self._root, "rev-parse", "--path-format=absolute", "--git-common-dir")) / "worktrees"
+        record = records / named.name
+        if named.resolve() == record.resolve() and record.is_dir():
+            return
+        if record.is_dir():
+            (record / "gitdir").write_text(f"{path / '.git'}\n", encoding="utf-8")
+            (path / ".git").write_text(f"gitdir: {record}\n", encoding="utf-8")
+        else:
+            shutil.rmtree(path)
 
     @contextlib.contextmanager
     def borrow(self, seed: int) -> Iterator[Path]:

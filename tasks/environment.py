@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -57,14 +56,14 @@ def set_environment(root: Path | None = None) -> None:
     for name, value in {**TELEMETRY_OFF, **MLFLOW_PATIENCE, **TORCH}.items():
         os.environ.setdefault(name, value)
     # A company's proxy is for the world outside; our servers are on this machine. Libraries read either spelling.
-    for name in ("NO_PROXY", "no_proxy"):
-        hosts = [host for host in os.environ.get(name, "").split(",") if host.strip()]
-        if [host.strip() for host in hosts] == ["*"]:  # no proxy at all; beside others it would be a name
-            continue
-        os.environ[name] = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
-    record = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if root is not None and re.match(r"sqlite:///[^/]", record):  # of this folder, whichever copy of it reads that
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root.resolve() / record.removeprefix('sqlite:///')}"
+    spellings = ("NO_PROXY", "no_proxy")
+    said = {name: os.environ.get(name, "") for name in spellings}
+    for name, other in (spellings, spellings[::-1]):
+        hosts = [host for host in (said[name] or said[other]).split(",") if host.strip()]
+        here = [host for host in LOOPBACK if host not in hosts]
+        if "*" in (host.strip() for host in hosts):  # no proxy at all; beside others it would be a name
+            hosts, here = ["*"], []
+        os.environ[name] = ",".join([*hosts, *here])
     if root is not None and "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
 

@@ -51,7 +51,7 @@ def mend_inputs(root: Path, inputs: lineage.Inputs) -> list[Damage]:
             found += _mend(root, cache, out)
     # a folder around the results of several stages (prune_also, self_train)
     if within := [out for name, out in outs.items() if any(name.startswith(f"{path}/") for path in inputs.deps)]:
-        believed = lineage.believed(root)
+        believed = lineage.believed(root, [out.path for out in within])
         for out in within:
             if believed.get(out.path) == out.md5:
                 found += _mend(root, cache, out)

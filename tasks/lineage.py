@@ -21,7 +21,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,10 +298,13 @@ def locked_outs(root: Path) -> list[Out]:
     ]
 
 
-def believed(root: Path) -> dict[str, str]:
-    """By path, what DVC takes the outs for that lie here; it does not read files whose time and size are as before."""
+@_patient
+def believed(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
+    """By path, what DVC takes the outs for that lie here (``only`` those); it does not read files whose time and size
+    are as before."""
     with _repo(root) as repo:
-        return {out.def_path: out.get_hash().value for out in repo.index.outs if out.exists}
+        outs = [out for out in repo.index.outs if only is None or out.def_path in only]
+        return {out.def_path: out.get_hash().value for out in outs if out.exists}
 
 
 def files_in(root: Path, folder: Path) -> list[Path]:

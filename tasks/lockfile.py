@@ -48,6 +48,13 @@ def keep(root: Path) -> None:
         os.replace(partial, root / KEPT)
 
 
+def _is_conflict(path: Path) -> bool:
+    try:
+        return re.search(r"^<<<<<<< ", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
+    except OSError:
+        return False
+
+
 def mend(root: Path) -> str | None:
     """Bring back what is lost of dvc.lock. Returns one sentence about it, or None where nothing was to be done."""
     path = root / LOCK
@@ -55,7 +62,7 @@ def mend(root: Path) -> str | None:
         if not path.exists():  # nothing has run yet, or a person wants it so
             return None
         now = _read(path)
-        if now is None and re.search(r"^<<<<<<< ", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
+        if now is None and _is_conflict(path):
             raise UserError(
                 "dvc.lock: git could not merge it, and both sides are in it. Take one: git checkout --ours dvc.lock "
                 "(or --theirs), git add dvc.lock. Then thinner run: what that one lacks is made, or restored"

@@ -46,7 +46,10 @@ VERSIONS = (
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else the SQLite file in the repository (the original one inside `dvc exp run
     --temp`)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home_root() / 'mlflow.db'}"
+    told = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if re.match(r"sqlite:///[^/]", told):  # of this folder, whichever copy of it asks
+        return f"sqlite:///{home_root() / told.removeprefix('sqlite:///')}"
+    return told
 
 
 def shown_uri() -> str:
@@ -200,7 +203,8 @@ def _experiment(client: MlflowClient) -> str:
     if found is not None:
         if found.lifecycle_stage == "deleted":  # in MLflow's pages; no run could begin in it
             client.restore_experiment(found.experiment_id)
-            print(f"note: MLflow's experiment '{name}' was deleted; it is restored", file=sys.stderr, flush=True)
+            words = f"note: MLflow's experiment '{name}' was deleted; it is restored, with all of its runs"
+            print(words, file=sys.stderr, flush=True)
         return str(found.experiment_id)
     own = tracking_uri().startswith("sqlite:")  # elsewhere the server knows best where its files belong
     location = (home_root() / "mlartifacts").as_uri() if own else None

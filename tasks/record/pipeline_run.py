@@ -191,12 +191,12 @@ def main(arguments: list[str]) -> int:
     set_environment()
     try:
         if arguments[0] == "hold":
+            said = io.StringIO()
             if mlflow_client.tracking_uri().startswith("sqlite"):  # which takes seconds
-                with contextlib.suppress(UserError):
+                with contextlib.suppress(UserError), contextlib.redirect_stderr(said):
                     mlflow_client.connect()
             if not (line := sys.stdin.readline()):  # whoever asked has ended without a run
                 return 0
-            said = io.StringIO()
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
                 run_id = open_run(json.loads(line))
             print(json.dumps([os.environ.get(UNSENT) == "yes", run_id, said.getvalue().strip()]), flush=True)

@@ -111,7 +111,7 @@ def test_a_search_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"retest": {"seeds": [1, 0, 2]}}, "retest.seeds: 0 is run.seed, by which the networks are chosen"),
         (
             {"retest": {"seeds": [1]}, "against": "latency_ms_b1", "set": {"evaluate.latency_repeats": 6}},
-            "retest: latency_ms_b1 is compared in 10 rounds or more, and evaluate.latency_repeats is 6. Set it",
+            "retest: latency_ms_b1 is compared in 10 rounds or more, and evaluate.latency_repeats is 6. Give it 10",
         ),
         ({"colour": "red"}, "colour: 'red': extra inputs"),
     ],

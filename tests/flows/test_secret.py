@@ -70,7 +70,14 @@ def test_while_the_server_of_make_ui_runs_it_is_used_by_whatever_begins(tmp_path
 
 
 def test_where_no_proxy_is_wanted_at_all_that_stays(tmp_path: Path) -> None:
-    assert variables(PREFECT_HOME=str(tmp_path), NO_PROXY="*")["NO_PROXY"] == "*"
+    for name in ("NO_PROXY", "no_proxy"):
+        program = "import flows, urllib.request; print(urllib.request.proxy_bypass('example.org'))"
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT") and k.upper() != "NO_PROXY"}
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=PROJECT, text=True, capture_output=True, check=True,
+            env=clean | {"PREFECT_HOME": str(tmp_path), "https_proxy": "http://proxy.example:3128", name: "*"},
+        )  # fmt: skip
+        assert done.stdout.strip() in ("True", "1")
 
 
 def test_a_proxy_is_not_asked_for_this_machine(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 from flows import sweep, worktrees
+from tasks.git import git
 from tests.toy import GRAPH, PROGRAM, Toy, eventually
 from thinner.errors import UserError
 
@@ -392,3 +395,30 @@ def test_a_seed_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(sys, "argv", ["flows.sweep", "studies/losses.yaml", "--seeds", "0,x"])
     assert sweep.main() == 2
     assert "--seeds: 'x' is no seed. Give whole numbers from 0 on, such as 0,1,2" in capsys.readouterr().err
+
+
+def test_the_worktrees_of_a_repository_that_was_moved_or_copied_are_its_own(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    one.mkdir()
+    for words in ("init --quiet", "commit --quiet --allow-empty --message first", "worktree add --quiet --detach kept"):
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x@y", *words.split()]
+        subprocess.run(command, cwd=one, check=True)
+
+    def made_ours(root: Path) -> str:
+        trees = object.__new__(worktrees.Worktrees)
+        trees._root = root
+        trees._make_ours(root / "kept")
+        return git(root / "kept", "rev-parse", "--path-format=absolute", "--git-common-dir")
+
+    assert made_ours(one) == str(one / ".git")
+    one.rename(two)
+    assert made_ours(two) == str(two / ".git")
+    shutil.copytree(two, three)
+    assert made_ours(three) == str(three / ".git")
+    assert made_ours(two) == str(two / ".git")  # nothing was taken from it
+    assert git(three, "worktree", "list").count(str(three / "kept")) == 1
+    shutil.rmtree(three / ".git" / "worktrees")  # as `git worktree prune` leaves a copy
+    trees = object.__new__(worktrees.Worktrees)
+    trees._root = three
+    trees._make_ours(three / "kept")
+    assert not (three / "kept").exists()

@@ -20,6 +20,7 @@ from tasks.environment import of_the_disk
 from tasks.lineage import Inputs
 from tasks.machine import set_up_torch, thread_count
 from tasks.progress import numbers_text, progress_text
+from tasks.record import mlflow_client
 from tasks.stage import Stage
 from tests.toy import PROJECT, eventually
 from thinner.config import load_params
@@ -170,14 +171,13 @@ def test_auto_threads_keep_to_that_share(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_programs_that_we_start_run_the_code_of_their_folder_and_write_one_record(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("PREFECT_HOME", "NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     assert "PYTHONSAFEPATH" not in environment.child_environment()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
     for given, seen in (("sqlite:///mlflow.db", f"sqlite:///{tmp_path}/mlflow.db"), ("sqlite:////a/b.db",) * 2):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
-        environment.set_environment(tmp_path)
-        assert environment.child_environment()["MLFLOW_TRACKING_URI"] == seen
+        assert mlflow_client.tracking_uri() == seen
 
 
 def test_an_input_that_changed_meanwhile_fails_by_name_and_forgets_the_resume_folder(stage: Stage) -> None:
