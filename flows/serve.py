@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -93,18 +94,26 @@ class _Servers:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.note: Path | None = None
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> _Servers:
-        signal.signal(signal.SIGTERM, _interrupt)
-        # Started in the background of a script, SIGINT is ignored, and our children would inherit that.
-        signal.signal(signal.SIGINT, _interrupt)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the terminal is closed; with nohup it may be
-            signal.signal(signal.SIGHUP, _interrupt)
+        # Started in the background of a script, SIGINT is ignored, and our children would inherit that. A closed
+        # terminal says SIGHUP; with nohup it may be closed.
+        wanted = [signal.SIGTERM, signal.SIGINT]
+        wanted += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
+        self.before = {number: signal.signal(number, _interrupt) for number in wanted}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # a closed terminal says it twice
+        for number in self.before:  # a closed terminal says it twice, and each child is to be ended
             signal.signal(number, signal.SIG_IGN)
+        try:
+            self._end_all()
+        finally:
+            for number, handler in self.before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _end_all(self) -> None:
         if self.note is not None:
             self.note.unlink(missing_ok=True)
         # The worker first: it passes the signal on to the flow it runs, which ends the stages and tells the

@@ -114,15 +114,13 @@ class Worktrees:
         """Where this repository was moved, or is a copy of another one, a worktree names the record that it has there.
         It gets its own, and without one it goes. `git worktree repair` would take the other repository's as well."""
         named = Path((path / ".git").read_text(encoding="utf-8").removeprefix("gitdir:").strip())
-        records = Path(git(self._root, "rev-parse", "--path-format=absolute", "--git-common-dir")) / "worktrees"
+        records = (self._root / git(self._root, "rev-parse", "--git-common-dir")).resolve() / "worktrees"
         record = records / named.name
-        if named.resolve() == record.resolve() and record.is_dir():
-            return
-        if record.is_dir():
+        if not named.name or not record.is_dir() or _is_of_another(record, path):
+            (path / ".git").unlink()
+        elif named.resolve() != record:
             (record / "gitdir").write_text(f"{path / '.git'}\n", encoding="utf-8")
             (path / ".git").write_text(f"gitdir: {record}\n", encoding="utf-8")
-        else:
-            shutil.rmtree(path)
 
     @contextlib.contextmanager
     def borrow(self, seed: int) -> Iterator[Path]:
@@ -144,6 +142,16 @@ class Worktrees:
             for place in self._outside:
                 (path / place).unlink(missing_ok=True)
             git(self._root, "worktree", "remove", "--force", str(path))
+
+
+def _is_of_another(record: Path, path: Path) -> bool:
+    """Whether git's ``record`` is that of another worktree than ``path``, which stands and says so, too."""
+    try:
+        other = Path((record / "gitdir").read_text(encoding="utf-8").strip())
+        theirs = other.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+    except OSError:
+        return False
+    return other.resolve() != (path / ".git").resolve() and Path(theirs).resolve() == record
 
 
 def _share_cache(theirs: Path, mine: Path, cache: Path) -> None:

@@ -421,4 +421,9 @@ def test_the_worktrees_of_a_repository_that_was_moved_or_copied_are_its_own(tmp_
     trees = object.__new__(worktrees.Worktrees)
     trees._root = three
     trees._make_ours(three / "kept")
-    assert not (three / "kept").exists()
+    assert not (three / "kept" / ".git").exists()  # and so it is made anew
+    (two / "other").mkdir()
+    (two / "other" / ".git").write_text(f"gitdir: {two / '.git' / 'worktrees' / 'kept'}\n")  # which is another's
+    trees._root = two
+    trees._make_ours(two / "other")
+    assert not (two / "other" / ".git").exists() and made_ours(two) == str(two / ".git")
