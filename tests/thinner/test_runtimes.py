@@ -326,7 +326,7 @@ def test_openvino_tells_nobody_that_it_is_used(
         "socket.socket.connect = refuse; socket.create_connection = refuse\n"
         "from pathlib import Path; import types; import numpy as np\n"
         "from thinner.runtimes import catalogue\n"
-        "made = types.SimpleNamespace(onnx=Path(sys.argv[1]), metadata={})\n"
+        "made = types.SimpleNamespace(network=None, onnx=Path(sys.argv[1]), metadata={})\n"
         "target = Path(sys.argv[2]).with_name('again.xml')\n"
         "catalogue.FORMATS['openvino'].write(made, target)\n"
         "print(catalogue.RUNTIMES['openvino'].open(target, 1)(np.zeros((1, 1, 32, 32), 'f')).shape)\n"
