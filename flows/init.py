@@ -590,36 +590,31 @@ def fit_to_time(
         return Fitted(made(sides[0], 1.0), None, "No GPU is here, so no time was foretold: thinner plan does, there")
     listing = pictures.listing
 
-    def costs_of(side: int, effort: float) -> tuple[Params, dict[str, forecast.Cost]]:
-        params = as_params(root, made(side, effort).values)
-        return params, forecast.foretell(params, forecast.count_images(params, listing), clock)
-
-    def seconds_of(side: int, effort: float) -> float:
-        params, costs = costs_of(side, effort)
-        return forecast.whole_run(costs, nodes, params, 2, clock.start_seconds)
-
-    def fitted(side: int, effort: float, seconds: float, *remarks: str) -> Fitted:
-        lines = [*remarks, *too_long(costs_of(side, effort)[1], nodes)]
-        return Fitted(made(side, effort), seconds, "\n".join(lines))
+    def tried(side: int, effort: float) -> tuple[float, Fitted]:
+        proposal = made(side, effort)
+        params = as_params(root, proposal.values)
+        costs = forecast.foretell(params, forecast.count_images(params, listing), clock)
+        seconds = forecast.whole_run(costs, nodes, params, 2, clock.start_seconds)
+        return seconds, Fitted(proposal, seconds, "\n".join(too_long(costs, nodes)))
 
     limit = 60 * wishes.minutes
     smallest = sides[-1]
-    base = seconds_of(smallest, 0.5)
+    base, _ = tried(smallest, 0.5)
     # what sides above would take, by their area; the one that is chosen is then timed itself
     hopeful = [side for side in sides if base * (side / smallest) ** 2 <= 1.3 * limit] or [smallest]
     for side in hopeful:
         for effort in EFFORTS:
-            if (effort >= 0.5 or side == smallest) and (seconds := seconds_of(side, effort)) <= limit:
-                return fitted(side, effort, seconds)
-    seconds = seconds_of(smallest, EFFORTS[-1])
-    return fitted(
-        smallest,
-        EFFORTS[-1],
-        seconds,
+            if effort >= 0.5 or side == smallest:
+                seconds, fitted = tried(side, effort)
+                if seconds <= limit:
+                    return fitted
+    seconds, fitted = tried(smallest, EFFORTS[-1])
+    too_few = (
         f"--minutes: {wishes.minutes:g} are too few on this machine as busy as it is now; the least takes "
         f"{about(seconds)}. To go below: fewer finetune.training.epochs, student.training.steps, "
-        "prune.training.steps or prune.rounds, at a price in accuracy",
+        "prune.training.steps or prune.rounds, at a price in accuracy"
     )
+    return replace(fitted, remark="\n".join(filter(None, [too_few, fitted.remark])))
 
 
 def _has_gpu() -> bool:
